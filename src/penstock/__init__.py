@@ -1,0 +1,1 @@
+"""Penstock: language-model generation on memory that is too small for it."""

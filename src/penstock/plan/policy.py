@@ -1,0 +1,52 @@
+"""The decision that a run executes: where bytes live and how the work is cut. No torch, no engine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Tier = Literal["gpu", "cpu", "disk"]
+TIERS: tuple[Tier, ...] = ("gpu", "cpu", "disk")
+Admission = Literal["continuous", "static"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What part of some bytes rests on each tier; the three fractions sum to 1."""
+
+    gpu: float = 0.0
+    cpu: float = 0.0
+    disk: float = 0.0
+
+    def of(self, tier: Tier) -> float:
+        """The fraction on one tier."""
+        return {"gpu": self.gpu, "cpu": self.cpu, "disk": self.disk}[tier]
+
+    @classmethod
+    def from_mapping(cls, fractions: Mapping[Tier, float]) -> "Shares":
+        """Shares from tier names to fractions; absent tiers hold nothing."""
+        return cls(**{tier: fractions.get(tier, 0.0) for tier in TIERS})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Everything about a run that is fixed before its first sweep.
+
+    rows: rows in flight at most. sweep_tokens: tokens of one sweep at most (prefill chunks fill up decode sweeps to it).
+    batch_tokens: tokens of one forward call at most. slots: page slots in the streaming ring; 1 means load, then compute.
+    admission: ``continuous`` replaces finished rows at once; ``static`` is FlexGen's form: batch_size · num_batches rows
+    enter together in num_batches micro-batches, all prefill, then decode until the last ends, then the next group.
+    """
+
+    weights: Shares
+    kv: Shares
+    activations: Shares
+    rows: int
+    sweep_tokens: int
+    batch_tokens: int
+    slots: int = 2
+    admission: Admission = "continuous"
+    batch_size: int | None = None
+    num_batches: int | None = None
+    attention: Literal["device"] = "device"
+    weight_bits: int = 16
+    kv_bits: int = 16

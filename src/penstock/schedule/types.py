@@ -1,0 +1,92 @@
+"""What the scheduler speaks in: requests and budgets in, sweeps out. Integers only; no torch, no clock."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from penstock.plan.policy import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to be generated: its prompt's token ids and how many tokens may follow."""
+
+    key: str
+    prompt: Sequence[int]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """Layers whose KV blocks have one shape and lifetime.
+
+    block_bytes: bytes of one block over all layers of the group. window: keys a query can reach back to, itself included
+    (blocks wholly before it are freed), or None for all.
+    """
+
+    block_bytes: int
+    window: int | None = None
+
+
+@dataclass(slots=True)
+class Block:
+    """``block_tokens`` tokens of KV in one group; ``id`` counts from 0 per (group, tier)."""
+
+    group: int
+    id: int
+    tier: Tier
+    references: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A row's share of a call: ``count`` tokens from position ``first``; ``samples``: its last token's logits are wanted."""
+
+    row: int
+    first: int
+    count: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Copy one block's bytes (all layers of its group) between tiers, before the sweep computes."""
+
+    group: int
+    source: tuple[Tier, int]
+    target: tuple[Tier, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One pass over all pages: moves first, then every micro-batch at every page.
+
+    dropped: rows whose KV was given up since the last sweep (they are recomputed later).
+    """
+
+    micro_batches: tuple[tuple[Span, ...], ...]
+    moves: tuple[Move, ...] = ()
+    dropped: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed in this sweep."""
+        return sum(span.count for batch in self.micro_batches for span in batch)
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence in flight. ``computed``: positions whose KV exists. ``tables[g]``: its blocks of group g in order;
+    None where a window has left a block behind. ``home``: the tier that holds its full blocks.
+    """
+
+    id: int
+    request: Request
+    home: Tier
+    generated: int = 0
+    computed: int = 0
+    tables: list[list[Block | None]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens known so far: the prompt's and the generated ones."""
+        return len(self.request.prompt) + self.generated
