@@ -1,0 +1,256 @@
+"""Parameters out of a GGUF file, as transformers' own GGUF loading gives them, but row by row."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from penstock.errors import UserError
+from penstock.model.gguf_header import GgufFile, GgufTensor, read_header
+
+__all__ = ["GgufFile", "GgufParameter", "plan_parameters", "read_header"]
+
+Array = npt.NDArray[Any]
+
+_NAMED_AT_MOST = 3
+# transformers asks for the names below every module, 50 ms each. Those of the model itself suffice for nearly all
+# families; a few (Bloom) are named from their base model on.
+_NAME_DEPTHS = (0, 2)
+# What a transformers tensor processor raises when it is shown a shape that it was not made for.
+_PROCESSOR_ERRORS = (ValueError, TypeError, KeyError, IndexError, RuntimeError, ZeroDivisionError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """transformers' own rules for one file: which tensor becomes which parameter, and what is done to its values."""
+
+    processor: Any
+    names: Mapping[str, str]
+
+    def apply(self, weights: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+        """Parameters made of dequantised tensors by name, in float32; tensors that no parameter wants vanish."""
+        made: dict[str, torch.Tensor] = {}
+        for name, values in weights.items():
+            done = self.processor.process(
+                weights=values, name=name, tensor_key_mapping=self.names, parsed_parameters={"tensors": made}
+            )
+            if done.name in self.names:
+                made[self.names[done.name]] = torch.from_numpy(np.ascontiguousarray(done.weights))
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class _RowRule:
+    """How rows of a parameter come from rows of its tensors.
+
+    ``same``: rows [a, b) are the rules applied to rows [a, b). ``moved``: row i is row ``order[i]`` of the one tensor,
+    unchanged (Llama's queries and keys). ``whole``: only the whole tensor will do (GPT-2's transposed matrices).
+    """
+
+    kind: Literal["same", "moved", "whole"]
+    order: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GgufParameter:
+    """One parameter of a model, dequantised from its tensors on demand.
+
+    shape: of the whole parameter. by_rows: a part of it costs only that part, in time and memory.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    file: GgufFile
+    tensors: tuple[GgufTensor, ...]
+    rules: _Rules
+    rows: _RowRule
+
+    @property
+    def dtype(self) -> str:
+        """torch's name of the dtype that ``load`` gives."""
+        return "float32"
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether ``load`` of a part reads that part alone."""
+        return self.rows.kind != "whole"
+
+    def load(self, start: int | None = None, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop) of the first dimension in float32, shape (stop - start, …); all of it by default.
+
+        Raises UserError where the file shrank since its header was read, or a shape comes out wrong.
+        """
+        first, last, _ = slice(start, stop).indices(self.shape[0])
+        if self.rows.order is not None:
+            values = self._moved(self.tensors[0], self.rows.order[first:last])
+        elif self.rows.kind == "same":
+            values = self._made(first, last)
+        else:
+            values = self._made(None, None)[first:last]
+        if tuple(values.shape) != (last - first, *self.shape[1:]):
+            raise _wrong_shape(self.file, self.name, (*values.shape,), self.shape)
+        return values
+
+    def _moved(self, tensor: GgufTensor, order: npt.NDArray[np.int64]) -> torch.Tensor:
+        if not order.size:
+            return torch.empty((0, *self.shape[1:]))
+        # Rows move within a head only, so the range that holds them is hardly larger than what is asked for.
+        low, high = int(order.min()), int(order.max()) + 1
+        return torch.from_numpy(self.file.read(tensor, low, high)[order - low])
+
+    def _made(self, start: int | None, stop: int | None) -> torch.Tensor:
+        weights = {
+            tensor.name: self.file.read(tensor, start or 0, tensor.shape[0] if stop is None else stop)
+            for tensor in self.tensors
+        }
+        return self.rules.apply(weights)[self.name]
+
+
+def plan_parameters(model: torch.nn.Module, file: GgufFile) -> dict[str, GgufParameter]:
+    """Where every parameter of a transformers causal LM (meta tensors will do) comes from in a GGUF file.
+
+    Keys are those of ``model.state_dict()``; a tied parameter has the source of the one it is tied to. Raises UserError
+    where the architecture is not supported, or tensors are missing or of another size, naming them.
+    """
+    ties = _ties(model)
+    needed = {name for name, _ in model.named_parameters(remove_duplicate=False)} - ties.keys()
+    for depth in _NAME_DEPTHS:
+        rules = _rules(model, file, depth)
+        contributions = _contributions(rules, file)
+        if needed <= contributions.keys():
+            break
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    parameters: dict[str, GgufParameter] = {}
+    for name, shape in wanted.items():
+        if tensors := contributions.get(name):
+            stored = sum(tensor_numel(tensor) for tensor in tensors)
+            if stored != torch.Size(shape).numel():
+                raise _wrong_shape(file, name, tensors[0].shape, shape)
+            parameters[name] = GgufParameter(name, shape, file, tensors, rules, _row_rule(rules, name, shape, tensors))
+    parameters |= {name: parameters[owner] for name, owner in ties.items() if owner in parameters}
+    if missing := [name for name in wanted if name in needed - parameters.keys()]:
+        raise _missing(file, missing, rules)
+    return parameters
+
+
+def tensor_numel(tensor: GgufTensor) -> int:
+    """How many values a stored tensor holds."""
+    return torch.Size(tensor.shape).numel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """A module as transformers' name map looks at it, down to ``depth`` levels of children only."""
+
+    module: torch.nn.Module
+    depth: int
+    config: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.module.state_dict()
+
+    def named_children(self) -> list[tuple[str, "_Outline"]]:
+        if self.depth == 0:
+            return []
+        return [(name, _Outline(child, self.depth - 1)) for name, child in self.module.named_children()]
+
+
+def _rules(model: torch.nn.Module, file: GgufFile, depth: int) -> _Rules:
+    try:
+        from transformers.modeling_gguf_pytorch_utils import (
+            GGUF_SUPPORTED_ARCHITECTURES,
+            TENSOR_PROCESSORS,
+            TensorProcessor,
+            get_gguf_hf_weights_map,
+        )
+    except ImportError as error:
+        raise UserError(f"this version of transformers reads GGUF in another way ({error}): install 5.23") from None
+    config: Any = model.config
+    supported = {_plain(name) for name in GGUF_SUPPORTED_ARCHITECTURES}
+    if _plain(file.architecture) not in supported:
+        raise UserError(f"{file.path}: transformers reads no GGUF of architecture {file.architecture!r}")
+    processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=config.to_dict())
+    try:
+        names = get_gguf_hf_weights_map(_Outline(model, depth, config), processor)
+    except NotImplementedError:
+        raise UserError(f"{file.path}: gguf knows no tensor names for {config.model_type!r}") from None
+    return _Rules(processor, names)
+
+
+def _plain(architecture: str) -> str:
+    return architecture.replace("-", "").replace("_", "")
+
+
+def _contributions(rules: _Rules, file: GgufFile) -> dict[str, tuple[GgufTensor, ...]]:
+    """Which tensors each parameter is made of, found by applying the rules to a few numbers of each tensor."""
+    found: dict[str, tuple[GgufTensor, ...]] = {}
+    for tensor in file.tensors.values():
+        for name in _applied(rules, [_probe(tensor)], [tensor]) or _applied(rules, [np.zeros(tensor.shape)], [tensor]):
+            found[name] = (*found.get(name, ()), tensor)
+    return found
+
+
+def _probe(tensor: GgufTensor) -> Array:
+    """A stand-in with the tensor's true rows, every value another, at most two of each later dimension."""
+    shape = (tensor.shape[0], *(min(length, 2) for length in tensor.shape[1:]))
+    return np.arange(torch.Size(shape).numel(), dtype=np.float64).reshape(shape)
+
+
+def _applied(rules: _Rules, values: Sequence[Array], tensors: Sequence[GgufTensor]) -> dict[str, torch.Tensor]:
+    try:
+        with np.errstate(all="ignore"):
+            return rules.apply({tensor.name: value for tensor, value in zip(tensors, values, strict=True)})
+    except _PROCESSOR_ERRORS:
+        return {}
+
+
+def _row_rule(rules: _Rules, name: str, shape: tuple[int, ...], tensors: tuple[GgufTensor, ...]) -> _RowRule:
+    """Find by trial what the rules do to rows: a trial per tensor replaces a table per architecture."""
+    probes = [_probe(tensor) for tensor in tensors]
+    whole = _applied(rules, probes, tensors).get(name)
+    rows = shape[0] if shape else 0
+    if whole is None or len(whole) != rows or any(len(probe) != rows for probe in probes):
+        return _RowRule("whole")
+    middle = rows // 2
+    parts = [(a, b) for a, b in ((0, middle), (middle, rows), (middle, middle + 1)) if a < b]
+    if all(_same(_applied(rules, [p[a:b] for p in probes], tensors).get(name), whole[a:b]) for a, b in parts):
+        return _RowRule("same")
+    if len(tensors) == 1 and whole.shape == probes[0].shape:
+        width = probes[0].size // rows
+        order = whole.reshape(rows, -1)[:, 0].numpy() // width
+        if np.array_equal(np.sort(order), np.arange(rows)) and np.array_equal(
+            probes[0][order.astype(np.int64)], whole.numpy()
+        ):
+            return _RowRule("moved", order.astype(np.int64))
+    return _RowRule("whole")
+
+
+def _same(left: torch.Tensor | None, right: torch.Tensor) -> bool:
+    return (
+        left is not None and left.shape == right.shape and np.array_equal(left.numpy(), right.numpy(), equal_nan=True)
+    )
+
+
+def _ties(model: torch.nn.Module) -> dict[str, str]:
+    """Tied parameter to the one that is stored, as transformers says it and as shared objects show it."""
+    first: dict[int, str] = {}
+    shared: dict[str, str] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(value), name) != name:
+            shared[name] = first[id(value)]
+    declared: Any = getattr(model, "all_tied_weights_keys", None) or {}
+    return shared | dict(declared)
+
+
+def _wrong_shape(file: GgufFile, name: str, given: tuple[int, ...], needed: tuple[int, ...]) -> UserError:
+    return UserError(f"{file.path}: {name} has shape {given}, and the model that the file describes needs {needed}")
+
+
+def _missing(file: GgufFile, names: list[str], rules: _Rules) -> UserError:
+    stored = {name: tensor for tensor, name in rules.names.items()}
+    said = [f"{stored[name]} ({name})" if name in stored else name for name in names[:_NAMED_AT_MOST]]
+    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
+    return UserError(f"{file.path}: {len(names)} tensors are missing: {', '.join(said)}{more}")
