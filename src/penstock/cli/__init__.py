@@ -1,1 +1,99 @@
+"""The command line: ``penstock COMMAND …``. Parsing and printing only."""
 
+import io
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from penstock.cli import generate, models, options
+from penstock.errors import UserError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+# typer carries click inside itself or stands on it, by version: this name reaches the base of usage errors in both
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    name="penstock",
+    help="Language-model generation on memory that is too small for it.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=options.HELP,
+)
+app.command(
+    "generate", cls=options.Command, epilog=generate.EXAMPLES, short_help="generate text for one prompt or many"
+)(generate.generate)
+app.command(
+    "models", cls=options.Command, epilog=models.EXAMPLES, short_help="show what a model weighs and what a budget holds"
+)(models.models)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version", show_default=False)] = False,
+) -> None:
+    if version:
+        import importlib.metadata  # as slow to import as all else here
+
+        typer.echo(f"penstock {importlib.metadata.version('penstock')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    arguments: those of the process if None. 2: a mistake that the person can mend, told in one line on stderr.
+    """
+    _settle_environment()
+    command = typer.main.get_command(app)
+    try:
+        status = command.main(
+            None if arguments is None else list(arguments), prog_name="penstock", standalone_mode=False
+        )
+    except UserError as error:
+        return _complain(str(error), 2)
+    except UsageError as error:
+        return _complain(_usage(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # whoever read the output has gone; the interpreter's own flush at exit must not complain either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if status == INTERRUPTED:
+        return _complain("stopped before the end; nothing is kept of this run", INTERRUPTED)
+    return status or 0
+
+
+def _usage(error: Exception) -> str:
+    """A usage error in one line, with the help that would have prevented it."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "penstock"
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return f"{' '.join(message.split()).rstrip('.')} ({path} --help)"
+
+
+def _settle_environment() -> None:
+    """Settings that libraries read when they are imported, unless the person has set them."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning OpenMP threads slow every other one's regions
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _complain(line: str, status: int) -> int:
+    typer.echo(f"penstock: {line}", err=True)
+    return status

@@ -1,0 +1,180 @@
+"""``penstock generate``: text for prompts."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from penstock.cli import options
+from penstock.cli.console import Display, Streamed, stderr_display, width_of
+from penstock.cli.prompts import Prompt, read_prompts
+from penstock.cli.summary import summary
+from penstock.errors import UserError
+
+if TYPE_CHECKING:
+    from penstock.llm import RequestOutput
+
+EXAMPLES = """\
+Examples:
+  penstock generate demo "What is the capital of France?"
+  penstock generate Qwen/Qwen3-30B-A3B -i questions.jsonl --cpu-memory 16GiB --json > answers.json
+  penstock generate ./llama-70b -i prompts.txt --weights gpu=20%,cpu=50%,disk=30% --rows 64
+  seq -f "Tell me about the number %g." 100 | penstock generate demo -i - --max-tokens 40
+"""
+
+
+def generate(
+    model: options.Model,
+    prompts: options.Prompts = None,
+    input: options.Input = None,
+    no_chat: options.NoChat = False,
+    json_: options.Json = False,
+    trace: options.Trace = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    seed: options.Seed = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
+    ignore_eos: options.IgnoreEos = False,
+    gpu_memory: options.GpuMemory = None,
+    cpu_memory: options.CpuMemory = None,
+    disk_memory: options.DiskMemory = None,
+    offload_dir: options.OffloadDir = None,
+    weights: options.Weights = None,
+    kv: options.Kv = None,
+    activations: options.Activations = None,
+    rows: options.Rows = None,
+    sweep_tokens: options.SweepTokens = None,
+    batch_tokens: options.BatchTokens = None,
+    slots: options.Slots = None,
+    batch_size: options.BatchSize = None,
+    num_batches: options.NumBatches = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    random_weights: options.RandomWeights = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    unchecked: options.Unchecked = False,
+) -> None:
+    """Generate text for one prompt or many, with a model larger than the memory it is given."""
+    requests = read_prompts(prompts or [], input)
+    options.check_cut(rows, batch_size, num_batches)
+    _check_trace(trace)
+
+    from penstock.llm import LLM
+    from penstock.sampling import SamplingParams
+
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=stop or None,
+        ignore_eos=ignore_eos or None,
+    )
+    display = stderr_display(json_)
+    streamed = Streamed(sys.stdout, display)
+    streams = len(requests) == 1 and not json_
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        if event["kind"] != "text":
+            display.show(event)
+        elif streams:
+            streamed.write(event["text"])
+
+    try:
+        with LLM(
+            model,
+            dtype=dtype,
+            device=device,
+            gpu_memory=gpu_memory,
+            cpu_memory=cpu_memory,
+            disk_memory=disk_memory,
+            offload_dir=offload_dir,
+            weights=weights,
+            kv=kv,
+            activations=activations,
+            rows=rows,
+            sweep_tokens=sweep_tokens,
+            batch_tokens=batch_tokens,
+            slots=slots,
+            batch_size=batch_size,
+            num_batches=num_batches,
+            trust_remote_code=trust_remote_code,
+            random_weights=random_weights,
+            unchecked=unchecked,
+            trace=trace,
+            on_event=on_event,
+        ) as llm:
+            outputs = llm.generate(requests, params, chat=not no_chat)
+            run = llm.last_run
+        display.close()
+        _print_answers(requests, outputs, run, streamed, display, json_)
+    finally:
+        display.close()
+        if streamed.is_open:
+            streamed.end_line()
+
+
+def _check_trace(trace: str | None) -> None:
+    """The trace is written last: a wrong name must not cost a run."""
+    if trace is None:
+        return
+    if Path(trace).is_dir() or not Path(trace).absolute().parent.is_dir():
+        raise UserError(f"--trace {trace} is not a file in a directory that exists; create the directory first")
+
+
+def _print_answers(
+    requests: Sequence[Prompt],
+    outputs: "Sequence[RequestOutput]",
+    run: Mapping[str, Any],
+    streamed: Streamed,
+    display: Display,
+    as_json: bool,
+) -> None:
+    if as_json:
+        print(json.dumps({"outputs": [_record(i, o) for i, o in enumerate(outputs)], "run": run}))
+        return
+    if len(outputs) == 1:
+        streamed.finish(outputs[0].outputs[0].text)
+    else:
+        _print_numbered(requests, outputs)
+    sys.stdout.flush()
+    typer.echo("\n" + summary(run), err=True)
+
+
+def _record(index: int, output: "RequestOutput") -> dict[str, Any]:
+    answer = output.outputs[0]
+    return {
+        "index": index,
+        "prompt": output.prompt,
+        "prompt_token_ids": list(output.prompt_token_ids),
+        "text": answer.text,
+        "token_ids": list(answer.token_ids),
+        "finish_reason": answer.finish_reason,
+    }
+
+
+def _print_numbered(requests: Sequence[Prompt], outputs: "Sequence[RequestOutput]") -> None:
+    width = width_of(sys.stdout)
+    for number, (request, output) in enumerate(zip(requests, outputs, strict=True), start=1):
+        heading = f"── {number} ── {_first_line(request)}"
+        if number > 1:
+            typer.echo()
+        typer.secho(heading if len(heading) <= width else heading[: width - 1] + "…", bold=True)
+        typer.echo(output.outputs[0].text.strip("\n"))
+
+
+def _first_line(request: Prompt) -> str:
+    """What a person recognises a prompt by: its first line, or that of the last message."""
+    if isinstance(request, str):
+        text = request
+    elif "prompt_token_ids" in request:
+        return f"{len(request['prompt_token_ids'])} token ids"
+    else:
+        text = request["prompt"] if "prompt" in request else request["messages"][-1]["content"]
+    return text.strip().split("\n")[0] if isinstance(text, str) else "(a message in parts)"

@@ -1,0 +1,194 @@
+"""The flags that commands share, and how help shows them."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from penstock.errors import UserError
+
+MODEL = "Model"
+MEMORY = "Memory (sizes such as 12GiB, 500MB)"
+PLACEMENT = "Placement (shares such as gpu=20%,cpu=50%,disk=30%)"
+CUT = "How the work is cut"
+SAMPLING = "Sampling"
+OUTPUT = "Input and output"
+
+
+def _one_of(*names: str, hidden: tuple[str, ...] = ()) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in names + hidden:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}")
+        return value
+
+    return check
+
+
+def _option(panel: str, flag: str, help: str, **more: Any) -> Any:
+    return typer.Option(flag, *more.pop("short", ()), help=help, rich_help_panel=panel, show_default=False, **more)
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="a Hugging Face directory, a GGUF file, a hub id, or demo", show_default=False
+    ),
+]
+Prompts = Annotated[
+    list[str] | None, typer.Argument(metavar="[PROMPT]...", help="texts to go on from", show_default=False)
+]
+
+Dtype = Annotated[
+    str,
+    _option(
+        MODEL,
+        "--dtype",
+        "auto (the checkpoint's, where the device computes it), bfloat16, float16 or float32",
+        metavar="NAME",
+        callback=_one_of("auto", "bfloat16", "float16", "float32"),
+    ),
+]
+Device = Annotated[
+    str,
+    _option(
+        MODEL,
+        "--device",
+        "what computes: auto (a GPU if there is one), cuda or cpu",
+        metavar="NAME",
+        callback=_one_of("auto", "cuda", "cpu", hidden=("emulated",)),
+    ),
+]
+RandomWeights = Annotated[
+    bool, _option(MODEL, "--random-weights", "draw the weights instead of reading them; a config is enough")
+]
+TrustRemoteCode = Annotated[
+    bool, _option(MODEL, "--trust-remote-code", "run the Python code that comes with the checkpoint")
+]
+Unchecked = Annotated[
+    bool, _option(MODEL, "--unchecked", "skip the check that this model's answers are exact (they may be wrong)")
+]
+
+GpuMemory = Annotated[
+    str | None, _option(MEMORY, "--gpu-memory", "at most this much of the GPU (default: what is free)", metavar="SIZE")
+]
+CpuMemory = Annotated[
+    str | None,
+    _option(
+        MEMORY,
+        "--cpu-memory",
+        "at most this much for the whole process, interpreter included (default: what is free)",
+        metavar="SIZE",
+    ),
+]
+DiskMemory = Annotated[
+    str | None, _option(MEMORY, "--disk-memory", "at most this much for files of penstock's own", metavar="SIZE")
+]
+OffloadDir = Annotated[
+    str | None,
+    _option(MEMORY, "--offload-dir", "where KV and activations on disk go (default: the user's cache)", metavar="DIR"),
+]
+
+Weights = Annotated[
+    str | None, _option(PLACEMENT, "--weights", "where weights rest; those on disk are streamed", metavar="SHARES")
+]
+Kv = Annotated[str | None, _option(PLACEMENT, "--kv", "where the KV cache rests", metavar="SHARES")]
+Activations = Annotated[
+    str | None, _option(PLACEMENT, "--activations", "where suspended micro-batches wait", metavar="SHARES")
+]
+
+Rows = Annotated[int | None, _option(CUT, "--rows", "sequences in flight at most", metavar="N", min=1)]
+SweepTokens = Annotated[
+    int | None, _option(CUT, "--sweep-tokens", "tokens of one pass over the weights at most", metavar="N", min=1)
+]
+BatchTokens = Annotated[
+    int | None, _option(CUT, "--batch-tokens", "tokens of one forward call at most", metavar="N", min=1)
+]
+Slots = Annotated[
+    int | None, _option(CUT, "--slots", "pages in the streaming ring; 1: load, then compute", metavar="N", min=1)
+]
+BatchSize = Annotated[
+    int | None,
+    _option(CUT, "--batch-size", "FlexGen's form: rows of a micro-batch, with --num-batches", metavar="N", min=1),
+]
+NumBatches = Annotated[
+    int | None,
+    _option(CUT, "--num-batches", "micro-batches that enter together, with --batch-size", metavar="N", min=1),
+]
+
+Temperature = Annotated[
+    float | None, _option(SAMPLING, "--temperature", "0 is greedy (default: the model's own, or 0)", metavar="X")
+]
+TopP = Annotated[
+    float | None, _option(SAMPLING, "--top-p", "draw from the likeliest tokens up to this probability", metavar="X")
+]
+TopK = Annotated[int | None, _option(SAMPLING, "--top-k", "draw from this many likeliest tokens", metavar="N")]
+Seed = Annotated[int | None, _option(SAMPLING, "--seed", "the same seed draws the same text (default: 0)", metavar="N")]
+MaxTokens = Annotated[
+    int | None, _option(SAMPLING, "--max-tokens", "tokens to generate for a prompt at most (default: 256)", metavar="N")
+]
+Stop = Annotated[list[str] | None, _option(SAMPLING, "--stop", "end at this text; may be repeated", metavar="TEXT")]
+IgnoreEos = Annotated[bool, _option(SAMPLING, "--ignore-eos", "go on past the end-of-text token")]
+
+Input = Annotated[
+    str | None,
+    _option(
+        OUTPUT,
+        "--input",
+        'prompts from a file: one a line, or .jsonl lines of {"prompt"}, {"messages"} or {"prompt_token_ids"};'
+        " - is standard input",
+        metavar="FILE",
+        short=("-i",),
+    ),
+]
+NoChat = Annotated[
+    bool, _option(OUTPUT, "--no-chat", "give prompts to the model as they are, without its chat template")
+]
+Json = Annotated[bool, _option(OUTPUT, "--json", "print one JSON value; progress goes to stderr as JSON lines")]
+Trace = Annotated[
+    str | None, _option(OUTPUT, "--trace", "write what every lane did when, for Perfetto or Chrome", metavar="FILE")
+]
+
+
+def check_cut(rows: int | None, batch_size: int | None, num_batches: int | None) -> None:
+    """Raise UserError unless the work is cut in one form: --rows, or --batch-size with --num-batches, or neither."""
+    if (batch_size is None) != (num_batches is None):
+        given, missing = ("--batch-size", "--num-batches") if num_batches is None else ("--num-batches", "--batch-size")
+        raise UserError(f"{given} needs {missing} beside it; or use --rows alone")
+    if rows is not None and batch_size is not None:
+        raise UserError(f"--rows {rows} and --batch-size {batch_size} say the same thing in two ways; use one of them")
+
+
+class Command(TyperCommand):
+    """A command whose help groups options under their panel's title in plain text (rich would double its start)."""
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments as they are typed."""
+        arguments = [str(parameter.metavar) for parameter in self.get_params(ctx) if _is_argument(parameter)]
+        formatter.write_usage(ctx.command_path, " ".join([*arguments, "[OPTION]..."]))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then each panel of options."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record, help = parameter.get_help_record(ctx), getattr(parameter, "help", None)
+            panel = getattr(parameter, "rich_help_panel", None)
+            if _is_argument(parameter):
+                panels.setdefault("Arguments", []).append((str(parameter.metavar), help or ""))
+            elif record and panel:
+                panels.setdefault(panel, []).append((record[0], help or ""))
+        for title, records in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=26)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples as they stand."""
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}")
+
+
+def _is_argument(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "argument")
+
+
+HELP = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}

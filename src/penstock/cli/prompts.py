@@ -1,0 +1,109 @@
+"""Prompts from the command line, a file or standard input."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import UserError
+
+Prompt = str | dict[str, Any]
+
+FORMS = ("prompt", "messages", "prompt_token_ids")
+SETTINGS = frozenset({"temperature", "top_p", "top_k", "seed", "max_tokens", "stop", "ignore_eos"})
+
+
+def read_prompts(arguments: list[str], source: str | None) -> list[Prompt]:
+    """The job's prompts in order: texts, or objects with one of ``FORMS``.
+
+    arguments: prompts given as words of the command. source: a file's name, ``-`` for standard input, or None.
+    Raises UserError where both or neither are given, and names the line of a file that cannot be read.
+    """
+    if arguments and source is not None:
+        raise UserError("prompts come either as arguments or from -i, not both; leave one of them out")
+    if source is not None:
+        return _read(source)
+    if not arguments:
+        raise UserError('no prompt: give one in quotes, or -i FILE with one a line ("-i -" reads standard input)')
+    return [_text(prompt, f"prompt {number}") for number, prompt in enumerate(arguments, start=1)]
+
+
+def _read(source: str) -> list[Prompt]:
+    name = "standard input" if source == "-" else source
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}") from error
+    lines = [(number, line) for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)]
+    filled = [(f"{name}, line {number}", _decode(line, name, number)) for number, line in lines if line.strip()]
+    if not filled:
+        raise UserError(f"{name} holds no prompt: it is empty; put one prompt on each line")
+    objects = filled[0][1].lstrip().startswith("{") if source == "-" else Path(source).suffix == ".jsonl"
+    return [_parse(line, place) if objects else _text(line, place) for place, line in filled]
+
+
+def _decode(line: bytes, name: str, number: int) -> str:
+    try:
+        return line.decode("utf-8").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{line[error.start]:02x} at {error.start}"
+        raise UserError(f"{name}, line {number} is not UTF-8 ({byte}); convert it to UTF-8 first") from error
+
+
+def _parse(line: str, place: str) -> Prompt:
+    """One line of a .jsonl file, checked for its shape."""
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{place} is not JSON: {error}; each line is one object") from error
+    if not isinstance(value, dict):
+        raise UserError(f'{place} is {_kind(value)}, not an object such as {{"prompt": "…"}}')
+    given = [form for form in FORMS if form in value]
+    if len(given) != 1:
+        raise UserError(f"{place} has {' and '.join(given) or 'none'} of {', '.join(FORMS)}; it must have exactly one")
+    settings = sorted(SETTINGS & value.keys())
+    if settings:
+        raise UserError(f"{place} sets {', '.join(settings)}: settings are flags here and hold for all prompts")
+    form = given[0]
+    check = {"prompt": _text, "messages": _messages, "prompt_token_ids": _token_ids}[form]
+    return {form: check(value[form], place)}
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{place}: prompt is {_kind(value)}, not a text")
+    if not value.strip():
+        raise UserError(f"{place} is empty; give it at least one word")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place} is not valid Unicode (at character {error.start}); mend or remove it") from error
+    return value
+
+
+def _messages(value: Any, place: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f'{place}: messages is {_kind(value)}, not a list of {{"role", "content"}} objects')
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise UserError(f"{place}: message {number} needs a role (a text) and a content")
+        if isinstance(message["content"], str) and message["content"]:
+            _text(message["content"], f"{place}: message {number}")
+    return value
+
+
+def _token_ids(value: Any, place: str) -> list[int]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{place}: prompt_token_ids is {_kind(value)}, not a list of token ids")
+    for number, token in enumerate(value):
+        if type(token) is not int or token < 0:
+            raise UserError(f"{place}: token id {number} is {json.dumps(token)[:40]}, not a whole number from 0 up")
+    return value
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")

@@ -1,0 +1,52 @@
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+from penstock.cli import main
+
+
+def test_help_of_generate_is_grouped_and_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--help"]) == 0
+    text = capsys.readouterr().out
+    titles = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert [title.split(" (")[0] for title in titles] == [
+        "Arguments",
+        "Input and output",
+        "Sampling",
+        "Memory",
+        "Placement",
+        "How the work is cut",
+        "Model",
+        "Examples",
+    ]
+    assert 'penstock generate demo "What is the capital of France?"' in text
+    assert "emulated" not in text
+
+
+def test_help_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "models" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"penstock {importlib.metadata.version('penstock')}\n"
+
+
+def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["genrate"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("penstock: No such command")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["generate", "demo", "--rows", "0"]])
+def test_what_needs_no_model_loads_no_heavy_library(words: list[str]) -> None:
+    code = (
+        "import sys; from penstock.cli import main; main(sys.argv[1:]);"
+        "print(*{'torch', 'transformers', 'numpy', 'numba', 'rich'} & sys.modules.keys(), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == ""
