@@ -219,7 +219,7 @@ def _sweep_view(event: Event) -> "RenderableType":
 
     done = f"{event['prompts_done']:,} / {event['prompts']:,}"
     bar = _bar_line(done, _fraction(event), "   ".join(_pace_parts(event)))
-    return Group(bar, Text(" " + " · ".join(_state_parts(event)), style="dim", overflow="ellipsis", no_wrap=True))
+    return Group(bar, Text(" " + " · ".join(_state_parts(event)), style="dim"))
 
 
 def _bar_line(label: str, fraction: float, rest: str) -> "RenderableType":
@@ -230,7 +230,10 @@ def _bar_line(label: str, fraction: float, rest: str) -> "RenderableType":
     for _ in range(4):
         grid.add_column(no_wrap=True)
     grid.add_row(
-        f" {label}", ProgressBar(total=1.0, completed=fraction, width=30), f"{figures.share(fraction):>5}", f"  {rest}"
+        f" {label}",
+        ProgressBar(total=1.0, completed=fraction, width=30, complete_style="cyan", finished_style="cyan"),
+        f"{figures.share(fraction):>5}",
+        f"  {rest}",
     )
     return grid
 

@@ -72,8 +72,8 @@ def _table(run: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _sweeps(run: Mapping[str, Any]) -> str:
-    rows = figures.speed(run["rows_mean"])
-    return f"{run['sweeps']:,}, with {rows} rows on average" if run.get("sweeps") else f"{rows} rows on average"
+    rows = f"{figures.speed(run['rows_mean'])} rows on average"
+    return f"{run['sweeps']:,}, with {rows}" if run.get("sweeps") else rows
 
 
 def _shares(lanes: Mapping[str, float]) -> str:
