@@ -1,0 +1,218 @@
+"""What every lane did, and what the compute lane waited for."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_args
+
+Lane = Literal["cpu-compute", "gpu-compute", "disk→cpu", "cpu→gpu", "gpu→cpu", "cpu→disk"]
+LANES: tuple[Lane, ...] = get_args(Lane)
+
+
+class LaneUse(TypedDict):
+    """``seconds`` in which at least one interval was open, the ``bytes`` moved, the ``share`` of elapsed."""
+
+    seconds: float
+    bytes: int
+    share: float
+
+
+class Wait(TypedDict):
+    """``seconds`` in which compute waited for a lane, and their ``share`` of elapsed."""
+
+    seconds: float
+    share: float
+
+
+class Summary(TypedDict):
+    """Elapsed ``seconds``, the use of every lane, and compute's waits by the lane waited for."""
+
+    seconds: float
+    lanes: dict[Lane, LaneUse]
+    waits: dict[Lane, Wait]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All counters at one moment: the beginning of what a summary speaks of."""
+
+    at: float
+    busy_s: dict[Lane, float]
+    nbytes: dict[Lane, int]
+    wait_s: dict[Lane, float]
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Seconds in which at least one interval was open: overlapping intervals count once."""
+
+    seconds: float = 0.0
+    nbytes: int = 0
+    opened: int = 0
+    since: float = 0.0
+
+    def open(self, now: float) -> None:
+        if self.opened == 0:
+            self.since = now
+        self.opened += 1
+
+    def close(self, now: float, nbytes: int = 0) -> None:
+        self.opened -= 1
+        self.nbytes += nbytes
+        if self.opened == 0:
+            self.seconds += now - self.since
+
+    def read(self, now: float) -> float:
+        return self.seconds + (now - self.since if self.opened else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    lane: Lane
+    what: str
+    start: float
+    stop: float
+    nbytes: int
+
+
+@dataclass(slots=True)
+class Clock:
+    """Counts busy intervals of lanes from any thread, in bounded memory; keeps each of them only when tracing.
+
+    compute_lane: where ``compute()`` counts and whose waits ``wait()`` counts.
+    """
+
+    compute_lane: Lane = "cpu-compute"
+    tracing: bool = False
+    _lanes: dict[Lane, _Counter] = field(default_factory=lambda: {lane: _Counter() for lane in LANES})
+    _waits: dict[Lane, _Counter] = field(default_factory=lambda: {lane: _Counter() for lane in LANES})
+    _events: list[_Event] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _zero: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def lane(self, lane: Lane, nbytes: int = 0, what: str = "") -> Iterator[None]:
+        """The lane is busy inside; its bytes count when the block ends without an error."""
+        start = self._open(self._lanes[lane])
+        moved = 0
+        try:
+            yield
+            moved = nbytes
+        finally:
+            with self._lock:
+                stop = time.perf_counter()
+                self._lanes[lane].close(stop, moved)
+                self._keep(_Event(lane, what or lane, start, stop, moved))
+
+    def compute(self, what: str = "") -> AbstractContextManager[None]:
+        """The compute lane is busy inside, less the waits within."""
+        return self.lane(self.compute_lane, what=what)
+
+    @contextmanager
+    def wait(self, lane: Lane) -> Iterator[None]:
+        """The compute lane waits for another lane inside; inside ``compute()`` it stops being busy meanwhile."""
+        computing = self._lanes[self.compute_lane]
+        with self._lock:
+            start = time.perf_counter()
+            interrupts = computing.opened > 0
+            if interrupts:
+                computing.close(start)
+            self._waits[lane].open(start)
+        try:
+            yield
+        finally:
+            with self._lock:
+                stop = time.perf_counter()
+                self._waits[lane].close(stop)
+                if interrupts:
+                    computing.open(stop)
+                self._keep(_Event(self.compute_lane, f"wait for {lane}", start, stop, 0))
+
+    def read(self) -> Reading:
+        """All counters now, intervals still open included."""
+        with self._lock:
+            now = time.perf_counter()
+            return Reading(
+                now,
+                {lane: counter.read(now) for lane, counter in self._lanes.items()},
+                {lane: counter.nbytes for lane, counter in self._lanes.items()},
+                {lane: counter.read(now) for lane, counter in self._waits.items()},
+            )
+
+    def summary(self, since: Reading | None = None) -> Summary:
+        """What happened since a reading, or since the clock was made."""
+        nothing = dict.fromkeys(LANES, 0)
+        since = since or Reading(self._zero, dict.fromkeys(LANES, 0.0), nothing, dict.fromkeys(LANES, 0.0))
+        now = self.read()
+        elapsed = now.at - since.at
+
+        def share(seconds: float) -> float:
+            return seconds / elapsed if elapsed > 0 else 0.0
+
+        busy = {lane: now.busy_s[lane] - since.busy_s[lane] for lane in LANES}
+        waited = {lane: now.wait_s[lane] - since.wait_s[lane] for lane in LANES}
+        return {
+            "seconds": elapsed,
+            "lanes": {
+                lane: {
+                    "seconds": busy[lane],
+                    "bytes": now.nbytes[lane] - since.nbytes[lane],
+                    "share": share(busy[lane]),
+                }
+                for lane in LANES
+            },
+            "waits": {lane: {"seconds": waited[lane], "share": share(waited[lane])} for lane in LANES},
+        }
+
+    def write_trace(self, path: str | Path) -> None:
+        """Writes what was traced as Chrome's JSON (Perfetto reads it): a track per lane, more where work overlaps."""
+        with self._lock:
+            events = sorted(self._events, key=lambda event: (event.start, -event.stop))
+        rows: list[dict[str, Any]] = []
+        for number, lane in enumerate(LANES):
+            tracks: list[list[_Event]] = []
+            for event in (event for event in events if event.lane == lane):
+                place = next((at for at, open_ones in enumerate(tracks) if _fits(open_ones, event)), len(tracks))
+                if place == len(tracks):
+                    tracks.append([])
+                tracks[place].append(event)
+                rows.append(_row(event, self._zero, number * 100 + place))
+            for place in range(len(tracks)):
+                name = lane if place == 0 else f"{lane} ({place + 1})"
+                names = {"name": "thread_name", "ph": "M", "pid": 1, "tid": number * 100 + place}
+                rows.append({**names, "args": {"name": name}})
+        Path(path).write_text(json.dumps({"traceEvents": rows, "displayTimeUnit": "ms"}, ensure_ascii=False))
+
+    def _open(self, counter: _Counter) -> float:
+        with self._lock:
+            now = time.perf_counter()
+            counter.open(now)
+            return now
+
+    def _keep(self, event: _Event) -> None:
+        if self.tracing:
+            self._events.append(event)
+
+
+def _fits(track: list[_Event], event: _Event) -> bool:
+    """Whether the event follows or nests in what is open on the track; drops what has ended from it."""
+    while track and track[-1].stop <= event.start:
+        track.pop()
+    return not track or event.stop <= track[-1].stop
+
+
+def _row(event: _Event, zero: float, track: int) -> dict[str, Any]:
+    return {
+        "name": event.what,
+        "cat": event.lane,
+        "ph": "X",
+        "ts": round((event.start - zero) * 1e6, 3),
+        "dur": round((event.stop - event.start) * 1e6, 3),
+        "pid": 1,
+        "tid": track,
+        "args": {"bytes": event.nbytes},
+    }

@@ -1,0 +1,111 @@
+import json
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+
+from penstock.memory.clock import LANES, Clock
+
+
+def test_busy_seconds_bytes_and_shares():
+    clock = Clock()
+    with clock.lane("disk→cpu", nbytes=100, what="page 1"):
+        time.sleep(0.05)
+    time.sleep(0.05)
+    summary = clock.summary()
+    use = summary["lanes"]["disk→cpu"]
+    assert use["bytes"] == 100
+    assert 0.045 < use["seconds"] < summary["seconds"]
+    assert use["share"] == pytest.approx(use["seconds"] / summary["seconds"])
+    assert list(summary["lanes"]) == list(LANES) == list(summary["waits"])
+    assert summary["lanes"]["cpu→disk"] == {"seconds": 0, "bytes": 0, "share": 0}
+
+
+def test_a_summary_since_a_reading_leaves_out_what_was_before():
+    clock = Clock()
+    with clock.lane("disk→cpu", nbytes=100):
+        time.sleep(0.05)
+    before = clock.read()
+    with clock.lane("disk→cpu", nbytes=7):
+        pass
+    use = clock.summary(before)["lanes"]["disk→cpu"]
+    assert use["bytes"] == 7 and use["seconds"] < 0.04
+
+
+def test_overlapping_transfers_count_their_time_once():
+    clock = Clock()
+
+    def transfer():
+        with clock.lane("cpu→gpu", nbytes=5):
+            time.sleep(0.1)
+
+    threads = [threading.Thread(target=transfer) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    summary = clock.summary()
+    assert summary["lanes"]["cpu→gpu"]["bytes"] == 20
+    assert 0.09 < summary["lanes"]["cpu→gpu"]["seconds"] <= summary["seconds"]
+
+
+def test_waits_within_compute_are_not_compute():
+    clock = Clock(compute_lane="gpu-compute")
+    with clock.compute("layer 0"):
+        time.sleep(0.02)
+        with clock.wait("disk→cpu"):
+            time.sleep(0.1)
+    summary = clock.summary()
+    assert 0.015 < summary["lanes"]["gpu-compute"]["seconds"] < 0.09
+    assert summary["waits"]["disk→cpu"]["seconds"] > 0.09
+    assert summary["lanes"]["disk→cpu"]["seconds"] == 0
+
+
+def test_an_open_interval_counts_up_to_now():
+    clock = Clock()
+    with clock.compute():
+        time.sleep(0.03)
+        assert clock.summary()["lanes"]["cpu-compute"]["seconds"] > 0.025
+
+
+def test_a_failed_transfer_moved_nothing():
+    clock = Clock()
+    with pytest.raises(OSError), clock.lane("disk→cpu", nbytes=9):
+        raise OSError
+    assert clock.summary()["lanes"]["disk→cpu"]["bytes"] == 0
+
+
+def test_without_tracing_nothing_accumulates():
+    clock = Clock()
+    for _ in range(100):
+        with clock.lane("disk→cpu"), clock.wait("disk→cpu"):
+            pass
+    assert clock._events == []
+
+
+def test_trace_has_named_tracks_whose_slices_never_cross(tmp_path):
+    clock = Clock(tracing=True)
+
+    def transfer(delay):
+        time.sleep(delay)
+        with clock.lane("disk→cpu", nbytes=5, what=f"page {delay}"):
+            time.sleep(0.03)
+
+    threads = [threading.Thread(target=transfer, args=(delay,)) for delay in (0, 0.015, 0.04)]
+    for thread in threads:
+        thread.start()
+    with clock.compute("layer"), clock.wait("disk→cpu"):
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    clock.write_trace(tmp_path / "trace.json")
+    rows = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = {row["tid"]: row["args"]["name"] for row in rows if row["ph"] == "M"}
+    assert set(names.values()) == {"cpu-compute", "disk→cpu", "disk→cpu (2)"}
+    slices = [row for row in rows if row["ph"] == "X"]
+    assert {row["name"] for row in slices} == {"layer", "wait for disk→cpu", "page 0", "page 0.015", "page 0.04"}
+    for track in names:
+        spans = sorted((row["ts"], row["ts"] + row["dur"]) for row in slices if row["tid"] == track)
+        for (_, stop), (start, later_stop) in pairwise(spans):
+            assert start >= stop or later_stop <= stop

@@ -1,0 +1,189 @@
+import errno
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from penstock.errors import UserError
+from penstock.memory import direct
+from penstock.memory.buffers import aligned_buffer
+from penstock.memory.direct import DirectReader, ScratchFile
+from penstock.model.pages import SECTOR, Extent
+
+FILE_BYTES = 3 * (1 << 20) + 777
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("direct") / "weights.bin"
+    path.write_bytes(os.urandom(FILE_BYTES))
+    return path
+
+
+@pytest.fixture(scope="module")
+def content(file):
+    return file.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def reader():
+    reader = DirectReader(threads=4, chunk_bytes=64 << 10)
+    yield reader
+    reader.close()
+
+
+def bytes_of(buffer: torch.Tensor) -> bytes:
+    return buffer.numpy().tobytes()
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_extents_arrive_and_nothing_else_is_touched(file, content, reader, data):
+    start = data.draw(st.sampled_from([0, SECTOR, 24]))
+    extents, expected, at = [], bytearray(b"\xee" * start), 0
+    for _ in range(data.draw(st.integers(1, 5))):
+        offset = data.draw(st.one_of(st.integers(0, FILE_BYTES), st.just(FILE_BYTES - 5)))
+        nbytes = min(data.draw(st.sampled_from([0, 1, 100, SECTOR, 9000, 300_000])), FILE_BYTES - offset)
+        gap = data.draw(st.one_of(st.integers(0, 50), st.just((offset - at) % SECTOR)))
+        extents.append(Extent(str(file), offset, nbytes, at + gap))
+        expected += b"\xee" * gap + content[offset : offset + nbytes]
+        at += gap + nbytes
+    buffer = aligned_buffer(len(expected) + 64)
+    buffer.fill_(0xEE)
+    assert reader.read(extents, buffer, start) == sum(extent.nbytes for extent in extents)
+    assert bytes_of(buffer) == bytes(expected) + b"\xee" * 64
+
+
+def test_a_misaligned_buffer_is_filled_too(file, content, reader):
+    buffer = aligned_buffer(1 << 21)[3 : 3 + (1 << 20)]
+    reader.read([Extent(str(file), SECTOR, 1 << 20, 0)], buffer)
+    assert bytes_of(buffer) == content[SECTOR : SECTOR + (1 << 20)]
+
+
+def test_neighbours_are_read_as_one(file):
+    parts = [Extent(str(file), 10 + 50 * part, 50, 90 + 50 * part) for part in range(4)]
+    assert list(direct._joined(parts)) == [Extent(str(file), 10, 200, 90)]
+    assert len(list(direct._joined([parts[0], parts[2]]))) == 2
+
+
+def test_the_page_cache_does_not_grow(tmp_path, reader):
+    path = tmp_path / "cold.bin"
+    path.write_bytes(os.urandom(8 << 20))
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    buffer = aligned_buffer(8 << 20)
+    reader.read([Extent(str(path), 0, 8 << 20, 0)], buffer)
+    reader.read_rows(str(path), 128, 6000, list(range(0, 1000, 5)))
+    with pytest.raises(BlockingIOError):  # RWF_NOWAIT reads only what is cached
+        os.preadv(descriptor, [bytearray(SECTOR)], 1 << 20, os.RWF_NOWAIT)
+    os.close(descriptor)
+
+
+def test_rows_in_the_order_asked_repeats_included(file, content, reader):
+    rows = [5, 900, 5, 0, 301, 300]
+    table = reader.read_rows(str(file), 777, 1536, rows)
+    assert table.shape == (6, 1536)
+    for row, got in zip(rows, table, strict=True):
+        assert bytes_of(got) == content[777 + row * 1536 : 777 + (row + 1) * 1536]
+    assert reader.read_rows(str(file), 777, 1536, []).shape == (0, 1536)
+
+
+def test_a_truncated_file_is_named(file, reader):
+    with pytest.raises(UserError, match=r"weights\.bin ends at byte 3,146,505 where 3,153,920 are needed"):
+        reader.read([Extent(str(file), 0, 770 * SECTOR, 0)], aligned_buffer(4 << 20))
+    with pytest.raises(UserError, match=r"weights\.bin ends"):
+        reader.read([Extent(str(file), FILE_BYTES - 10, 20, 0)], aligned_buffer(SECTOR))
+
+
+def test_a_missing_file_is_named(tmp_path, reader):
+    with pytest.raises(UserError, match=r"cannot open .*none\.bin: No such file"):
+        reader.read([Extent(str(tmp_path / "none.bin"), 0, 1, 0)], aligned_buffer(SECTOR))
+
+
+def test_a_failing_disk_is_named(file, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    reader = DirectReader(threads=2)
+    monkeypatch.setattr(os, "preadv", fails)
+    with pytest.raises(UserError, match=r"cannot read .*weights\.bin at byte 0: Input/output error"):
+        reader.read([Extent(str(file), 0, 1 << 20, 0)], aligned_buffer(1 << 20))
+    reader.close()
+
+
+@pytest.mark.parametrize("refused", ["at the flag", "at the read"])
+def test_file_systems_without_direct_reads(file, content, monkeypatch, refused):
+    real_fcntl, real_preadv = direct.fcntl.fcntl, os.preadv
+
+    def fcntl_refuses(descriptor, command, *flags):
+        if flags and flags[0] & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_fcntl(descriptor, command, *flags)
+
+    def preadv_refuses(descriptor, memory, offset):
+        if real_fcntl(descriptor, direct.fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_preadv(descriptor, memory, offset)
+
+    if refused == "at the flag":
+        monkeypatch.setattr(direct.fcntl, "fcntl", fcntl_refuses)
+    else:
+        monkeypatch.setattr(os, "preadv", preadv_refuses)
+    reader = DirectReader(threads=2, chunk_bytes=64 << 10)
+    buffer = aligned_buffer(1 << 20)
+    for offset in (0, 100):
+        reader.read([Extent(str(file), offset, 1 << 20, 0)], buffer)
+        assert bytes_of(buffer) == content[offset : offset + (1 << 20)]
+    reader.close()
+
+
+def test_only_bytes_are_accepted(reader):
+    with pytest.raises(ValueError, match="uint8"):
+        reader.read([], torch.zeros(4))
+
+
+def test_scratch_round_trip_leaves_no_name(tmp_path):
+    scratch = ScratchFile(tmp_path / "kv", 1 << 20)
+    assert list(tmp_path.iterdir()) == []
+    blocks = {offset: torch.randint(256, (3 * SECTOR,), dtype=torch.uint8) for offset in range(0, 1 << 19, 1 << 16)}
+    for written in [scratch.write(offset, block) for offset, block in blocks.items()]:  # torch's memory: not aligned
+        written.result()
+    for offset, block in blocks.items():
+        aligned, odd = aligned_buffer(3 * SECTOR), aligned_buffer(4 * SECTOR)[1 : 1 + 3 * SECTOR]
+        scratch.read_into(offset, aligned).result()
+        scratch.read_into(offset, odd).result()
+        assert torch.equal(aligned, block) and torch.equal(odd, block)
+    scratch.write(SECTOR, aligned).result()
+    scratch.close()
+
+
+def test_scratch_takes_large_unaligned_buffers_in_steps(tmp_path):
+    scratch = ScratchFile(tmp_path / "kv", 4 << 20)
+    source = aligned_buffer((3 << 20) + SECTOR)[7 : 7 + (3 << 20)].random_()
+    scratch.write(SECTOR, source).result()
+    back = aligned_buffer(3 << 20)
+    scratch.read_into(SECTOR, back).result()
+    assert torch.equal(back, source)
+    scratch.close()
+
+
+@pytest.mark.parametrize(("offset", "nbytes"), [(1, SECTOR), (0, 100), (SECTOR, 4 * SECTOR), (-SECTOR, SECTOR)])
+def test_scratch_refuses_what_is_not_whole_sectors_within_it(tmp_path, offset, nbytes):
+    scratch = ScratchFile(tmp_path / "kv", 4 * SECTOR)
+    with pytest.raises(ValueError, match="whole sectors"):
+        scratch.write(offset, aligned_buffer(nbytes))
+    scratch.close()
+
+
+def test_a_disk_that_is_too_small_is_said_beforehand(tmp_path):
+    with pytest.raises(UserError, match="--offload-dir"):
+        ScratchFile(tmp_path / "kv", 1 << 60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scratch_in_a_directory_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="cannot open"):
+        ScratchFile(tmp_path / "no" / "kv", SECTOR)
