@@ -19,8 +19,8 @@ class Request:
 class GroupSpec:
     """Layers whose KV blocks have one shape and lifetime.
 
-    block_bytes: bytes of one block over all layers of the group. window: keys a query can reach back to, itself included
-    (blocks wholly before it are freed), or None for all.
+    block_bytes: bytes of one block over all layers of the group. window: keys a query can reach back to, itself
+    included (blocks wholly before it are freed), or None for all.
     """
 
     block_bytes: int
@@ -39,7 +39,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A row's share of a call: ``count`` tokens from position ``first``; ``samples``: its last token's logits are wanted."""
+    """A row's share of a call: ``count`` tokens from position ``first``.
+
+    samples: its last token's logits are wanted.
+    """
 
     row: int
     first: int
@@ -60,6 +63,8 @@ class Move:
 class Sweep:
     """One pass over all pages: moves first, then every micro-batch at every page.
 
+    Moves run in this order (a later one may reuse a place that an earlier one left). Micro-batches run in this order at
+    each page: a row's prefill may go on from one micro-batch to the next. Spans write into blocks of the compute tier.
     dropped: rows whose KV was given up since the last sweep (they are recomputed later).
     """
 
@@ -76,12 +81,14 @@ class Sweep:
 @dataclass(slots=True)
 class Row:
     """One sequence in flight. ``computed``: positions whose KV exists. ``tables[g]``: its blocks of group g in order;
-    None where a window has left a block behind. ``home``: the tier that holds its full blocks.
+    None where a window has left a block behind. ``home``: the tier that holds its full blocks. ``limit``: tokens it may
+    generate, which is the request's max_tokens unless memory holds no row of that length.
     """
 
     id: int
     request: Request
     home: Tier
+    limit: int
     generated: int = 0
     computed: int = 0
     tables: list[list[Block | None]] = field(default_factory=list)

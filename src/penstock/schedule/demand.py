@@ -1,0 +1,62 @@
+"""How many bytes of KV a row asks of each tier, by its length alone."""
+
+from collections.abc import Mapping, Sequence
+
+from penstock.plan.policy import Tier
+from penstock.schedule.types import GroupSpec
+
+
+class Demand:
+    """Block arithmetic of one model: every group takes a block for the same ``block_tokens`` positions.
+
+    whole: prefill is never cut, so that all its blocks are on the compute tier at once.
+    """
+
+    def __init__(self, groups: Sequence[GroupSpec], block_tokens: int, compute_tier: Tier, whole: bool) -> None:
+        self._block_tokens = block_tokens
+        self._compute_tier = compute_tier
+        self._whole = whole
+        # A window of w keys that ends inside a block reaches into ceil((w - 1) / block_tokens) full blocks before it.
+        self._sizes = [
+            (group.block_bytes, None if group.window is None or whole else -(-(group.window - 1) // block_tokens))
+            for group in groups
+        ]
+        self.stride_bytes = sum(group.block_bytes for group in groups)  # one block in every group
+
+    def blocks(self, tokens: int) -> int:
+        """Blocks of each group that cover this many positions."""
+        return -(-tokens // self._block_tokens)
+
+    def held(self, length: int) -> int:
+        """Bytes of a row of this length, wherever they lie."""
+        return self.stride_bytes + self._full_bytes(self.blocks(length) - 1)
+
+    def _full_bytes(self, blocks: int) -> int:
+        """Bytes of this many full blocks in a row, less what windows have left behind."""
+        return sum(size * (blocks if reach is None else min(blocks, reach)) for size, reach in self._sizes)
+
+    def peak(self, length: int, home: Tier) -> dict[Tier, int]:
+        """Bytes per tier at most while positions up to ``length`` are computed and full blocks rest on ``home``."""
+        if home == self._compute_tier:
+            return {home: self.held(length)}
+        blocks = self.blocks(length)
+        return {
+            self._compute_tier: self.stride_bytes * (blocks if self._whole else 1),
+            home: self._full_bytes(blocks - 1),
+        }
+
+    def longest(self, wanted: int, homes: Sequence[Tier], capacity: Mapping[Tier, int]) -> int:
+        """Positions up to ``wanted`` that one row alone can compute on its best home."""
+
+        def fits(length: int) -> bool:
+            return any(
+                all(need <= capacity.get(tier, 0) for tier, need in self.peak(length, home).items()) for home in homes
+            )
+
+        if fits(wanted):
+            return wanted
+        enough, too_many = 0, wanted
+        while too_many - enough > 1:
+            middle = (enough + too_many) // 2
+            enough, too_many = (middle, too_many) if fits(middle) else (enough, middle)
+        return enough
