@@ -1,0 +1,332 @@
+"""The weight pager: pages where their home says, and a ring of slots through which the others stream in known order."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import torch
+
+from penstock.memory.buffers import view
+from penstock.memory.clock import Clock, Lane
+from penstock.memory.device import Device, Mark
+from penstock.memory.direct import DirectReader
+from penstock.model.pages import Page
+from penstock.plan.policy import TIERS, Tier
+
+Views = dict[tuple[str, int], torch.Tensor]
+Convert = Callable[[Page, torch.Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What a placement takes: whole arenas per tier, the ring, and host buffers between disk and gpu."""
+
+    fast_bytes: int
+    host_bytes: int
+    slots: int
+    slot_bytes: int
+    loaders: int
+    staging_bytes: int
+
+    @classmethod
+    def of(cls, pages: Sequence[Page], homes: Sequence[Tier], compute_tier: Tier, slots: int) -> "_Sizes":
+        if slots < 1 or len(homes) != len(pages) or (compute_tier == "cpu" and "gpu" in homes):
+            raise ValueError(f"{slots} slots and homes {sorted(set(homes))} for {len(pages)} pages on {compute_tier}")
+        placed = list(zip(pages, homes, strict=True))
+        streamed = [page.nbytes for page, home in placed if home != compute_tier]
+        slots = min(slots, len(streamed))
+        loaders = min(slots, 2) or 1  # two, so that the disk has work while one transfer tails off
+        via_host = [page.nbytes for page, home in placed if compute_tier == "gpu" and home != "cpu"]
+        return cls(
+            fast_bytes=sum(page.nbytes for page, home in placed if home == compute_tier),
+            host_bytes=sum(page.nbytes for page, home in placed if compute_tier == "gpu" and home == "cpu"),
+            slots=slots,
+            slot_bytes=max(streamed, default=0),
+            loaders=loaders,
+            staging_bytes=max(via_host, default=0),
+        )
+
+    def by_tier(self, compute_tier: Tier) -> dict[Tier, int]:
+        total = dict.fromkeys(TIERS, 0)
+        total[compute_tier] = self.fast_bytes + self.slots * self.slot_bytes
+        total["cpu"] += self.host_bytes + self.loaders * self.staging_bytes
+        return total
+
+
+def pager_memory(pages: Sequence[Page], homes: Sequence[Tier], compute_tier: Tier, slots: int) -> dict[Tier, int]:
+    """The bytes per tier that a pager of these arguments allocates: residents, ring and staging."""
+    return _Sizes.of(pages, homes, compute_tier, slots).by_tier(compute_tier)
+
+
+class _Slot:
+    """A place of the ring. ``holds``: who reads its page. ``loaded``: the load under way or the last one."""
+
+    def __init__(self, buffer: torch.Tensor) -> None:
+        self.buffer = buffer
+        self.page: int | None = None
+        self.holds = 0
+        self.loading = False
+        self.loaded: Future[None] = Future()
+        self.last_use: Mark | None = None
+
+
+class Pager:
+    """Serves pages to compute: ``acquire``, use the views, ``release``.
+
+    pages: ``pages[i].index == i``. homes: the tier each page rests on; those of the device's own tier are resident, the
+    others pass through a ring of ``slots`` (1: load, then compute). convert: fills a page that has no extents.
+
+    The order given to ``expect`` is only a matter of speed: whatever is acquired is served. One thread acquires and
+    releases; a load's error is raised by the ``acquire`` that needs the page, and the next one tries again.
+    """
+
+    def __init__(
+        self,
+        pages: Sequence[Page],
+        homes: Sequence[Tier],
+        device: Device,
+        slots: int,
+        clock: Clock,
+        convert: Convert | None = None,
+        reader: DirectReader | None = None,
+    ) -> None:
+        self._sizes = _Sizes.of(pages, homes, device.compute_tier, slots)
+        self._pages, self._homes = tuple(pages), tuple(homes)
+        self._device, self._clock, self._convert = device, clock, convert
+        self._reader = reader or DirectReader()
+        self._owns_reader = reader is None
+        self._resident: dict[int, Views] = {}
+        self._hosted: dict[int, torch.Tensor] = {}
+        self._staging: SimpleQueue[torch.Tensor] = SimpleQueue()
+        self._slots: list[_Slot] = []
+        self._where: dict[int, _Slot] = {}
+        # The order repeats for ever; pages at positions [head, cursor) are fetched or being fetched and not used yet.
+        self._order: list[int] = []
+        self._positions: dict[int, list[int]] = {}
+        self._head = self._cursor = 0
+        self._starving = False
+        self._closed = False
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(self._sizes.loaders, thread_name_prefix="penstock-page")
+
+    def start(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Allocates everything and reads the resident pages; ``progress(done, total)`` speaks of their bytes."""
+        sizes, device = self._sizes, self._device
+        fast, host = device.alloc(sizes.fast_bytes), device.host_alloc(sizes.host_bytes)
+        for _ in range(sizes.loaders if sizes.staging_bytes else 0):
+            self._staging.put(device.host_alloc(sizes.staging_bytes))
+        done, total = 0, sizes.fast_bytes + sizes.host_bytes
+        fast_at = host_at = 0
+        for page, home in zip(self._pages, self._homes, strict=True):
+            if home == device.compute_tier:
+                place = fast[fast_at : fast_at + page.nbytes]
+                fast_at += page.nbytes
+                self._bring(page, place)
+                self._resident[page.index] = _views(page, place)
+            elif home == "cpu":
+                place = host[host_at : host_at + page.nbytes]
+                host_at += page.nbytes
+                self._read(page, place)
+                self._hosted[page.index] = place
+            else:
+                continue
+            done += page.nbytes
+            if progress:
+                progress(done, total)
+        ring = device.alloc(sizes.slots * sizes.slot_bytes)
+        with self._lock:
+            self._slots = [_Slot(ring[at * sizes.slot_bytes :][: sizes.slot_bytes]) for at in range(sizes.slots)]
+            self._prefetch()
+
+    def expect(self, order: Sequence[int]) -> None:
+        """Says in which order pages will be acquired from now on, over and over."""
+        with self._lock:
+            self._order = [index for index in order if self._homes[index] != self._device.compute_tier]
+            self._positions = {}
+            for position, index in enumerate(self._order):
+                self._positions.setdefault(index, []).append(position)
+            self._head = self._cursor = 0
+            self._prefetch()
+
+    def acquire(self, index: int) -> Views:
+        """The page's tensors by (parameter, first row), valid until ``release(index)``; waits until they are there."""
+        if index in self._resident:
+            return self._resident[index]
+        with self._lock:
+            self._advance(index)
+        lane: Lane = "cpu→gpu" if index in self._hosted else "disk→cpu"
+        with ExitStack() as undo:
+            slot = self._hold(index, lane)
+            undo.callback(self._let_go, slot)
+            if not slot.loaded.done():
+                with self._clock.wait(lane):
+                    wait([slot.loaded])
+            slot.loaded.result()
+            undo.pop_all()
+        return _views(self._pages[index], slot.buffer)
+
+    def release(self, index: int) -> None:
+        """Ends the use of a page; its slot is filled anew once the compute issued so far has read it."""
+        if index in self._resident:
+            return
+        slot = self._where.get(index)
+        if slot is None or slot.holds == 0:
+            raise ValueError(f"page {index} is not held")
+        slot.last_use = self._device.mark()
+        self._let_go(slot)
+
+    def bytes_by_home(self) -> dict[Tier, int]:
+        """The bytes of all pages by the tier they rest on."""
+        placed = list(zip(self._pages, self._homes, strict=True))
+        return {tier: sum(page.nbytes for page, home in placed if home == tier) for tier in TIERS}
+
+    def memory_bytes(self) -> dict[Tier, int]:
+        """The bytes per tier that this pager allocates in ``start``."""
+        return self._sizes.by_tier(self._device.compute_tier)
+
+    def close(self) -> None:
+        """Ends loads and threads, and lets go of all memory; views handed out keep theirs alive."""
+        with self._lock:
+            self._closed = True
+        self._pool.shutdown(cancel_futures=True)
+        if self._owns_reader:
+            self._reader.close()
+        self._slots, self._where, self._resident, self._hosted = [], {}, {}, {}
+        self._staging = SimpleQueue()
+
+    def _advance(self, index: int) -> None:
+        """Moves the head behind an acquisition, giving up what was fetched for positions it skips."""
+        ahead = self._ahead()
+        if index in ahead:
+            self._head += ahead.index(index) + 1
+            return
+        here = self._head % len(self._order) if self._order else 0
+        later = [position for position in self._positions.get(index, []) if position >= here]
+        if later:
+            self._head += later[0] - here + 1
+        # Otherwise it was not foreseen, or is an earlier page again: the order goes on from where it was.
+        self._cursor = self._head
+
+    def _hold(self, index: int, lane: Lane) -> _Slot:
+        """The slot that has or will have the page, held; waits for one to become free."""
+        try:
+            while True:
+                with self._lock:
+                    if self._closed:
+                        raise RuntimeError("the pager is closed")
+                    slot = self._where.get(index) or self._load_now(index)
+                    if slot:
+                        slot.holds += 1
+                        self._starving = False
+                        self._prefetch()
+                        return slot
+                    self._starving = True  # the next free slot is ours
+                    loads = [slot.loaded for slot in self._slots if slot.loading]
+                if not loads:
+                    raise RuntimeError(f"page {index}: all {len(self._slots)} slots are held; release one first")
+                with self._clock.wait(lane):
+                    wait(loads, return_when=FIRST_COMPLETED)
+        finally:
+            self._starving = False
+
+    def _let_go(self, slot: _Slot) -> None:
+        with self._lock:
+            slot.holds -= 1
+            self._prefetch()
+
+    def _ahead(self) -> list[int]:
+        """The pages fetched or being fetched and not used yet, in order."""
+        return [self._order[position % len(self._order)] for position in range(self._head, self._cursor)]
+
+    def _distance(self, index: int | None) -> int:
+        """How many acquisitions from the cursor to the next one of this page; very far for what is not expected."""
+        positions = self._positions.get(index, []) if index is not None else []
+        count = len(self._order)
+        return min(((position - self._cursor) % count for position in positions), default=count)
+
+    def _free_slot(self) -> _Slot | None:
+        """A slot that nobody holds and no page fetched ahead needs: an empty one, or the one needed again last."""
+        ahead = self._ahead()
+        free = [slot for slot in self._slots if not slot.holds and not slot.loading and slot.page not in ahead]
+        return max(free, key=lambda slot: (slot.page is None, self._distance(slot.page)), default=None)
+
+    def _load_now(self, index: int) -> _Slot | None:
+        """Begins to load a page that was not fetched ahead, in place of one that was if need be."""
+        slot = self._free_slot()
+        if slot is None:
+            self._cursor = self._head
+            slot = self._free_slot()
+        if slot:
+            self._load(slot, index)
+        return slot
+
+    def _prefetch(self) -> None:
+        """Gives free slots to the pages that come next. Called with the lock held, whenever anything changed."""
+        while self._order and self._slots and not self._starving and not self._closed:
+            index = self._order[self._cursor % len(self._order)]
+            if index in self._ahead():
+                return
+            if index not in self._where:
+                busy = sum(slot.loading for slot in self._slots)
+                slot = self._free_slot() if busy < self._sizes.loaders else None
+                if slot is None:
+                    return
+                self._load(slot, index)
+            self._cursor += 1
+
+    def _load(self, slot: _Slot, index: int) -> None:
+        if slot.page is not None:
+            del self._where[slot.page]
+        slot.page, slot.loading = index, True
+        self._where[index] = slot
+        slot.loaded = self._pool.submit(self._fill, slot, self._pages[index])
+
+    def _fill(self, slot: _Slot, page: Page) -> None:
+        """One load, in a thread of the pool; its future carries an error to ``acquire``."""
+        succeeded = False
+        try:
+            if slot.last_use:
+                slot.last_use.wait_on_copy()
+            self._bring(page, slot.buffer[: page.nbytes])
+            succeeded = True
+        finally:
+            with self._lock:
+                slot.loading = False
+                if not succeeded:
+                    del self._where[page.index]
+                    slot.page = None
+                self._prefetch()
+
+    def _bring(self, page: Page, place: torch.Tensor) -> None:
+        """Copies a page to the fast tier from where it rests, through a staging buffer if it must."""
+        if self._device.compute_tier == "cpu":
+            self._read(page, place)
+        elif page.index in self._hosted:
+            self._upload(page, self._hosted[page.index], place)
+        else:
+            with ExitStack() as borrowed:
+                staging = self._staging.get()
+                borrowed.callback(self._staging.put, staging)
+                self._read(page, staging[: page.nbytes])
+                self._upload(page, staging[: page.nbytes], place)
+
+    def _upload(self, page: Page, source: torch.Tensor, place: torch.Tensor) -> None:
+        with self._clock.lane("cpu→gpu", page.nbytes, page.name):
+            self._device.upload(source, place).finish()
+
+    def _read(self, page: Page, place: torch.Tensor) -> None:
+        if page.extents is not None:
+            with self._clock.lane("disk→cpu", sum(extent.nbytes for extent in page.extents), page.name):
+                self._reader.read(page.extents, place)
+        elif self._convert:
+            with self._clock.lane("disk→cpu", page.nbytes, page.name):
+                self._convert(page, place)
+        else:
+            raise ValueError(f"page {page.name} has no extents, and nothing converts it")
+
+
+def _views(page: Page, buffer: torch.Tensor) -> Views:
+    return {(piece.param, piece.start): view(buffer, piece) for piece in page.slices}
