@@ -15,7 +15,7 @@ from penstock.cli.summary import summary
 from penstock.errors import UserError
 
 if TYPE_CHECKING:
-    from penstock.llm import RequestOutput
+    from penstock.outputs import RequestOutput
 
 EXAMPLES = """\
 Examples:
