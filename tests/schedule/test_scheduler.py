@@ -145,7 +145,7 @@ def engines(draw: st.DrawFn) -> FakeEngine:
     return FakeEngine(made, groups, capacity, draw(st.integers(1, 4)), draw(st.booleans()), compute_tier, ends)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(engines(), st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=8))
 def test_every_request_is_served_to_its_end(engine: FakeEngine, requests: list[tuple[int, int]]) -> None:
     asked = {}
@@ -164,7 +164,7 @@ def test_every_request_is_served_to_its_end(engine: FakeEngine, requests: list[t
 
 
 @settings(max_examples=50, deadline=None)
-@given(engines(), st.lists(st.sampled_from(["add", "sweep", "abort"]), max_size=40), st.randoms())
+@given(engines(), st.lists(st.sampled_from(["add", "sweep", "abort", "recompute"]), max_size=40), st.randoms())
 def test_rows_may_come_and_go_between_sweeps(engine: FakeEngine, steps: list[str], chance: st.DrawFn) -> None:
     aborted = set()
     sweeps = engine.sweeps()
@@ -177,6 +177,8 @@ def test_rows_may_come_and_go_between_sweeps(engine: FakeEngine, steps: list[str
         elif step == "sweep":
             if next(sweeps, None) is None:
                 sweeps = engine.sweeps()
+        elif engine.rows and step == "recompute":
+            engine.scheduler.recompute(chance.choice(sorted(engine.rows)))
         elif engine.rows:
             row_id = chance.choice(sorted(engine.rows))
             engine.scheduler.abort(row_id)
@@ -314,6 +316,17 @@ def test_requests_without_tokens_are_refused() -> None:
     for prompt, max_tokens in ((0, 1), (1, 0)):
         with pytest.raises(UserError, match="both must be at least 1"):
             engine.add(prompt, max_tokens)
+
+
+def test_a_row_told_to_recompute_keeps_its_place() -> None:
+    engine = FakeEngine(policy(rows=2), ONE, ROOMY, 4)
+    for _ in range(3):
+        engine.add(6, 4)
+    next(sweeps := engine.sweeps())
+    engine.scheduler.recompute(0)
+    sweep = next(sweeps)
+    assert shape(sweep) == [[(0, 0, 7), (1, 6, 1)]] and sweep.dropped == (0,)
+    assert engine.run().sampled == {0: 4, 1: 4, 2: 4}
 
 
 def test_unknown_rows() -> None:

@@ -49,6 +49,7 @@ class Scheduler:
         self._micro_batch: dict[int, int] = {}  # static admission: the micro-batch that a row belongs to
         self._moves: list[Move] = []
         self._dropped: list[int] = []
+        self._gave_way = False  # whether a row was dropped for want of room in this sweep
 
     @property
     def running(self) -> int:
@@ -108,9 +109,15 @@ class Scheduler:
         else:
             self._waiting = deque(row for row in self._waiting if row.id != row_id)
 
+    def recompute(self, row_id: int) -> None:
+        """Give up the KV of a row in flight, which keeps its place and computes it again; between sweeps only."""
+        row = self._running.get(row_id)
+        if row is not None:
+            self._give_up(row)
+
     def next(self) -> Sweep | None:
         """The next sweep, or None where no row is left; report it with ``done`` before asking again."""
-        self._moves, self._dropped = [], []
+        self._gave_way = False
         for row in list(self._running.values()):
             self._leave_behind(row)
         for row in list(self._running.values()):
@@ -121,7 +128,9 @@ class Scheduler:
             if self._running or self._waiting:
                 raise RuntimeError(f"{self.running} rows run and {self.waiting} wait, but none can go on")
             return None
-        return Sweep(tuple(micro_batches), tuple(self._moves), tuple(self._dropped))
+        sweep = Sweep(tuple(micro_batches), tuple(self._moves), tuple(self._dropped))
+        self._moves, self._dropped = [], []
+        return sweep
 
     def done(self, sweep: Sweep, ended: Collection[int]) -> tuple[int, ...]:
         """Take a computed sweep; ``ended``: rows whose sampled token was their last (end of sequence, stop string).
@@ -172,7 +181,7 @@ class Scheduler:
             else:
                 prefill(row)
         most = min(self._policy.rows, self._policy.sweep_tokens)
-        if self._running and self._dropped:
+        if self._running and self._gave_way:
             most = 0  # who was dropped a moment ago would come straight back
         for row in self._admit(most, lambda: left > 0):
             prefill(row)
@@ -349,10 +358,14 @@ class Scheduler:
 
     def _drop(self, row: Row) -> None:
         """Give up a row's KV; it waits, before all others, to be computed again."""
-        self._free(self._running.pop(row.id))
+        self._give_up(self._running.pop(row.id))
+        self._waiting.appendleft(row)
+        self._gave_way = True
+
+    def _give_up(self, row: Row) -> None:
+        self._free(row)
         row.computed = 0
         row.tables = [[] for _ in self._groups]
-        self._waiting.appendleft(row)
         self._dropped.append(row.id)
 
     def _free(self, row: Row) -> None:
