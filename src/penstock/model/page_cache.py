@@ -1,0 +1,315 @@
+"""Converted pages on disk: built once, checked, then streamed by direct I/O like pages of a checkpoint."""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from penstock.errors import UserError
+from penstock.model.pages import SECTOR, Extent, Page, Slice
+
+FORMAT = 1
+CHUNK_BYTES = 8 << 20
+CHECKED_AT_OPEN_BYTES = 1 << 30  # a second of reading on a fast disk
+_SYNC_EVERY_BYTES = 256 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Progress = Callable[[int, int], None]
+
+
+class ParameterSource(Protocol):
+    """Where the values of one parameter come from, in another form than they run in."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's shape."""
+
+    @property
+    def dtype(self) -> str:
+        """torch's name of the dtype that ``load`` gives."""
+
+    def load(self, start: int | None = None, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop) of the first dimension; all of it by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPages:
+    """Pages that lie converted in one file; ``checksums`` by page index."""
+
+    pages: tuple[Page, ...]
+    checksums: Mapping[int, int]
+    path: Path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return sum(page.nbytes for page in self.pages)
+
+    def verify(self, page_index: int, buffer: bytes | bytearray | memoryview) -> bool:
+        """Whether a buffer of ``page.nbytes`` bytes holds the page as it was written."""
+        return _checksum(np.frombuffer(buffer, dtype=np.uint8)) == self.checksums[page_index]
+
+
+def cache_directory() -> Path:
+    """``$PENSTOCK_CACHE``, else ``penstock`` under ``$XDG_CACHE_HOME``, else ``~/.cache/penstock``."""
+    if own := os.environ.get("PENSTOCK_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "penstock"
+
+
+def cache_key(files: Iterable[Path], pages: Sequence[Page], *facts: str) -> str:
+    """A name for the pages of these files: the same while their sizes, times and the layout stay the same.
+
+    facts: whatever else decides the bytes, such as a converter's version.
+    """
+    stats = [(str(path.resolve()), path.stat()) for path in files]
+    stored = sorted([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)
+    text = json.dumps([FORMAT, stored, _layout(pages), facts], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def load_slice(source: ParameterSource, slice_: Slice) -> torch.Tensor:
+    """A slice's values in its own shape and dtype (rounded to nearest), contiguous."""
+    return _converted(source, slice_, slice_.start, slice_.stop).reshape(slice_.shape)
+
+
+def open_or_build(
+    key: str,
+    pages: Sequence[Page],
+    sources: Mapping[str, ParameterSource],
+    *,
+    directory: Path | None = None,
+    progress: Progress | None = None,
+    disk_budget: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> CachedPages | None:
+    """The converted pages, from the cache or built now (``progress``: bytes done, bytes in all).
+
+    ``directory`` holds caches by key; the user's by default. Memory: about ``chunk_bytes`` of converted rows at a time.
+    Two processes that want the same pages build them once: the second waits. A cache that is damaged or belongs to
+    another layout is built again. Returns None where the pages exceed ``disk_budget`` bytes or the free space.
+    """
+    total = sum(page.nbytes for page in pages)
+    if disk_budget is not None and total > disk_budget:
+        return None
+    root = directory or cache_directory() / "pages"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f"{key}.lock"):
+            _sweep(root)
+            home = root / key
+            if (cached := _open(home, key, pages)) is not None:
+                return cached
+            shutil.rmtree(home, ignore_errors=True)
+            if total > shutil.disk_usage(root).free:
+                return None
+            _build(home, key, pages, sources, progress, chunk_bytes)
+            return _open(home, key, pages)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            return None
+        raise UserError(
+            f"the page cache {root} cannot be used ({error.strerror}): set PENSTOCK_CACHE to another directory"
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # The system lets go of the lock of a process that dies, so a leftover lock file means nothing.
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(root: Path) -> None:
+    """Remove what interrupted builds of dead processes left; this process's own key is locked, so nobody builds it."""
+    for leftover in root.glob("*.building"):
+        with (root / f"{leftover.stem}.lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _build(
+    home: Path,
+    key: str,
+    pages: Sequence[Page],
+    sources: Mapping[str, ParameterSource],
+    progress: Progress | None,
+    chunk_bytes: int,
+) -> None:
+    building = home.with_name(f"{key}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    try:
+        with (building / "pages.bin").open("w+b") as file:
+            checksums = _write_pages(file.fileno(), pages, sources, progress, chunk_bytes)
+        index = {"format": FORMAT, "key": key, "layout": _layout(pages), "checksums": checksums}
+        with (building / "index.json").open("w") as text:
+            json.dump(index, text)
+            text.flush()
+            os.fsync(text.fileno())
+        building.rename(home)
+        _sync_directory(home.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_pages(
+    file: int,
+    pages: Sequence[Page],
+    sources: Mapping[str, ParameterSource],
+    progress: Progress | None,
+    chunk_bytes: int,
+) -> list[int]:
+    total = sum(page.nbytes for page in pages)
+    if hasattr(os, "posix_fallocate") and total:
+        os.posix_fallocate(file, 0, total)  # a full disk shows itself now
+    else:
+        os.ftruncate(file, total)
+    checksums: list[int] = []
+    synced = 0
+    for page, offset in zip(pages, _offsets(pages), strict=True):
+        for slice_ in page.slices:
+            for at, values in _chunks(sources[slice_.param], slice_, chunk_bytes):
+                _write(file, values, offset + slice_.offset + at)
+                if progress is not None:
+                    progress(offset + slice_.offset + at + values.nbytes, total)
+        checksums.append(_file_checksum(file, offset, page.nbytes))
+        end = offset + page.nbytes
+        if end - synced >= _SYNC_EVERY_BYTES or end == total:
+            # Written bytes leave the system's memory early: dirty ones count against a memory limit.
+            os.fsync(file)
+            _forget(file)
+            synced = end
+    if progress is not None:
+        progress(total, total)
+    return checksums
+
+
+def _chunks(source: ParameterSource, slice_: Slice, chunk_bytes: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """The slice's bytes, some rows at a time, each with its place in the slice."""
+    count = slice_.stop - slice_.start
+    row_bytes = slice_.nbytes // max(count, 1)
+    step = max(1, chunk_bytes // max(row_bytes, 1)) if getattr(source, "by_rows", True) else max(count, 1)
+    for start in range(slice_.start, slice_.stop, step):
+        values = _converted(source, slice_, start, min(start + step, slice_.stop))
+        yield (start - slice_.start) * row_bytes, values.reshape(-1).view(torch.uint8).numpy()
+
+
+def _converted(source: ParameterSource, slice_: Slice, start: int, stop: int) -> torch.Tensor:
+    dtype: torch.dtype = getattr(torch, slice_.dtype)
+    values = source.load(start, stop) if source.shape else source.load()
+    return values.detach().to(dtype).contiguous()
+
+
+def _write(file: int, values: npt.NDArray[np.uint8], offset: int) -> None:
+    rest = values.data
+    while rest:
+        written = os.pwrite(file, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def _open(home: Path, key: str, pages: Sequence[Page]) -> CachedPages | None:
+    """The cache as it lies there, or None where it is absent, damaged or of another layout."""
+    path = home / "pages.bin"
+    try:
+        index: Any = json.loads((home / "index.json").read_bytes())
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    expected = {"format": FORMAT, "key": key, "layout": _layout(pages)}
+    if not isinstance(index, dict) or {name: index.get(name) for name in expected} != expected:
+        return None
+    checksums = index.get("checksums")
+    if not isinstance(checksums, list) or len(checksums) != len(pages) or size != sum(page.nbytes for page in pages):
+        return None
+    located = [
+        dataclasses.replace(page, extents=(Extent(str(path), offset, page.nbytes, 0),))
+        for page, offset in zip(pages, _offsets(pages), strict=True)
+    ]
+    if not _sound(path, pages, checksums):
+        return None
+    return CachedPages(tuple(located), {p.index: c for p, c in zip(pages, checksums, strict=True)}, path)
+
+
+def _sound(path: Path, pages: Sequence[Page], checksums: Sequence[int]) -> bool:
+    """Compare checksums: of all pages where these are few bytes, else of some spread evenly over the file."""
+    total = sum(page.nbytes for page in pages)
+    every = -(-total // CHECKED_AT_OPEN_BYTES) or 1
+    checked = list(zip(pages, _offsets(pages), checksums, strict=True))[::every]
+    with path.open("rb") as file:
+        try:
+            return all(_file_checksum(file.fileno(), at, page.nbytes) == expected for page, at, expected in checked)
+        finally:
+            _forget(file.fileno())
+
+
+def _offsets(pages: Iterable[Page]) -> list[int]:
+    offsets = [0]
+    for page in pages:
+        offsets.append(offsets[-1] + page.nbytes)
+    return offsets[:-1]
+
+
+def _layout(pages: Sequence[Page]) -> str:
+    """A digest of all that decides which bytes lie where."""
+    described = [[page.index, page.nbytes, [dataclasses.astuple(slice_) for slice_ in page.slices]] for page in pages]
+    return hashlib.sha256(json.dumps(described, separators=(",", ":")).encode()).hexdigest()
+
+
+def _checksum(data: npt.NDArray[np.uint8], before: int = 0) -> int:
+    """The CRC-32 of every sector's sum: 2 to 4 times as fast as a CRC-32 of all bytes, and a sector lost, swapped or
+    changed in one place still shows. ``data``: whole sectors.
+    """
+    return zlib.crc32(data.view(np.uint64).reshape(-1, SECTOR // 8).sum(axis=1), before)
+
+
+def _file_checksum(file: int, offset: int, nbytes: int) -> int:
+    value = 0
+    buffer = np.empty(min(CHUNK_BYTES, nbytes), dtype=np.uint8)
+    for begin in range(0, nbytes, CHUNK_BYTES):
+        part = buffer[: min(CHUNK_BYTES, nbytes - begin)]
+        if not _read_into(file, part.data, offset + begin):
+            return -1
+        value = _checksum(part, value)
+    return value
+
+
+def _read_into(file: int, target: memoryview, offset: int) -> bool:
+    while target:
+        count = os.preadv(file, [target], offset)
+        if count == 0:
+            return False
+        target, offset = target[count:], offset + count
+    return True
+
+
+def _forget(file: int) -> None:
+    """Let the system drop its cached copy: pages are read past it."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
