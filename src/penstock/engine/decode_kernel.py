@@ -1,0 +1,411 @@
+"""One query token per row against its KV blocks, on the CPU: a compiled kernel that is held by memory, not arithmetic.
+
+Two tile products are written as vector instructions, because no loop that a compiler vectorises by itself keeps a tile
+of accumulators in registers while each stored element is read and widened once for all query heads of its group.
+Importing this module imports numba (about half a second); what it compiles is kept on disk for the next process.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+WIDE = "avx512f" in llvmlite.binding.get_host_cpu_features()
+LANES = 16 if WIDE else 8
+TILE = 4 if WIDE else 2  # keys, or vectors of values, worked on together: times 4 heads, what the registers hold
+HEADS = 4
+INLINE_BYTES = 1 << 19  # less KV than this is read before another thread has woken up
+UNSEEN = -1e30  # the highest score before any key: finite, so that differences with it stay numbers
+LOG2_E = math.log2(math.e)
+
+# Stored elements travel as integers of their size where numpy has no such type: uint16 holds bfloat16, int16 float16.
+STORED = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+Address = ir.Value
+Integer = types.intp
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are kept: ``penstock/numba`` in the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock" / "numba"
+
+
+if not numba.config.CACHE_DIR:
+    numba.config.CACHE_DIR = str(cache_directory())
+
+
+def _float(lanes: int) -> ir.Type:
+    return ir.FloatType() if lanes == 1 else ir.VectorType(ir.FloatType(), lanes)
+
+
+class _Emitter:
+    """Emits loads, stores and products of ``lanes`` floats at a time; one lane is a plain float (ends of odd sizes)."""
+
+    def __init__(self, builder: ir.IRBuilder, lanes: int) -> None:
+        self.builder = builder
+        self.lanes = lanes
+        self.float = _float(lanes)
+
+    def at(self, base: Address, *terms: tuple[ir.Value | int, ir.Value | int]) -> Address:
+        """``base`` plus the sum of index × stride, in bytes."""
+        for index, stride in terms:
+            index, stride = (ir.Constant(base.type, x) if isinstance(x, int) else x for x in (index, stride))
+            base = self.builder.add(base, self.builder.mul(index, stride))
+        return base
+
+    def load(self, address: Address, kind: types.Type = types.float32) -> ir.Value:
+        """Floats from what is stored at an address."""
+        builder = self.builder
+        element = {types.float32: ir.FloatType(), types.uint16: ir.IntType(16), types.int16: ir.HalfType()}[kind]
+        stored = element if self.lanes == 1 else ir.VectorType(element, self.lanes)
+        value = builder.load(builder.inttoptr(address, stored.as_pointer()), typ=stored, align=element_bytes(kind))
+        if kind == types.float32:
+            return value
+        if kind == types.int16:
+            return builder.fpext(value, self.float)
+        words = ir.IntType(32) if self.lanes == 1 else ir.VectorType(ir.IntType(32), self.lanes)
+        shift = ir.Constant(words, 16 if self.lanes == 1 else [16] * self.lanes)
+        return builder.bitcast(builder.shl(builder.zext(value, words), shift), self.float)
+
+    def store(self, value: ir.Value, address: Address) -> None:
+        """Floats to an address."""
+        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=4)
+
+    def prefetch(self, address: Address) -> None:
+        """Begin to bring the cache line at an address into the second-level cache."""
+        place, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place, flag, flag, flag])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        self.builder.call(function, [self.builder.inttoptr(address, place), flag(0), flag(2), flag(1)])
+
+    def spread(self, scalar: ir.Value) -> ir.Value:
+        """One float in all lanes."""
+        if self.lanes == 1:
+            return scalar
+        vector = self.builder.insert_element(ir.Constant(self.float, ir.Undefined), scalar, ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(vector, ir.Constant(self.float, ir.Undefined), zeros)
+
+    def add_product(self, total: ir.Value, a: ir.Value, b: ir.Value) -> None:
+        """``*total += a · b``."""
+        product = self.builder.fmul(a, b, flags=("contract",))
+        self.builder.store(self.builder.fadd(self.builder.load(total), product, flags=("contract",)), total)
+
+    def lane_sums(self, vectors: list[ir.Value]) -> ir.Value:
+        """A vector with the sum over the lanes of each of 1, 2 or 4 vectors: neighbours are added until one is left."""
+        count = len(vectors)
+        while len(vectors) > 1:
+            vectors = [self._neighbours(a, b, self.lanes) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        [sums] = vectors
+        while sums.type.count > count:
+            sums = self._neighbours(sums, ir.Constant(sums.type, ir.Undefined), sums.type.count // 2)
+        return sums
+
+    def _neighbours(self, a: ir.Value, b: ir.Value, count: int) -> ir.Value:
+        """The first ``count`` sums of neighbours in a and b, end to end."""
+        index = ir.VectorType(ir.IntType(32), count)
+        even, odd = (
+            self.builder.shuffle_vector(a, b, ir.Constant(index, [2 * i + side for i in range(count)]))
+            for side in (0, 1)
+        )
+        return self.builder.fadd(even, odd)
+
+    def zero(self) -> ir.Value:
+        """A local sum that starts at 0."""
+        return self.local(ir.Constant(self.float, 0.0 if self.lanes == 1 else [0.0] * self.lanes))
+
+    def local(self, value: ir.Value) -> ir.Value:
+        """A local variable with a value; it ends up in a register."""
+        variable = cgutils.alloca_once(self.builder, self.float)
+        self.builder.store(value, variable)
+        return variable
+
+
+def element_bytes(kind: types.Type) -> int:
+    """Bytes of one stored element."""
+    return 4 if kind == types.float32 else 2
+
+
+def _pieces(builder: ir.IRBuilder, total: ir.Value, steps: tuple[int, ...]) -> Iterator[tuple[int, ir.Value]]:
+    """For each step size, from large to 1: the body of a loop over what the larger ones left, as (step, index)."""
+    start = ir.Constant(total.type, 0)
+    for step in steps:
+        size = ir.Constant(total.type, step)
+        stop = builder.sub(total, builder.srem(total, size))
+        with cgutils.for_range_slice(builder, start, stop, size, total.type) as (index, _):
+            yield step, index
+        start = stop
+
+
+@intrinsic(prefer_literal=True)
+def score_tile(context, heads, stored, queries, keys, count, dim, scores, stride, ahead):  # type: ignore[no-untyped-def]
+    """Scores of ``heads`` query heads and ``count`` keys. ``stored``: an array of the keys' kind; the rest: addresses.
+
+    queries: (heads, dim) float32; keys: (count, dim); scores: (heads, ·) float32, ``stride`` bytes from head to head.
+    """
+    number, kind = heads.literal_value, stored.dtype
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        _, _, queries, keys, count, dim, scores, stride, ahead = arguments
+        wide, single = _Emitter(builder, LANES), _Emitter(builder, 1)
+        q_stride = single.at(ir.Constant(dim.type, 0), (dim, 4))
+        k_stride = single.at(ir.Constant(dim.type, 0), (dim, element_bytes(kind)))
+        for step, key in _pieces(builder, count, (TILE, 1)):
+            totals = [[wide.zero() for _ in range(step)] for _ in range(number)]
+            for _, d in _pieces(builder, dim, (LANES,)):
+                row = single.at(keys, (key, k_stride), (d, element_bytes(kind)))
+                next_row = single.at(ahead, (key, k_stride), (d, element_bytes(kind)))
+                loaded = [wide.load(single.at(row, (t, k_stride)), kind) for t in range(step)]
+                for t in range(step):
+                    single.prefetch(single.at(next_row, (t, k_stride)))
+                for h in range(number):
+                    query = wide.load(single.at(queries, (h, q_stride), (d, 4)))
+                    for t in range(step):
+                        wide.add_product(totals[h][t], query, loaded[t])
+            for h in range(number):
+                sums = wide.lane_sums([builder.load(total) for total in totals[h]])
+                wide.store(sums, single.at(scores, (h, stride), (key, 4)))
+            rest = builder.srem(dim, ir.Constant(dim.type, LANES))
+            with cgutils.for_range(builder, rest) as loop:
+                d = builder.sub(dim, builder.add(loop.index, ir.Constant(dim.type, 1)))
+                for t in range(step):
+                    part = single.load(single.at(keys, (key, k_stride), (t, k_stride), (d, element_bytes(kind))), kind)
+                    for h in range(number):
+                        place = single.at(scores, (h, stride), (key, 4), (t, 4))
+                        product = builder.fmul(single.load(single.at(queries, (h, q_stride), (d, 4))), part)
+                        single.store(builder.fadd(single.load(place), product), place)
+        return context.get_dummy_value()
+
+    return types.void(heads, stored, *[Integer] * 7), emit
+
+
+@intrinsic(prefer_literal=True)
+def weigh_tile(context, heads, stored, weights, stride, values, count, dim, sums, ahead):  # type: ignore[no-untyped-def]
+    """Add ``count`` values, weighted for each of ``heads`` query heads, to ``sums`` (heads, dim) float32.
+
+    weights: (heads, ·) float32, ``stride`` bytes from head to head; values: (count, dim) of the kind of ``stored``.
+    """
+    number, kind = heads.literal_value, stored.dtype
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        _, _, weights, stride, values, count, dim, sums, ahead = arguments
+        wide, single = _Emitter(builder, LANES), _Emitter(builder, 1)
+        s_stride = single.at(ir.Constant(dim.type, 0), (dim, 4))
+        v_stride = single.at(ir.Constant(dim.type, 0), (dim, element_bytes(kind)))
+        for step, d in _pieces(builder, dim, (TILE * LANES, LANES, 1)):
+            emitter, width = (single, 1) if step == 1 else (wide, step // LANES)
+            places = {
+                (h, w): single.at(sums, (h, s_stride), (d, 4), (w, 4 * LANES))
+                for h in range(number)
+                for w in range(width)
+            }
+            totals = {at: emitter.local(emitter.load(place)) for at, place in places.items()}
+            for _, key in _pieces(builder, count, (1,)):
+                row = single.at(values, (key, v_stride), (d, element_bytes(kind)))
+                loaded = [emitter.load(single.at(row, (w, LANES * element_bytes(kind))), kind) for w in range(width)]
+                next_row = single.at(ahead, (key, v_stride), (d, element_bytes(kind)))
+                for line in range(0, width * LANES * element_bytes(kind), 64):
+                    emitter.prefetch(single.at(next_row, (1, line)))
+                for h in range(number):
+                    weight = emitter.spread(single.load(single.at(weights, (h, stride), (key, 4))))
+                    for w in range(width):
+                        emitter.add_product(totals[h, w], weight, loaded[w])
+            for at, place in places.items():
+                emitter.store(builder.load(totals[at]), place)
+        return context.get_dummy_value()
+
+    return types.void(heads, stored, *[Integer] * 7), emit
+
+
+@intrinsic
+def float_of_bits(context, bits):  # type: ignore[no-untyped-def]
+    """The float32 with these bits."""
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), emit
+
+
+@numba.njit(inline="always")
+def exp2(x: Any) -> Any:
+    """2**x in float32 for x ≤ 127, to 2e-7 relative; under 2**-126 it stays there. Plain arithmetic: vectorises."""
+    x = max(x, np.float32(-126.0))
+    whole = np.float32(math.floor(x))
+    part = x - whole
+    power = np.float32(2.1702255e-4)
+    power = power * part + np.float32(1.2439688e-3)
+    power = power * part + np.float32(9.6788410e-3)
+    power = power * part + np.float32(5.5483342e-2)
+    power = power * part + np.float32(2.4022984e-1)
+    power = power * part + np.float32(6.9314698e-1)
+    power = power * part + np.float32(1.0)
+    return power * float_of_bits(np.int32(np.int32(whole) + np.int32(127)) << np.int32(23))
+
+
+def _decode(  # type: ignore[no-untyped-def]
+    q, k, v, table, tokens, lengths, lowest, scaling, softcap, start, stop, out, lse
+):
+    """Attend for the (row, kv head) pairs start ≤ row · kv_heads + head < stop. Arrays as ``decode`` has them."""
+    kv_heads, block_tokens, dk = k.shape[1:]
+    dv = v.shape[3]
+    heads = q.shape[1]
+    group = heads // kv_heads
+    queries = np.empty((heads, dk), np.float32)
+    sums = np.empty((heads, dv), np.float32)
+    scores = np.empty((heads, block_tokens), np.float32)
+    top = np.empty(heads, np.float32)
+    total = np.empty(heads, np.float32)
+    k_at, v_at = k.ctypes.data, v.ctypes.data
+    queries_at, sums_at, scores_at, stride = queries.ctypes.data, sums.ctypes.data, scores.ctypes.data, 4 * block_tokens
+    factor = np.float32(scaling if softcap > 0 else scaling * LOG2_E)
+    cap = np.float32(softcap * LOG2_E)
+    twice = np.float32(2 * LOG2_E / softcap if softcap > 0 else 0)
+
+    for row in range(start // kv_heads, (stop + kv_heads - 1) // kv_heads):
+        token, low, length = tokens[row], lowest[tokens[row]], lengths[row]
+        head_from = max(start - row * kv_heads, 0)
+        head_to = min(stop - row * kv_heads, kv_heads)
+        for h in range(head_from * group, head_to * group):
+            top[h], total[h] = UNSEEN, 0.0
+            sums[h] = 0.0
+            for d in range(dk):
+                queries[h, d] = q[token, h, d] * factor
+
+        for index in range(low // block_tokens, (length + block_tokens - 1) // block_tokens):
+            block = table[row, index]
+            if block < 0:
+                continue
+            first = max(low - index * block_tokens, 0)
+            count = min(length - index * block_tokens, block_tokens) - first
+            following = max(table[row, min(index + 1, table.shape[1] - 1)], 0)
+            # all heads' keys, then all heads' values: the order in which a block lies in memory
+            for head in range(head_from, head_to):
+                keys = k_at + block * k.strides[0] + head * k.strides[1] + first * k.strides[2]
+                ahead = v_at + block * v.strides[0] + head * v.strides[1] + first * v.strides[2]
+                for h in range(head * group, (head + 1) * group, HEADS):
+                    query, score = queries_at + h * 4 * dk, scores_at + h * stride
+                    together = min(HEADS, (head + 1) * group - h)
+                    if together == 4:
+                        score_tile(4, k, query, keys, count, dk, score, stride, ahead)
+                    elif together == 3:
+                        score_tile(3, k, query, keys, count, dk, score, stride, ahead)
+                    elif together == 2:
+                        score_tile(2, k, query, keys, count, dk, score, stride, ahead)
+                    else:
+                        score_tile(1, k, query, keys, count, dk, score, stride, ahead)
+            for h in range(head_from * group, head_to * group):
+                if softcap > 0:
+                    for t in range(count):  # tanh(x) = 1 - 2 / (e**2x + 1)
+                        power = exp2(min(scores[h, t] * twice, np.float32(126.0)))
+                        scores[h, t] = cap - cap * np.float32(2.0) / (power + np.float32(1.0))
+                # whole vectors of scores: a loop's scalar rest would cost more than they do
+                padded = min((count + 31) // 32 * 32, block_tokens)
+                for t in range(count, padded):
+                    scores[h, t] = UNSEEN
+                highest = top[h]
+                for t in range(padded):
+                    highest = max(highest, scores[h, t])
+                fade = exp2(top[h] - highest)
+                seen = np.float32(0.0)
+                for t in range(padded):
+                    share = exp2(scores[h, t] - highest)
+                    scores[h, t] = share
+                    seen += share
+                top[h], total[h] = highest, total[h] * fade + seen
+                if fade != np.float32(1.0):
+                    for d in range(dv):
+                        sums[h, d] *= fade
+            for head in range(head_from, head_to):
+                values = v_at + block * v.strides[0] + head * v.strides[1] + first * v.strides[2]
+                ahead = k_at + following * k.strides[0] + head * k.strides[1]
+                for h in range(head * group, (head + 1) * group, HEADS):
+                    weight, total_at = scores_at + h * stride, sums_at + h * 4 * dv
+                    together = min(HEADS, (head + 1) * group - h)
+                    if together == 4:
+                        weigh_tile(4, v, weight, stride, values, count, dv, total_at, ahead)
+                    elif together == 3:
+                        weigh_tile(3, v, weight, stride, values, count, dv, total_at, ahead)
+                    elif together == 2:
+                        weigh_tile(2, v, weight, stride, values, count, dv, total_at, ahead)
+                    else:
+                        weigh_tile(1, v, weight, stride, values, count, dv, total_at, ahead)
+
+        for h in range(head_from * group, head_to * group):
+            inverse = np.float32(1.0) / total[h] if total[h] > 0 else np.float32(0.0)
+            lse[token, h] = (top[h] + math.log2(total[h])) / LOG2_E if total[h] > 0 else -np.inf
+            for d in range(dv):
+                out[token, h, d] = sums[h, d] * inverse
+
+
+@cache
+def _compiled(stored: str) -> Callable[..., None]:
+    """The kernel for one kind of stored element, compiled now or read from the cache on disk."""
+    kind = types.Array(getattr(types, stored), 4, "A")
+    signature = types.void(
+        types.Array(types.float32, 3, "A"),
+        *(kind, kind),
+        types.Array(types.int32, 2, "C"),
+        *[types.Array(types.int64, 1, "C")] * 3,
+        *(types.float64, types.float64, types.intp, types.intp),
+        *(types.Array(types.float32, 3, "C"), types.Array(types.float32, 2, "C")),
+    )
+    # Reordering sums lets the softmax vectorise; NaN and infinity keep their meaning.
+    compiled: Callable[..., None] = numba.njit(
+        signature, nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}
+    )(_decode)
+    return compiled
+
+
+@cache
+def _threads(number: int) -> ThreadPoolExecutor:
+    """Threads that share a call's rows; the calling thread takes a part too."""
+    return ThreadPoolExecutor(number, "penstock-attention")
+
+
+def decode(
+    q: torch.Tensor,
+    k_arena: torch.Tensor,
+    v_arena: torch.Tensor,
+    table: npt.NDArray[np.int32],
+    tokens: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    lowest: npt.NDArray[np.int64],
+    scaling: float,
+    softcap: float | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
+    """Attention of the rows that have one token in a call, written to their tokens' places in ``out`` and ``lse``.
+
+    q (T, heads, dk), out (T, heads, dv), lse (T, heads): float32, the last two contiguous. k_arena, v_arena
+    (n_blocks, kv_heads, block_tokens, dk or dv): contiguous inside a block. table (R, width): block ids, -1 = skip.
+    tokens (R,): the rows' places in the call; lengths (R,): keys of each row; lowest (T,): first key of each token.
+    """
+    kernel = _compiled({torch.uint16: "uint16", torch.int16: "int16"}.get(STORED[k_arena.dtype], "float32"))
+    k, v = (arena.view(STORED[arena.dtype]).numpy() for arena in (k_arena, v_arena))
+    rest = (q.numpy(), k, v, table, tokens, lengths, lowest, scaling, softcap or 0.0)
+    results = (out.numpy(), lse.numpy())
+    keys = np.maximum(lengths - lowest[tokens], 1)
+    kv_heads = k.shape[1]
+    key_bytes = kv_heads * (k.shape[3] + v.shape[3]) * k.itemsize
+    parts = 1 if keys.sum() * key_bytes < INLINE_BYTES else torch.get_num_threads()
+    ends = np.cumsum(np.repeat(keys, kv_heads))
+    cuts = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts).tolist(), len(ends)]
+    ranges = list(zip(cuts, cuts[1:], strict=False))
+    others = [_threads(parts - 1).submit(kernel, *rest, *part, *results) for part in ranges[1:]]
+    kernel(*rest, *ranges[0], *results)
+    for other in others:
+        other.result()
