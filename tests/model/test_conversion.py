@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from penstock.errors import UserError
 from penstock.model.conversion import Converted, plan_parameters
@@ -143,7 +143,7 @@ def test_text_model_of_a_larger_checkpoint(tmp_path):
         assert torch.equal(plan[name].load(), tensor), name
 
 
-@pytest.mark.parametrize("model_type", ["gemma3", "gemma4", "llama4", "qwen3_5", "mistral3", "llava"])
+@pytest.mark.parametrize("model_type", ["gemma3", "qwen3_5", "llava"])
 def test_text_model_of_a_multimodal_checkpoint(tmp_path, model_type):
     from penstock.model.source import text_config
 

