@@ -149,13 +149,14 @@ def _pieces(builder: ir.IRBuilder, total: ir.Value, steps: tuple[int, ...]) -> I
         start = stop
 
 
-@intrinsic(prefer_literal=True)
-def score_tile(context, heads, stored, queries, keys, count, dim, scores, stride, ahead):  # type: ignore[no-untyped-def]
-    """Scores of ``heads`` query heads and ``count`` keys. ``stored``: an array of the keys' kind; the rest: addresses.
+@intrinsic
+def score_tile(context, tile, stored, queries, keys, count, dim, scores, stride, ahead):  # type: ignore[no-untyped-def]
+    """Scores of as many query heads as ``tile`` is long and ``count`` keys of the kind of ``stored``; the rest: addresses.
 
-    queries: (heads, dim) float32; keys: (count, dim); scores: (heads, ·) float32, ``stride`` bytes from head to head.
+    queries: (heads, dim) float32; keys: (count, dim); scores: (heads, ·) float32, ``stride`` bytes from head to head;
+    ahead: what is read next, prefetched at the same pace.
     """
-    number, kind = heads.literal_value, stored.dtype
+    number, kind = tile.count, stored.dtype
 
     def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         _, _, queries, keys, count, dim, scores, stride, ahead = arguments
@@ -188,16 +189,16 @@ def score_tile(context, heads, stored, queries, keys, count, dim, scores, stride
                         single.store(builder.fadd(single.load(place), product), place)
         return context.get_dummy_value()
 
-    return types.void(heads, stored, *[Integer] * 7), emit
+    return types.void(tile, stored, *[Integer] * 7), emit
 
 
-@intrinsic(prefer_literal=True)
-def weigh_tile(context, heads, stored, weights, stride, values, count, dim, sums, ahead):  # type: ignore[no-untyped-def]
-    """Add ``count`` values, weighted for each of ``heads`` query heads, to ``sums`` (heads, dim) float32.
+@intrinsic
+def weigh_tile(context, tile, stored, weights, stride, values, count, dim, sums, ahead):  # type: ignore[no-untyped-def]
+    """Add ``count`` values, weighted for each of a tile's query heads, to ``sums`` (heads, dim) float32.
 
     weights: (heads, ·) float32, ``stride`` bytes from head to head; values: (count, dim) of the kind of ``stored``.
     """
-    number, kind = heads.literal_value, stored.dtype
+    number, kind = tile.count, stored.dtype
 
     def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         _, _, weights, stride, values, count, dim, sums, ahead = arguments
@@ -226,7 +227,7 @@ def weigh_tile(context, heads, stored, weights, stride, values, count, dim, sums
                 emitter.store(builder.load(totals[at]), place)
         return context.get_dummy_value()
 
-    return types.void(heads, stored, *[Integer] * 7), emit
+    return types.void(tile, stored, *[Integer] * 7), emit
 
 
 @intrinsic
@@ -256,13 +257,14 @@ def exp2(x: Any) -> Any:
 
 
 def _decode(  # type: ignore[no-untyped-def]
-    q, k, v, table, tokens, lengths, lowest, scaling, softcap, start, stop, out, lse
+    tile, q, k, v, table, tokens, lengths, lowest, scaling, softcap, start, stop, out, lse
 ):
     """Attend for the (row, kv head) pairs start ≤ row · kv_heads + head < stop. Arrays as ``decode`` has them."""
     kv_heads, block_tokens, dk = k.shape[1:]
     dv = v.shape[3]
-    heads = q.shape[1]
-    group = heads // kv_heads
+    group = q.shape[1] // kv_heads
+    width = (group + len(tile) - 1) // len(tile) * len(tile)  # heads of a group, filled up to whole tiles
+    heads = kv_heads * width
     queries = np.empty((heads, dk), np.float32)
     sums = np.empty((heads, dv), np.float32)
     scores = np.empty((heads, block_tokens), np.float32)
@@ -278,11 +280,12 @@ def _decode(  # type: ignore[no-untyped-def]
         token, low, length = tokens[row], lowest[tokens[row]], lengths[row]
         head_from = max(start - row * kv_heads, 0)
         head_to = min(stop - row * kv_heads, kv_heads)
-        for h in range(head_from * group, head_to * group):
+        for h in range(head_from * width, head_to * width):
             top[h], total[h] = UNSEEN, 0.0
             sums[h] = 0.0
+            head = h // width * group + h % width
             for d in range(dk):
-                queries[h, d] = q[token, h, d] * factor
+                queries[h, d] = q[token, head, d] * factor if h % width < group else np.float32(0.0)
 
         for index in range(low // block_tokens, (length + block_tokens - 1) // block_tokens):
             block = table[row, index]
@@ -295,18 +298,10 @@ def _decode(  # type: ignore[no-untyped-def]
             for head in range(head_from, head_to):
                 keys = k_at + block * k.strides[0] + head * k.strides[1] + first * k.strides[2]
                 ahead = v_at + block * v.strides[0] + head * v.strides[1] + first * v.strides[2]
-                for h in range(head * group, (head + 1) * group, HEADS):
+                for h in range(head * width, (head + 1) * width, len(tile)):
                     query, score = queries_at + h * 4 * dk, scores_at + h * stride
-                    together = min(HEADS, (head + 1) * group - h)
-                    if together == 4:
-                        score_tile(4, k, query, keys, count, dk, score, stride, ahead)
-                    elif together == 3:
-                        score_tile(3, k, query, keys, count, dk, score, stride, ahead)
-                    elif together == 2:
-                        score_tile(2, k, query, keys, count, dk, score, stride, ahead)
-                    else:
-                        score_tile(1, k, query, keys, count, dk, score, stride, ahead)
-            for h in range(head_from * group, head_to * group):
+                    score_tile(tile, k, query, keys, count, dk, score, stride, ahead)
+            for h in range(head_from * width, head_to * width):
                 if softcap > 0:
                     for t in range(count):  # tanh(x) = 1 - 2 / (e**2x + 1)
                         power = exp2(min(scores[h, t] * twice, np.float32(126.0)))
@@ -331,30 +326,25 @@ def _decode(  # type: ignore[no-untyped-def]
             for head in range(head_from, head_to):
                 values = v_at + block * v.strides[0] + head * v.strides[1] + first * v.strides[2]
                 ahead = k_at + following * k.strides[0] + head * k.strides[1]
-                for h in range(head * group, (head + 1) * group, HEADS):
+                for h in range(head * width, (head + 1) * width, len(tile)):
                     weight, total_at = scores_at + h * stride, sums_at + h * 4 * dv
-                    together = min(HEADS, (head + 1) * group - h)
-                    if together == 4:
-                        weigh_tile(4, v, weight, stride, values, count, dv, total_at, ahead)
-                    elif together == 3:
-                        weigh_tile(3, v, weight, stride, values, count, dv, total_at, ahead)
-                    elif together == 2:
-                        weigh_tile(2, v, weight, stride, values, count, dv, total_at, ahead)
-                    else:
-                        weigh_tile(1, v, weight, stride, values, count, dv, total_at, ahead)
+                    weigh_tile(tile, v, weight, stride, values, count, dv, total_at, ahead)
 
-        for h in range(head_from * group, head_to * group):
-            inverse = np.float32(1.0) / total[h] if total[h] > 0 else np.float32(0.0)
-            lse[token, h] = (top[h] + math.log2(total[h])) / LOG2_E if total[h] > 0 else -np.inf
-            for d in range(dv):
-                out[token, h, d] = sums[h, d] * inverse
+        for h in range(head_from * width, head_to * width):
+            if h % width < group:
+                head = h // width * group + h % width
+                inverse = np.float32(1.0) / total[h] if total[h] > 0 else np.float32(0.0)
+                lse[token, head] = (top[h] + math.log2(total[h])) / LOG2_E if total[h] > 0 else -np.inf
+                for d in range(dv):
+                    out[token, head, d] = sums[h, d] * inverse
 
 
 @cache
-def _compiled(stored: str) -> Callable[..., None]:
-    """The kernel for one kind of stored element, compiled now or read from the cache on disk."""
+def _compiled(stored: str, tile: int) -> Callable[..., None]:
+    """The kernel for a kind of stored element and heads at a time: compiled now (seconds) or read from the disk."""
     kind = types.Array(getattr(types, stored), 4, "A")
     signature = types.void(
+        types.UniTuple(types.int64, tile),
         types.Array(types.float32, 3, "A"),
         *(kind, kind),
         types.Array(types.int32, 2, "C"),
@@ -394,9 +384,11 @@ def decode(
     (n_blocks, kv_heads, block_tokens, dk or dv): contiguous inside a block. table (R, width): block ids, -1 = skip.
     tokens (R,): the rows' places in the call; lengths (R,): keys of each row; lowest (T,): first key of each token.
     """
-    kernel = _compiled({torch.uint16: "uint16", torch.int16: "int16"}.get(STORED[k_arena.dtype], "float32"))
+    group = q.shape[1] // k_arena.shape[1]
+    tile = -(-group // -(-group // HEADS))
+    kernel = _compiled(str(STORED[k_arena.dtype]).removeprefix("torch."), tile)
     k, v = (arena.view(STORED[arena.dtype]).numpy() for arena in (k_arena, v_arena))
-    rest = (q.numpy(), k, v, table, tokens, lengths, lowest, scaling, softcap or 0.0)
+    rest = ((0,) * tile, q.numpy(), k, v, table, tokens, lengths, lowest, scaling, softcap or 0.0)
     results = (out.numpy(), lse.numpy())
     keys = np.maximum(lengths - lowest[tokens], 1)
     kv_heads = k.shape[1]

@@ -84,6 +84,8 @@ class GgufParameter:
         Raises UserError where the file shrank since its header was read, or a shape comes out wrong.
         """
         first, last, _ = slice(start, stop).indices(self.shape[0])
+        if first >= last:
+            return torch.empty((0, *self.shape[1:]))
         if self.rows.order is not None:
             values = self._moved(self.tensors[0], self.rows.order[first:last])
         elif self.rows.kind == "same":
@@ -95,8 +97,6 @@ class GgufParameter:
         return values
 
     def _moved(self, tensor: GgufTensor, order: npt.NDArray[np.int64]) -> torch.Tensor:
-        if not order.size:
-            return torch.empty((0, *self.shape[1:]))
         # Rows move within a head only, so the range that holds them is hardly larger than what is asked for.
         low, high = int(order.min()), int(order.max()) + 1
         return torch.from_numpy(self.file.read(tensor, low, high)[order - low])
@@ -253,4 +253,5 @@ def _missing(file: GgufFile, names: list[str], rules: _Rules) -> UserError:
     stored = {name: tensor for tensor, name in rules.names.items()}
     said = [f"{stored[name]} ({name})" if name in stored else name for name in names[:_NAMED_AT_MOST]]
     more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
-    return UserError(f"{file.path}: {len(names)} tensors are missing: {', '.join(said)}{more}")
+    count = "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+    return UserError(f"{file.path}: {count} missing: {', '.join(said)}{more}")

@@ -27,7 +27,7 @@ class _Damaged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One stored tensor: ``nbytes`` at ``offset`` of the file; ``shape`` in torch's order; ``kind``: its quantisation."""
+    """One stored tensor. shape: in torch's order. kind: its quantisation. nbytes: from ``offset`` of the file on."""
 
     name: str
     shape: tuple[int, ...]
@@ -58,19 +58,18 @@ class GgufFile:
         A vector's elements share quantisation blocks, so a vector is read whole and then cut.
         """
         if len(tensor.shape) < 2:
-            return self._dequantised(tensor, tensor.offset, tensor.nbytes, ())[start:stop]
+            return self._dequantised(tensor, 0, (tensor.nbytes,))[start:stop]
+        line_bytes = tensor.nbytes // math.prod(tensor.shape[:-1])
         row_bytes = tensor.nbytes // tensor.shape[0]
-        leading = (stop - start, *tensor.shape[1:-1])
-        return self._dequantised(tensor, tensor.offset + start * row_bytes, (stop - start) * row_bytes, leading)
+        return self._dequantised(tensor, start * row_bytes, (stop - start, *tensor.shape[1:-1], line_bytes))
 
-    def _dequantised(
-        self, tensor: GgufTensor, offset: int, nbytes: int, leading: tuple[int, ...]
-    ) -> npt.NDArray[np.float32]:
+    def _dequantised(self, tensor: GgufTensor, begin: int, shape_bytes: tuple[int, ...]) -> npt.NDArray[np.float32]:
         # Plain reads rather than a memory map: mapped pages would count as this process's own memory.
-        raw = np.fromfile(self.path, dtype=np.uint8, count=nbytes, offset=offset)
-        if raw.size != nbytes:
+        count = math.prod(shape_bytes)
+        raw = np.fromfile(self.path, dtype=np.uint8, count=count, offset=tensor.offset + begin)
+        if raw.size != count:
             raise UserError(f"{self.path} ended while {tensor.name} was read: it was changed or truncated meanwhile")
-        values: npt.NDArray[np.float32] = gguf.dequantize(raw.reshape(*leading, -1), tensor.kind)
+        values: npt.NDArray[np.float32] = gguf.dequantize(raw.reshape(shape_bytes), tensor.kind)
         return values
 
 

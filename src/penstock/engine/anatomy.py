@@ -1,0 +1,135 @@
+"""What a model does with its parts, seen in one dry run of its skeleton on the meta device.
+
+Nothing about a family is assumed: which matrices run in which order, which layers write KV and of what shape, and which
+keep recurrent state, are read off a flat call of a few tokens.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from penstock.engine import experts, flat_attention
+from penstock.engine.rotary import depends_on_length
+from penstock.errors import UserError
+
+_TOKENS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKV:
+    """Shape of one layer's KV per token: heads and widths of what the model hands to its cache."""
+
+    k_heads: int
+    k_dim: int
+    v_heads: int
+    v_dim: int
+
+
+@dataclass(slots=True)
+class Anatomy:
+    """leaves: names of matrix-owning modules in the order they first run. kv: per cache layer. window: keys a windowed
+    layer's queries reach back to. recurrent: cache layers with state that is not KV, and its bytes per row.
+    """
+
+    leaves: list[str] = field(default_factory=list)
+    kv: dict[int, LayerKV] = field(default_factory=dict)
+    windows: dict[int, int | None] = field(default_factory=dict)
+    recurrent: dict[int, int] = field(default_factory=dict)
+    recurrent_modules: dict[int, str] = field(default_factory=dict)
+
+
+class _Recorder(DynamicCache):  # type: ignore[misc]  # transformers is untyped
+    """A cache that notes what is written to it and keeps nothing that attention needs."""
+
+    def __init__(self, config: Any, anatomy: Anatomy, running: list[str]) -> None:
+        super().__init__(config=config)
+        self.anatomy, self.running = anatomy, running
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        self.anatomy.kv[layer_idx] = LayerKV(keys.shape[1], keys.shape[3], values.shape[1], values.shape[3])
+        layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        self.anatomy.windows[layer_idx] = getattr(layer, "sliding_window", None)
+        return keys, values
+
+    def update_conv_state(self, states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        self._note(layer_idx)
+        return super().update_conv_state(states, layer_idx, *args, **kwargs)
+
+    def update_recurrent_state(self, states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        self._note(layer_idx)
+        return super().update_recurrent_state(states, layer_idx, *args, **kwargs)
+
+    def _note(self, layer_idx: int) -> None:
+        self.anatomy.recurrent.setdefault(layer_idx, 0)
+        self.anatomy.recurrent_modules.setdefault(layer_idx, self.running[-1])
+
+    def measure_states(self) -> None:
+        """Bytes of conv and recurrent state per row, from the tensors that the dry run left behind."""
+        for index in self.anatomy.recurrent:
+            layer, total = self.layers[index], 0
+            for states in (layer.conv_states, layer.recurrent_states):
+                tensors = states.values() if isinstance(states, dict) else [states]
+                total += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+            self.anatomy.recurrent[index] = total
+
+
+def dissect(model: Any, config: Any) -> Anatomy:
+    """Run a skeleton on meta once and say what it is made of. Raises UserError where it does not run so."""
+    anatomy, running = Anatomy(), [""]
+    cache = _Recorder(config, anatomy, running)
+    model.set_attn_implementation(flat_attention.NAME)
+    model.set_experts_implementation(experts.NAME)
+    with _rotary_by_default(model), _watched(model, anatomy, running), torch.inference_mode():
+        ids = torch.zeros((1, _TOKENS), dtype=torch.long, device="meta")
+        positions = torch.arange(_TOKENS, device="meta")[None]
+        wanted = torch.zeros(1, dtype=torch.long, device="meta")
+        try:
+            model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=wanted)
+        except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{config.model_type} models are refused: they do not run as one flat call ({reason})") from error
+    cache.measure_states()
+    return anatomy
+
+
+@contextmanager
+def _watched(model: nn.Module, anatomy: Anatomy, running: list[str]) -> Iterator[None]:
+    """Note the order in which modules with matrices run, and which module is running."""
+    seen: set[str] = set()
+    handles = []
+    for name, module in model.named_modules():
+        owns = any(p is not None and p.dim() > 1 for p in module._parameters.values())
+
+        def enter(_m: nn.Module, _a: Any, name: str = name, owns: bool = owns) -> None:
+            running.append(name)
+            if owns and name not in seen:
+                seen.add(name)
+                anatomy.leaves.append(name)
+
+        def leave(_m: nn.Module, _a: Any, _o: Any) -> None:
+            running.pop()
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _rotary_by_default(model: nn.Module) -> Iterator[None]:
+    """Length-dependent rotary modules read positions, which meta tensors do not have: let them be plain meanwhile."""
+    changed = [(m, m.rope_type) for m in model.modules() if depends_on_length(m)]
+    for module, kind in changed:
+        module.rope_type = {k: "default" for k in kind} if isinstance(kind, dict) else "default"  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module, kind in changed:
+            module.rope_type = kind

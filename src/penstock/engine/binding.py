@@ -1,0 +1,90 @@
+"""Tying a skeleton's modules to pages: each asks for its page when it runs, and finds its weights there."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from penstock.engine.call import current_call
+from penstock.engine.experts import ExpertGroup, use_groups
+from penstock.engine.linear import ChunkedLinear, RowChunk, widened_linear
+from penstock.model.layout import Layout
+
+Views = Mapping[tuple[str, int], torch.Tensor]
+
+
+class Binding:
+    """Sets and takes back the weights of the modules that a page serves.
+
+    Between pages a module's weight is its meta skeleton again, so that a stale use raises instead of reading a slot
+    that holds something else by now.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, compute: torch.dtype) -> None:
+        self.compute = compute
+        self._users: dict[int, list[tuple[nn.Module, str, tuple[str, int]]]] = {}
+        experts = {param for names in layout.experts.values() for param in names.values()}
+        for name, names in layout.experts.items():
+            self._bind_experts(model.get_submodule(name), names, layout)
+        for param in sorted({s.param for p in layout.pages for s in p.slices} - experts):
+            where = layout.where(param)
+            for name in layout.names[param]:
+                owner, _, attribute = name.rpartition(".")
+                module = model.get_submodule(owner)
+                if isinstance(module, nn.Embedding):
+                    continue  # a table of rows: bound elsewhere, once
+                if len(where) > 1:
+                    chunks = [RowChunk(page.index, part.start, part.stop) for page, part in where]
+                    assert isinstance(module, nn.Linear)  # only linear layers are cut
+                    module.forward = ChunkedLinear(module, param, chunks)
+                else:
+                    self._bind_leaf(module, attribute, where[0][0].index, (param, where[0][1].start))
+
+    def _bind_experts(self, module: nn.Module, names: Mapping[str, str], layout: Layout) -> None:
+        groups: dict[int, tuple[int, int]] = {}
+        for param in names.values():
+            groups |= {page.index: (part.start, part.stop) for page, part in layout.where(param)}
+        use_groups(module, [ExpertGroup(page, *span, dict(names)) for page, span in sorted(groups.items())])
+
+    def _bind_leaf(self, module: nn.Module, attribute: str, page: int, key: tuple[str, int]) -> None:
+        users = self._users.setdefault(page, [])
+        users.append((module, attribute, key))
+        if "forward" in vars(module):
+            return  # a second matrix of a module that already asks for its page
+        module.forward = _holding(module, page)
+
+    def bind(self, page: int, views: Views) -> None:
+        """Give the modules of a page their weights; those that cannot take a stored dtype get a widened copy."""
+        for module, attribute, key in self._users.get(page, ()):
+            view = views[key]
+            if view.dtype != self.compute and not _widens_itself(module):
+                view = view.to(self.compute)
+            module._parameters[attribute] = view  # type: ignore[assignment]  # a view of a slot, not a Parameter
+
+    def unbind(self, page: int, views: Views) -> None:
+        """Take the weights of a page back."""
+        for module, attribute, key in self._users.get(page, ()):
+            module._parameters[attribute] = views[key].to("meta")  # type: ignore[assignment]  # as above
+
+
+def _widens_itself(module: nn.Module) -> bool:
+    return type(module) is nn.Linear
+
+
+def _holding(module: Any, page: int) -> Callable[..., Any]:
+    """The module's forward, preceded by asking for its page."""
+    inner = module.forward
+    if _widens_itself(module):
+
+        def linear(x: torch.Tensor) -> torch.Tensor:
+            current_call().hold(page)
+            return widened_linear(x, module.weight, module.bias)
+
+        return linear
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        current_call().hold(page)
+        return inner(*args, **kwargs)
+
+    return held

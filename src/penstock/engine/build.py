@@ -1,0 +1,269 @@
+"""From a source to an engine: skeleton, pages, core, and the rooms that a placement asks for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from penstock.engine import rotary
+from penstock.engine.anatomy import Anatomy, dissect
+from penstock.engine.binding import Binding
+from penstock.engine.embedding import EmbeddingRows, RowTable
+from penstock.engine.engine import Engine, Model
+from penstock.engine.staging import Stager
+from penstock.errors import UserError
+from penstock.memory.clock import Clock
+from penstock.memory.device import Device
+from penstock.memory.direct import DirectReader
+from penstock.memory.kv import KVGroup, KVLayer, KVStore, block_tokens_for
+from penstock.memory.pager import Pager
+from penstock.model import gguf, page_cache, random_weights
+from penstock.model.conversion import plan_parameters
+from penstock.model.layout import PAGE_BYTES, Layout, ParameterSource, lay_out
+from penstock.model.pages import Page, Slice
+from penstock.model.precision import Precision
+from penstock.model.safetensors_index import SafetensorsIndex
+from penstock.model.skeleton import build_skeleton, decoder_config, materialise_buffers
+from penstock.model.source import Source
+from penstock.plan.rule import Footprint, Placement
+from penstock.schedule.scheduler import Scheduler
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Blueprint:
+    """A model as pages and numbers, before any weight is read into memory."""
+
+    source: Source
+    precision: Precision
+    skeleton: Any
+    anatomy: Anatomy
+    sources: Mapping[str, ParameterSource]
+    layout: Layout
+    groups: tuple[KVGroup, ...]
+    block_tokens: int
+    cached_bytes: int = 0
+
+    @property
+    def config(self) -> Any:
+        """The text decoder's config."""
+        return decoder_config(self.source.config)
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that the model was made for, where its config says so."""
+        found = getattr(self.config, "max_position_embeddings", None)
+        return int(found) if found else None
+
+    def footprint(self) -> Footprint:
+        """What the rule needs to know of it."""
+        pages = self.layout.pages
+        tables = frozenset(p.index for p in pages if p.kind == "embedding")
+        item = self.precision.compute.itemsize
+        core = sum(p.numel() * p.element_size() for p in self._core_tensors().values())
+        return Footprint(
+            pages=[page.nbytes for page in pages],
+            tables=tables,
+            core=core,
+            call_bytes=self._call_bytes(item),
+            logit_bytes=2 * item * int(getattr(self.config, "vocab_size", 0)),
+            kv_block=sum(g.spec(self.block_tokens, self.precision.kv).block_bytes for g in self.groups),
+            block_tokens=self.block_tokens,
+            state=sum(self.anatomy.recurrent.values()),
+            staged_layer=max(
+                (la.block_bytes(self.block_tokens, self.precision.kv) for g in self.groups for la in g.layers.values()),
+                default=0,
+            ),
+        )
+
+    def _core_tensors(self) -> dict[str, torch.Tensor]:
+        by_name = dict(self.skeleton.named_parameters(remove_duplicate=False))
+        return {name: by_name[name] for name in self.layout.core}
+
+    def _call_bytes(self, item: int) -> int:
+        """Bytes per token that a call takes: its residual stream a few times, and the widest run of outputs in a layer."""
+        hidden = int(self.config.hidden_size)
+        widths: dict[tuple[int | None, str], int] = {}
+        for page in self.layout.pages:
+            if page.kind not in ("layer", "experts"):
+                continue
+            child = page.name.split("[")[0]
+            # every expert's rows are outputs of few tokens: an expert group counts as two experts
+            rows = [2 * s.shape[-2] if page.kind == "experts" else s.shape[0] for s in page.slices]
+            widths[page.layer, child] = widths.get((page.layer, child), 0) * (page.kind == "layer") + sum(rows)
+        return int(item * (8 * hidden + 1.4 * max(widths.values(), default=4 * hidden)))
+
+
+def blueprint(
+    source: Source,
+    precision: Precision,
+    *,
+    trust_remote_code: bool = False,
+    one_group: bool = False,
+    page_bytes: int = PAGE_BYTES,
+) -> Blueprint:
+    """Build the skeleton, run it dry, find its parameters and lay them out. Reads headers only.
+
+    one_group: treat windowed layers as full ones (a device arena cannot be taken lazily). Raises UserError for what
+    cannot be run exactly.
+    """
+    skeleton = build_skeleton(source.config, precision.compute, trust_remote_code=trust_remote_code)
+    anatomy = dissect(skeleton, decoder_config(source.config))
+    sources = _sources(source, skeleton)
+    layout = lay_out(skeleton, anatomy.leaves, sources, precision.stored, precision.compute, page_bytes=page_bytes)
+    layers = {i: KVLayer(kv.k_heads, kv.k_dim, kv.v_heads, kv.v_dim) for i, kv in sorted(anatomy.kv.items())}
+    by_window: dict[int | None, dict[int, KVLayer]] = {}
+    for index, layer in layers.items():
+        by_window.setdefault(None if one_group else anatomy.windows[index], {})[index] = layer
+    groups = tuple(KVGroup(members, window) for window, members in by_window.items())
+    tokens = block_tokens_for(list(layers.values()), precision.kv)
+    return Blueprint(source, precision, skeleton, anatomy, sources, layout, groups, tokens)
+
+
+def _sources(source: Source, skeleton: Any) -> Mapping[str, ParameterSource]:
+    if source.kind == "gguf":
+        return gguf.plan_parameters(skeleton, gguf.GgufFile(source.path))
+    if source.kind == "random":
+        return random_weights.plan_parameters(skeleton)
+    return plan_parameters(skeleton, SafetensorsIndex(source.path))
+
+
+def cache_pages(plan: Blueprint, disk_budget: int | None, progress: Progress | None) -> Blueprint:
+    """The blueprint with converted pages found in, or first written to, the page cache where that fits the budget."""
+    missing = [page for page in plan.layout.pages if page.extents is None]
+    if not missing:
+        return plan
+    if plan.source.kind == "random":
+        files, facts = [plan.source.path / "config.json"], ("random",)
+    elif plan.source.kind == "gguf":
+        files, facts = [plan.source.path], ("gguf",)
+    else:
+        files, facts = sorted(plan.source.path.glob("*.safetensors")), ("safetensors",)
+    key = page_cache.cache_key([f for f in files if f.is_file()], missing, *facts)
+    cached = page_cache.open_or_build(key, missing, plan.sources, progress=progress, disk_budget=disk_budget)
+    if cached is None:
+        return plan
+    by_index = {page.index: page for page in cached.pages}
+    pages = tuple(by_index.get(page.index, page) for page in plan.layout.pages)
+    return replace(plan, layout=replace(plan.layout, pages=pages), cached_bytes=cached.nbytes)
+
+
+def assemble(
+    plan: Blueprint,
+    placement: Placement,
+    device: Device,
+    clock: Clock,
+    offload_dir: Path | None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Take the memory that a placement says, read the resident pages and tie everything together."""
+    reader = DirectReader()
+    pager = Pager(
+        plan.layout.pages, placement.homes, device, placement.policy.slots, clock, convert=_converter(plan), reader=reader
+    )
+    pager.start(progress)
+    _load_core(plan, device.torch_device)
+    materialise_buffers(plan.skeleton, device.torch_device)
+    rotary.take_by_span(plan.skeleton)
+    _bind_embeddings(plan, placement, pager, reader, device)
+    binding = Binding(plan.skeleton, plan.layout, plan.precision.compute)
+    order = tuple(page.index for page in plan.layout.pages if page.kind != "embedding")
+    switch = rotary.longrope_switch(plan.config)
+    dense = frozenset(i for i, m in _attending(plan.skeleton) if hasattr(m, "expand_kv"))
+    model = Model(plan.skeleton, plan.config, binding, order, dense, switch)
+    kv = KVStore(plan.groups, plan.block_tokens, plan.precision.kv, placement.kv, device, clock, offload_dir)
+    scheduler = Scheduler(
+        placement.policy,
+        kv.specs,
+        placement.kv,
+        plan.block_tokens,
+        device.compute_tier,
+        chunking=not plan.anatomy.recurrent,
+    )
+    stager = Stager(kv, placement.staging, clock) if placement.staging else None
+    return Engine(model, scheduler, pager, kv, clock, stager)
+
+
+def _attending(skeleton: nn.Module) -> list[tuple[int, nn.Module]]:
+    return [(int(m.layer_idx), m) for m in skeleton.modules() if isinstance(getattr(m, "layer_idx", None), int)]  # type: ignore[arg-type]  # modules are untyped
+
+
+def _load_core(plan: Blueprint, device: torch.device) -> None:
+    """Read what stays resident: vectors, small matrices, persistent buffers."""
+    compute = plan.precision.compute
+    loaded: dict[int, torch.Tensor] = {}
+    by_name = dict(plan.skeleton.named_parameters(remove_duplicate=False))
+    for name in plan.layout.core:
+        skeleton = by_name[name]
+        if id(skeleton) not in loaded:
+            # a few parameters keep a dtype of their own whatever the model's is (router biases in float32)
+            dtype = skeleton.dtype if skeleton.dtype != compute and skeleton.dtype.is_floating_point else compute
+            loaded[id(skeleton)] = plan.sources[name].load().to(device, dtype)
+        _place(plan.skeleton, name, loaded[id(skeleton)], "_parameters")
+    for name, buffer in list(plan.skeleton.named_buffers()):
+        if buffer.is_meta and name in plan.sources:
+            _place(plan.skeleton, name, plan.sources[name].load().to(device, buffer.dtype), "_buffers")
+
+
+def _place(model: nn.Module, name: str, tensor: torch.Tensor, kind: str) -> None:
+    owner, _, attribute = name.rpartition(".")
+    getattr(model.get_submodule(owner), kind)[attribute] = tensor
+
+
+def _bind_embeddings(plan: Blueprint, placement: Placement, pager: Pager, reader: DirectReader, device: Device) -> None:
+    """Put a table of rows where each paged embedding's weight was."""
+    compute = plan.precision.compute
+    resident = {page.index for page, home in zip(plan.layout.pages, placement.homes, strict=True) if home == device.compute_tier}
+
+    def views_of(index: int) -> Mapping[tuple[str, int], torch.Tensor] | None:
+        if index not in resident:
+            return None
+        views = pager.acquire(index)
+        pager.release(index)
+        return views
+
+    for param, names in plan.layout.names.items():
+        for name in names:
+            owner, _, attribute = name.rpartition(".")
+            module = plan.skeleton.get_submodule(owner)
+            if isinstance(module, nn.Embedding):
+                rows = EmbeddingRows(plan.layout.where(param), views_of, _row_reader(plan, reader), compute, device.torch_device)
+                table = RowTable(tuple(module.weight.shape), compute, device.torch_device, rows)
+                module._parameters[attribute] = table  # type: ignore[assignment]  # stands where the weight was
+
+
+def _row_reader(plan: Blueprint, reader: DirectReader) -> Callable[[Page, Slice, list[int]], torch.Tensor]:
+    """Rows of a slice from its page's files; converted one by one where the page has none."""
+
+    def read(page: Page, part: Slice, rows: list[int]) -> torch.Tensor:
+        dtype: torch.dtype = getattr(torch, part.dtype)
+        row_bytes = part.nbytes // (part.stop - part.start)
+        for extent in page.extents or ():
+            if extent.at <= part.offset and part.offset + part.nbytes <= extent.at + extent.nbytes:
+                offset = extent.offset + part.offset - extent.at
+                return reader.read_rows(extent.path, offset, row_bytes, rows).view(dtype)
+        source = plan.sources[part.param]
+        return torch.cat([source.load(part.start + row, part.start + row + 1).to(dtype) for row in rows])
+
+    return read
+
+
+def _converter(plan: Blueprint) -> Callable[[Page, torch.Tensor], None]:
+    """Fills a page whose parameters must be converted each time they are read."""
+
+    def convert(page: Page, buffer: torch.Tensor) -> None:
+        for part in page.slices:
+            tensor = page_cache.load_slice(plan.sources[part.param], part)
+            buffer[part.offset : part.offset + part.nbytes].copy_(tensor.reshape(-1).view(torch.uint8))
+
+    return convert
+
+
+def check_context(plan: Blueprint, prompt_tokens: int, what: str) -> None:
+    """UserError for a prompt that the model's context does not hold with one more token."""
+    if plan.context is not None and prompt_tokens >= plan.context:
+        raise UserError(f"{what} has {prompt_tokens:,} tokens; the model's context holds {plan.context:,}, one of them to generate")

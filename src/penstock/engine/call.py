@@ -1,0 +1,99 @@
+"""A micro-batch's forward call, run in a greenlet that stops wherever it needs a page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import greenlet
+import torch
+
+from penstock.schedule.types import Span
+
+if TYPE_CHECKING:
+    from penstock.engine.kv_batch import KVBatch
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a suspended call waits for: the page with this index."""
+
+    page: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """A micro-batch as one flat call of T tokens.
+
+    ids, positions: (1, T). wanted: flat positions whose logits are asked for, in span order. lengths: each span's row
+    length (all tokens known so far), which rotary tables that depend on length go by. starts: each span's first flat
+    position. kv: where its rows' keys and values lie. states: recurrent state per row, for layers that have one.
+    """
+
+    spans: tuple[Span, ...]
+    lengths: tuple[int, ...]
+    ids: torch.Tensor
+    positions: torch.Tensor
+    wanted: torch.Tensor
+    kv: "KVBatch"
+    states: Mapping[int, Any] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> list[int]:
+        """The first flat position of each span."""
+        starts, at = [], 0
+        for span in self.spans:
+            starts.append(at)
+            at += span.count
+        return starts
+
+
+class Call(greenlet.greenlet):
+    """One forward call; its state (batch, page held) belongs to the greenlet, never to a global."""
+
+    def __init__(self, batch: Batch, forward: Callable[[Batch], torch.Tensor | None]) -> None:
+        super().__init__()
+        self.batch = batch
+        self.need: Need | None = None
+        self.held: int | None = None
+        self.views: Mapping[tuple[str, int], torch.Tensor] = {}
+        self.logits: torch.Tensor | None = None
+        self._forward = forward
+
+    def run(self) -> None:
+        self.logits = self._forward(self.batch)
+
+    def hold(self, page: int) -> Mapping[tuple[str, int], torch.Tensor]:
+        """Stop until the engine has brought this page; its views are good until the next page is asked for."""
+        while self.held != page:
+            parent = self.parent
+            if parent is None:
+                raise RuntimeError("a call without an engine above it cannot wait for a page")
+            parent.switch(Need(page))
+        return self.views
+
+    def resume(self, page: int, views: Mapping[tuple[str, int], torch.Tensor]) -> None:
+        """Go on with a page; returns when the call needs another one or has ended."""
+        self.held, self.views = page, views
+        self._step()
+
+    def begin(self) -> None:
+        """Run up to the first page that is needed."""
+        self._step()
+
+    def _step(self) -> None:
+        reached = self.switch()
+        self.need = None if self.dead else reached
+        if self.dead:
+            self.views = {}
+
+
+def current_call() -> Call:
+    """The call that the running code belongs to; RuntimeError outside of one."""
+    call = greenlet.getcurrent()
+    if not isinstance(call, Call):
+        raise RuntimeError("penstock's attention was called outside of a sweep")
+    return call
+
+
+def flat_index(spans: Sequence[Span], starts: Sequence[int], chosen: Sequence[int]) -> torch.Tensor:
+    """Flat positions of the chosen spans' tokens, in order; int64."""
+    return torch.cat([torch.arange(starts[i], starts[i] + spans[i].count) for i in chosen])

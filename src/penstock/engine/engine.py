@@ -1,0 +1,231 @@
+"""Executes sweeps: one pass over all pages, each served to every micro-batch before its slot is freed."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from penstock.engine.binding import Binding
+from penstock.engine.cache import FlatCache
+from penstock.engine.call import Batch, Call
+from penstock.engine.kv_batch import KVBatch
+from penstock.engine.sampler import Draw, sample
+from penstock.engine.staging import Item, Stager
+from penstock.memory.clock import Clock
+from penstock.memory.kv import KVStore
+from penstock.memory.pager import Pager
+from penstock.plan.policy import Tier
+from penstock.sampling import Sampling
+from penstock.schedule.scheduler import Scheduler
+from penstock.schedule.types import Request, Span, Sweep
+
+
+@dataclass(slots=True)
+class Generation:
+    """A request on its way: its tokens so far (prompt first) and how they are drawn.
+
+    watch: called with each drawn token; true where the row ends there (a stop text).
+    """
+
+    request: Request
+    sampling: Sampling
+    tokens: list[int]
+    finish_reason: str | None = None
+    watch: Callable[[int], bool] | None = None
+
+    @property
+    def generated(self) -> list[int]:
+        """The tokens after the prompt."""
+        return self.tokens[len(self.request.prompt) :]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What one sweep did: tokens by row that were drawn, rows that ended, tokens computed by phase, and its seconds."""
+
+    drawn: Mapping[int, int]
+    finished: tuple[int, ...]
+    prefill_tokens: int
+    decode_tokens: int
+    rows: int
+    seconds: float
+    activations: Mapping[Tier, int]
+
+
+@dataclass(slots=True)
+class Model:
+    """A skeleton tied to its pages, ready to be called flat. dense: cache layers whose module transforms cached keys."""
+
+    module: Any
+    config: Any
+    binding: Binding
+    first_order: tuple[int, ...]
+    dense: frozenset[int] = frozenset()
+    longrope_switch: int | None = None
+    hidden_itemsize: int = 4
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits of the batch's wanted positions, (wanted, vocabulary)."""
+        cache = FlatCache(self.config, batch, self.dense)
+        out = self.module(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=batch.wanted,
+        )
+        logits: torch.Tensor = out.logits[0]
+        return logits
+
+
+class Engine:
+    """Steps of generation: ``add`` requests, ``sweep`` until nothing is left, ``abort`` what is not wanted any more."""
+
+    def __init__(
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        pager: Pager,
+        kv: KVStore,
+        clock: Clock,
+        stager: Stager | None = None,
+    ) -> None:
+        self.model, self.scheduler, self.pager, self.kv, self.clock, self.stager = model, scheduler, pager, kv, clock, stager
+        self.sequences: dict[int, Generation] = {}
+        self._order: Sequence[int] = model.first_order
+        self._hidden_bytes = int(model.config.hidden_size) * model.hidden_itemsize
+        pager.expect(self._order)
+
+    @property
+    def device(self) -> torch.device:
+        """Where calls compute."""
+        return self.kv.device.torch_device
+
+    def add(self, key: str, prompt: Sequence[int], sampling: Sampling) -> int:
+        """Queue a request; returns its row id. Raises UserError where it can never fit."""
+        request = Request(key, tuple(prompt), sampling.max_tokens)
+        row = self.scheduler.add(request)
+        self.sequences[row] = Generation(request, sampling, list(prompt))
+        return row
+
+    def abort(self, row: int) -> None:
+        """Forget a row, whatever it was doing."""
+        self.scheduler.abort(row)
+        self.sequences.pop(row, None)
+
+    @torch.inference_mode()
+    def sweep(self) -> SweepReport | None:
+        """One pass over all pages; None where there is nothing to do."""
+        sweep = self.scheduler.next()
+        if sweep is None:
+            return None
+        started = time.perf_counter()
+        self.kv.move(sweep.moves)
+        calls = [Call(self._batch(spans), self.model.forward) for spans in sweep.micro_batches]
+        self._expect_kv(calls)
+        drawn: dict[int, int] = {}
+        self._serve_pages(calls, drawn)
+        ended = {row for row, token in drawn.items() if self._take(row, token)}
+        finished = self.scheduler.done(sweep, ended)
+        for row in finished:
+            self.sequences[row].finish_reason = "stop" if row in ended else "length"
+        self._watch_switch(drawn)
+        return self._report(sweep, drawn, finished, time.perf_counter() - started)
+
+    def _serve_pages(self, calls: Sequence[Call], drawn: dict[int, int]) -> None:
+        """Bring page after page and let every call that waits for it go on; draw a call's tokens as it ends."""
+        order: list[int] = []
+        for call in calls:
+            with self.clock.compute():
+                call.begin()
+        at = -1
+        while waiting := [call for call in calls if not call.dead]:
+            needs = {call.need.page for call in waiting if call.need is not None}
+            at = min((page for page in needs if page > at), default=min(needs))
+            views = self.pager.acquire(at)
+            self.model.binding.bind(at, views)
+            order.append(at)
+            for call in waiting:
+                if call.need is not None and call.need.page == at:
+                    with self.clock.compute():
+                        call.resume(at, views)
+                        if call.dead:
+                            self._draw(call, drawn)
+            self.model.binding.unbind(at, views)
+            self.pager.release(at)
+        if tuple(order) != tuple(self._order):
+            self._order = order
+            self.pager.expect(order)
+
+    def _batch(self, spans: Sequence[Span]) -> Batch:
+        """The flat input of a micro-batch."""
+        ids = [token for s in spans for token in self.sequences[s.row].tokens[s.first : s.first + s.count]]
+        positions = torch.cat([torch.arange(s.first, s.first + s.count) for s in spans])
+        starts, at = [], 0
+        for span in spans:
+            starts.append(at)
+            at += span.count
+        wanted = [start + s.count - 1 for start, s in zip(starts, spans, strict=True) if s.samples]
+        rows = [self.scheduler.row(s.row) for s in spans]
+        return Batch(
+            spans=tuple(spans),
+            lengths=tuple(len(self.sequences[s.row].tokens) for s in spans),
+            ids=torch.tensor([ids], dtype=torch.long, device=self.device),
+            positions=positions[None].to(self.device),
+            wanted=torch.tensor(wanted, dtype=torch.long, device=self.device),
+            kv=KVBatch(self.kv, spans, starts, rows, self.stager),
+        )
+
+    def _expect_kv(self, calls: Sequence[Call]) -> None:
+        """Tell the stager in which order this sweep's attention will ask for blocks from slower tiers."""
+        if self.stager is None:
+            return
+        layers = sorted(layer for group in self.kv.groups for layer in group.layers)
+        order: list[Item] = []
+        for layer in layers:
+            for call in calls:
+                order += [(layer, portion) for portion in call.batch.kv.portions(layer) if portion.blocks is not None]
+        self.stager.begin(order)
+
+    def _draw(self, call: Call, drawn: dict[int, int]) -> None:
+        """Sample the tokens of a call that has ended and let its logits go."""
+        logits, call.logits = call.logits, None
+        rows = [span.row for span in call.batch.spans if span.samples]
+        if logits is None or not rows:
+            return
+        draws = [
+            Draw(s.sampling, s.request.key, len(s.tokens)) for s in (self.sequences[row] for row in rows)
+        ]
+        drawn.update(zip(rows, sample(logits, draws).tolist(), strict=True))
+
+    def _take(self, row: int, token: int) -> bool:
+        """Append a drawn token; whether it ends the row."""
+        sequence = self.sequences[row]
+        sequence.tokens.append(token)
+        met = sequence.watch is not None and sequence.watch(token)
+        return met or token in sequence.sampling.stop_ids
+
+    def _watch_switch(self, drawn: Mapping[int, int]) -> None:
+        """Rows that cross a longrope switch start again: their earlier keys were turned by other frequencies."""
+        switch = self.model.longrope_switch
+        if switch is None:
+            return
+        for row in drawn:
+            sequence = self.sequences[row]
+            if len(sequence.tokens) == switch + 1 and sequence.finish_reason is None:
+                self.scheduler.recompute(row)
+
+    def _report(self, sweep: Sweep, drawn: Mapping[int, int], finished: Sequence[int], seconds: float) -> SweepReport:
+        spans = [span for batch in sweep.micro_batches for span in batch]
+        prompts = {s.row: len(self.sequences[s.row].request.prompt) for s in spans}
+        prefill = sum(s.count for s in spans if s.first < prompts[s.row])
+        decode = sum(s.count for s in spans) - prefill
+        activations = {self.kv.device.compute_tier: (prefill + decode) * self._hidden_bytes}
+        return SweepReport(drawn, tuple(finished), prefill, decode, len(spans), seconds, activations)
+
+    def close(self) -> None:
+        """Give back threads, files and memory."""
+        self.pager.close()
+        self.kv.close()

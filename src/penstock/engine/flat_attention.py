@@ -1,0 +1,77 @@
+"""The attention function that transformers calls: each span attends to its own row's keys only."""
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from penstock.engine.attention import attend, attend_dense
+from penstock.engine.call import current_call
+from penstock.engine.masks import Predicate
+
+NAME = "penstock"
+
+# Arguments that change nothing for inference, or that the mask's predicate says already.
+_HARMLESS = {"dropout", "is_causal", "sliding_window", "position_ids", "use_cache", "output_attentions", "cache_position",
+             "output_hidden_states", "return_dict", "logits_to_keep", "training", "deterministic", "num_items_in_batch",
+             "layer_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "output_router_logits",
+             "head_mask", "past_key_values", "position_embeddings"}  # fmt: skip
+
+
+class UnknownArgument(RuntimeError):
+    """An attention argument whose meaning is not known here: refused rather than ignored."""
+
+
+def flat_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """query (1, heads, T, dim), key and value as ``FlatCache.update`` returned them, possibly transformed since.
+
+    Returns (1, T, heads, value dim). Raises UnknownArgument and NotARange instead of guessing.
+    """
+    if query.is_meta:
+        return query.new_empty((1, query.shape[2], query.shape[1], value.shape[-1])), None
+    unknown = {n for n, v in kwargs.items() if v is not None and v is not False and n not in _HARMLESS}
+    if unknown:
+        raise UnknownArgument(f"attention with {', '.join(sorted(unknown))}")
+    if attention_mask is not None and not isinstance(attention_mask, Predicate):
+        raise UnknownArgument("attention with a mask that was made elsewhere")
+    batch = current_call().batch
+    kv = batch.kv
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    lowest_T = attention_mask.lowest(batch) if attention_mask is not None else None
+    q_THD = query[0].transpose(0, 1)
+    layer = kv.layer_of(key)
+    if layer is None:
+        lengths, spans = kv.dense_lengths(key), [(s.first, s.count) for s in batch.spans]
+        out, _ = attend_dense(q_THD, key[0], value[0], spans, lengths, lowest_T, scale, softcap, s_aux)
+        return out[None], None
+    out_THD: torch.Tensor | None = None
+    for portion in kv.portions(layer):
+        with portion.arenas(layer) as (k_arena, v_arena):
+            q, low = (q_THD, lowest_T) if portion.tokens is None else _take(q_THD, lowest_T, portion.tokens)
+            part, _ = attend(q, k_arena, v_arena, portion.tables, low, scale, softcap, s_aux)
+        if portion.tokens is None:
+            return part[None], None
+        if out_THD is None:
+            out_THD = part.new_empty((len(q_THD), *part.shape[1:]))
+        out_THD[portion.tokens] = part
+    assert out_THD is not None  # a call has at least one span
+    return out_THD[None], None
+
+
+def _take(
+    q_THD: torch.Tensor, lowest_T: torch.Tensor | None, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return q_THD[tokens], None if lowest_T is None else lowest_T[tokens.to(lowest_T.device)]
+
+
+AttentionInterface.register(NAME, flat_attention)

@@ -1,0 +1,222 @@
+"""The KV cache in blocks on any tier: integers from the scheduler become bytes here."""
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from penstock.memory.buffers import aligned_buffer
+from penstock.memory.clock import Clock
+from penstock.memory.device import Device
+from penstock.memory.direct import ScratchFile
+from penstock.model.pages import SECTOR
+from penstock.plan.policy import Tier
+from penstock.schedule.types import Block, GroupSpec, Move
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayer:
+    """One cache layer's KV: heads and widths of keys and of values, per token."""
+
+    k_heads: int
+    k_dim: int
+    v_heads: int
+    v_dim: int
+
+    def k_bytes(self, block_tokens: int, dtype: torch.dtype) -> int:
+        """Bytes of the keys of one block."""
+        return self.k_heads * self.k_dim * block_tokens * dtype.itemsize
+
+    def block_bytes(self, block_tokens: int, dtype: torch.dtype) -> int:
+        """Bytes of one block of this layer, keys then values, rounded up to a sector so that it can move by direct I/O."""
+        values = self.v_heads * self.v_dim * block_tokens * dtype.itemsize
+        return -(-(self.k_bytes(block_tokens, dtype) + values) // SECTOR) * SECTOR
+
+
+@dataclass(frozen=True, slots=True)
+class KVGroup:
+    """Layers whose blocks live and die together, by cache layer index. window: keys a query reaches back to, or None."""
+
+    layers: Mapping[int, KVLayer]
+    window: int | None = None
+
+    def spec(self, block_tokens: int, dtype: torch.dtype) -> GroupSpec:
+        """What the scheduler needs to know of it."""
+        return GroupSpec(sum(layer.block_bytes(block_tokens, dtype) for layer in self.layers.values()), self.window)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a layer's blocks lie in its group's arena: block i at ``base + i · stride``."""
+
+    group: int
+    layer: KVLayer
+    base: int
+    stride: int
+
+
+def block_tokens_for(layers: Sequence[KVLayer], dtype: torch.dtype) -> int:
+    """Tokens per block: 16, or more while a sector would be left mostly empty (tiny models, latents); at most 64."""
+    tokens = 16
+    while tokens < 64 and any(
+        layer.block_bytes(tokens, dtype) > 1.25 * (layer.k_bytes(tokens, dtype) + layer.v_heads * layer.v_dim * tokens * dtype.itemsize)
+        for layer in layers
+    ):
+        tokens *= 2
+    return tokens
+
+
+class KVStore:
+    """Arenas of blocks per tier and group, layer by layer.
+
+    capacity: bytes the scheduler may use per tier. Host arenas are reserved addresses whose memory is taken when first
+    written, and the scheduler hands out the lowest free id, so that what is used is what was needed at most.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[KVGroup],
+        block_tokens: int,
+        dtype: torch.dtype,
+        capacity: Mapping[Tier, int],
+        device: Device,
+        clock: Clock,
+        offload_dir: Path | None = None,
+    ) -> None:
+        self.groups, self.block_tokens, self.dtype = tuple(groups), block_tokens, dtype
+        self.device, self.clock = device, clock
+        self.specs = [group.spec(block_tokens, dtype) for group in groups]
+        self._places: dict[int, dict[Tier, _Place]] = {}
+        self._arenas: dict[tuple[Tier, int], torch.Tensor] = {}
+        self._files: dict[int, ScratchFile] = {}
+        for tier, nbytes in capacity.items():
+            for index, spec in enumerate(self.specs):
+                count = nbytes // spec.block_bytes if spec.block_bytes else 0
+                if count:
+                    self._reserve(tier, index, count, offload_dir)
+        self._views: dict[tuple[int, Tier], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _reserve(self, tier: Tier, index: int, count: int, offload_dir: Path | None) -> None:
+        base = 0
+        for layer_index, layer in self.groups[index].layers.items():
+            stride = layer.block_bytes(self.block_tokens, self.dtype)
+            self._places.setdefault(layer_index, {})[tier] = _Place(index, layer, base, stride)
+            base += stride * count
+        if tier == "disk":
+            if offload_dir is None:
+                raise ValueError("KV on disk needs a directory")
+            self._files[index] = ScratchFile(offload_dir / f"kv-{index}", base)
+        elif tier == self.device.compute_tier:
+            self._arenas[tier, index] = self.device.alloc(base)
+        else:
+            self._arenas[tier, index] = aligned_buffer(base, pinned=self.device.torch_device.type == "cuda")
+
+    def group_of(self, layer: int) -> int:
+        """The group that a cache layer belongs to."""
+        return next(i for i, group in enumerate(self.groups) if layer in group.layers)
+
+    def arenas(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's blocks on the compute tier: keys (blocks, heads, block tokens, dim) and values, as strided views."""
+        tier = self.device.compute_tier
+        if (layer, tier) not in self._views:
+            place = self._places[layer][tier]
+            arena = self._arenas[tier, place.group]
+            self._views[layer, tier] = block_views(arena, place.layer, self.block_tokens, self.dtype, place.base, self._count(place, tier))
+        return self._views[layer, tier]
+
+    def _count(self, place: _Place, tier: Tier) -> int:
+        total = self._arenas[tier, place.group].numel()
+        per_id = sum(p.block_bytes(self.block_tokens, self.dtype) for p in self.groups[place.group].layers.values())
+        return total // per_id
+
+    def move(self, moves: Sequence[Move]) -> None:
+        """Copy blocks between tiers, all layers of their group, and wait until they are there."""
+        pending: list[Future[None]] = []
+        for move in moves:
+            for layer in self.groups[move.group].layers:
+                pending += self._copy(layer, move.source, move.target)
+        for copied in pending:
+            copied.result()
+
+    def _copy(self, layer: int, source: tuple[Tier, int], target: tuple[Tier, int]) -> list["Future[None]"]:
+        (from_tier, from_id), (to_tier, to_id) = source, target
+        there, here = self._places[layer][to_tier], self._places[layer][from_tier]
+        at = there.base + to_id * there.stride
+        if from_tier == "disk":
+            return [self._files[there.group].read_into(here.base + from_id * here.stride, self._bytes(layer, target))]
+        block = self._bytes(layer, source)
+        if to_tier == "disk":
+            host = block if block.device.type == "cpu" else block.cpu()
+            with self.clock.lane("cpu→disk", here.stride, "kv"):
+                return [self._files[there.group].write(at, host)]
+        lane = "gpu→cpu" if from_tier == "gpu" else "cpu→gpu"
+        with self.clock.lane(lane, here.stride, "kv"):
+            self._bytes(layer, target).copy_(block)
+        return []
+
+    def _bytes(self, layer: int, place: tuple[Tier, int]) -> torch.Tensor:
+        tier, block = place
+        at = self._places[layer][tier]
+        return self._arenas[tier, at.group][at.base + block * at.stride : at.base + (block + 1) * at.stride]
+
+    def fetch(self, layer: int, blocks: Sequence[Block], into: torch.Tensor) -> list["Future[None]"]:
+        """Bring blocks from other tiers of one layer into consecutive places of a staging buffer on the compute device.
+
+        Blocks on the compute tier are left out (their place stays as it is); ``copy_local`` adds them. Returns what is
+        still under way.
+        """
+        pending: list[Future[None]] = []
+        for position, block in enumerate(blocks):
+            if block.tier == self.device.compute_tier:
+                continue
+            place = self._places[layer][block.tier]
+            target = into[position * place.stride : (position + 1) * place.stride]
+            if block.tier == "disk":
+                pending.append(self._files[place.group].read_into(place.base + block.id * place.stride, target))
+            else:
+                with self.clock.lane("cpu→gpu", place.stride, "kv"):
+                    target.copy_(self._bytes(layer, (block.tier, block.id)))
+        return pending
+
+    def copy_local(self, layer: int, blocks: Sequence[Block], into: torch.Tensor) -> None:
+        """Copy the blocks that rest on the compute tier into their places of a staging buffer."""
+        for position, block in enumerate(blocks):
+            if block.tier == self.device.compute_tier:
+                stride = self._places[layer][block.tier].stride
+                into[position * stride : (position + 1) * stride].copy_(self._bytes(layer, (block.tier, block.id)))
+
+    def stride(self, layer: int) -> int:
+        """Bytes of one block of a layer."""
+        return next(iter(self._places[layer].values())).stride
+
+    def staged_views(self, layer: int, staging: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``count`` blocks of a layer in a staging buffer, as keys and values."""
+        shape = self.groups[self.group_of(layer)].layers[layer]
+        return block_views(staging, shape, self.block_tokens, self.dtype, 0, count)
+
+    def close(self) -> None:
+        """Give back files; nothing is left on disk."""
+        for file in self._files.values():
+            file.close()
+
+
+def block_views(
+    arena: torch.Tensor, layer: KVLayer, block_tokens: int, dtype: torch.dtype, base: int, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys (count, heads, block tokens, dim) and values of ``count`` blocks that start at byte ``base`` of an arena."""
+    stride = layer.block_bytes(block_tokens, dtype)
+    elements = arena[base : base + stride * count].view(dtype)
+    step, k_elements = stride // dtype.itemsize, layer.k_bytes(block_tokens, dtype) // dtype.itemsize
+    k_shape = (count, layer.k_heads, block_tokens, layer.k_dim)
+    v_shape = (count, layer.v_heads, block_tokens, layer.v_dim)
+    start = elements.storage_offset()
+    keys = elements.as_strided(k_shape, (step, *_inner(k_shape)), start)
+    values = elements.as_strided(v_shape, (step, *_inner(v_shape)), start + k_elements)
+    return keys, values
+
+
+def _inner(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(1, len(shape)))

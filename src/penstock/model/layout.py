@@ -1,0 +1,260 @@
+"""Laying a model's matrices out in pages, in the order they run, and telling its modules where they went."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from penstock.errors import UserError
+from penstock.model.pages import SECTOR, Extent, Kind, Page, Slice
+
+PAGE_BYTES = 64 << 20  # a page grows to this; what is larger is cut where it can be
+PAGE_BYTES_MAX = 256 << 20  # what cannot be cut may be this large
+_CORE_BYTES = 256 << 10  # matrices under this stay resident with the vectors
+
+
+class ParameterSource(Protocol):
+    """How a parameter is made from what a checkpoint stores. ``dtype`` is torch's name of the stored type."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    def load(self, start: int | None = None, stop: int | None = None) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows [start, stop) of a parameter's first dimension."""
+
+    param: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Pieces that should share a page: the matrices of one child of a decoder layer, say."""
+
+    name: str
+    kind: Kind
+    layer: int | None
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """pages: in order of execution, embeddings last. core: parameters that stay resident in compute dtype.
+
+    experts: for each experts module, its attributes and parameter names, when its experts are paged by groups.
+    names: every name of a paged parameter, itself included (tied embeddings, blocks that layers share).
+    """
+
+    pages: tuple[Page, ...]
+    core: tuple[str, ...]
+    experts: Mapping[str, Mapping[str, str]]
+    names: Mapping[str, tuple[str, ...]]
+
+    def where(self, param: str) -> list[tuple[Page, Slice]]:
+        """The pages that hold a parameter and its slices there, in row order."""
+        found = [(page, s) for page in self.pages for s in page.slices if s.param == param]
+        return sorted(found, key=lambda at: at[1].start)
+
+
+def lay_out(
+    model: nn.Module,
+    leaves: Sequence[str],
+    sources: Mapping[str, ParameterSource],
+    stored: torch.dtype,
+    compute: torch.dtype,
+    *,
+    page_bytes: int = PAGE_BYTES,
+    core_bytes: int | None = None,
+) -> Layout:
+    """Pages for every matrix of the model, in the order ``leaves`` run.
+
+    stored: what matrices are kept as where the checkpoint's own type is neither it nor exactly widened to ``compute``.
+    Raises UserError where a matrix can neither be cut nor fits a page.
+    """
+    total = sum(p.numel() for p in model.parameters()) * stored.itemsize
+    limit = min(_CORE_BYTES, total // 4096) if core_bytes is None else core_bytes
+    planner = _Planner(model, sources, stored, compute, page_bytes, limit)
+    units = list(planner.units(leaves))
+    pages = [planner.page(index, unit) for index, unit in enumerate(_packed(units, planner, page_bytes))]
+    paged = {piece.param for unit in units for piece in unit.pieces}
+    names = planner.names_of(paged)
+    taken = {name for alike in names.values() for name in alike}
+    core = tuple(name for name, _ in model.named_parameters(remove_duplicate=False) if name not in taken)
+    return Layout(tuple(pages), core, planner.experts, names)
+
+
+class _Planner:
+    def __init__(
+        self,
+        model: nn.Module,
+        sources: Mapping[str, ParameterSource],
+        stored: torch.dtype,
+        compute: torch.dtype,
+        page_bytes: int,
+        core_bytes: int,
+    ) -> None:
+        self.model, self.sources, self.stored, self.compute = model, sources, stored, compute
+        self.page_bytes, self.core_bytes = page_bytes, core_bytes
+        self.experts: dict[str, dict[str, str]] = {}
+        self._layers = _layer_list(model)
+
+    def dtype_of(self, param: str) -> torch.dtype:
+        """What a parameter's page slice holds: the checkpoint's own type where it is exact, else ``stored``."""
+        own: torch.dtype = getattr(torch, self.sources[param].dtype)
+        widened = self.compute == torch.float32 and own in (torch.bfloat16, torch.float16)
+        return own if own == self.compute or widened else self.stored
+
+    def bytes_of(self, piece: Piece) -> int:
+        rows, *rest = self.sources[piece.param].shape
+        return (piece.stop - piece.start) * _product(rest) * self.dtype_of(piece.param).itemsize
+
+    def whole(self, param: str) -> Piece:
+        return Piece(param, 0, self.sources[param].shape[0])
+
+    def units(self, leaves: Sequence[str]) -> Iterator[Unit]:
+        """Units in execution order: leaf modules' matrices, experts in groups, embeddings at the end."""
+        done: set[int] = set()
+        for name in leaves:
+            module = self.model.get_submodule(name)
+            if isinstance(module, nn.Embedding) or (list(module.children()) and not _holds_experts(module)):
+                continue  # embeddings are read by row; a module with children keeps its own matrices resident
+            matrices = {n: p for n, p in module._parameters.items() if p is not None and p.dim() > 1 and id(p) not in done}
+            if _holds_experts(module):
+                yield from self._expert_groups(name, module, matrices)
+                done |= {id(p) for p in matrices.values()}
+                continue
+            for attribute, parameter in matrices.items():
+                piece = self.whole(f"{name}.{attribute}")
+                if self.bytes_of(piece) < self.core_bytes:
+                    continue
+                done.add(id(parameter))
+                unit, layer = self._unit_of(name)
+                kind: Kind = "layer" if layer is not None else "head"
+                for part in self._cut(piece, isinstance(module, nn.Linear)):
+                    yield Unit(unit, kind, layer, (part,))
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Embedding) and id(module.weight) not in done:
+                piece = self.whole(f"{name}.weight")
+                if self.bytes_of(piece) >= self.core_bytes:
+                    done.add(id(module.weight))
+                    for part in self._cut(piece, True):
+                        yield Unit(name, "embedding", None, (part,))
+
+    def _cut(self, piece: Piece, can_cut: bool) -> Iterator[Piece]:
+        """A piece in row chunks of at most a page, where its module can work on some rows at a time."""
+        size = self.bytes_of(piece)
+        if size <= self.page_bytes:
+            yield piece
+            return
+        if not can_cut:
+            if size > PAGE_BYTES_MAX:
+                raise UserError(f"{piece.param} takes {size >> 20} MiB and its module cannot be cut into pages of {PAGE_BYTES_MAX >> 20} MiB")
+            yield piece
+            return
+        count = -(-size // self.page_bytes)
+        rows = -(-(piece.stop - piece.start) // count)
+        rows = -(-rows // 64) * 64 if rows > 64 else rows
+        for first in range(piece.start, piece.stop, rows):
+            yield Piece(piece.param, first, min(first + rows, piece.stop))
+
+    def _expert_groups(self, name: str, module: Any, matrices: Mapping[str, nn.Parameter]) -> Iterator[Unit]:
+        """Groups of experts that fill a page each; the pieces of a group cover the same experts in every tensor."""
+        count = int(module.num_experts)
+        names = {attribute: f"{name}.{attribute}" for attribute, p in matrices.items() if p.shape[0] == count}
+        per_expert = sum(self.bytes_of(Piece(param, 0, 1)) for param in names.values())
+        if not names:
+            return
+        if per_expert > PAGE_BYTES_MAX:
+            raise UserError(f"one expert of {name} takes {per_expert >> 20} MiB; a page holds {PAGE_BYTES_MAX >> 20} MiB")
+        self.experts[name] = names
+        together = max(1, self.page_bytes // per_expert)
+        together = -(-count // -(-count // together))
+        _, layer = self._unit_of(name)
+        for first in range(0, count, together):
+            stop = min(first + together, count)
+            pieces = tuple(Piece(param, first, stop) for param in names.values())
+            yield Unit(f"{name}[{first}:{stop}]", "experts", layer, pieces)
+
+    def _unit_of(self, name: str) -> tuple[str, int | None]:
+        """The direct child of a decoder layer that a module belongs to, and the layer's index."""
+        if self._layers and (found := re.match(rf"{re.escape(self._layers)}\.(\d+)\.([^.]+)", name)):
+            return found.group(0), int(found.group(1))
+        return name, None
+
+    def names_of(self, paged: set[str]) -> dict[str, tuple[str, ...]]:
+        """Every name of each paged parameter."""
+        by_id: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            by_id.setdefault(id(parameter), []).append(name)
+        return {name: tuple(alike) for alike in by_id.values() for name in alike if name in paged}
+
+    def page(self, index: int, unit: Unit) -> Page:
+        """Offsets for a unit's pieces: congruent with their place in the file modulo a sector, so that reads go direct."""
+        slices, extents, at = [], [], 0
+        raw = all(self._raw(piece) is not None for piece in unit.pieces)
+        for piece in unit.pieces:
+            source, dtype = self.sources[piece.param], self.dtype_of(piece.param)
+            shape = (piece.stop - piece.start, *source.shape[1:])
+            nbytes = self.bytes_of(piece)
+            runs = (self._raw(piece) or []) if raw else []
+            if runs:
+                at = -(-at // SECTOR) * SECTOR + runs[0][1] % SECTOR
+            else:
+                at = -(-at // 64) * 64
+            slices.append(Slice(piece.param, piece.start, piece.stop, shape, str(dtype).removeprefix("torch."), at, nbytes))
+            run_at = at
+            for path, offset, length in runs:
+                extents.append(Extent(str(path), offset, length, run_at))
+                run_at += length
+            at += nbytes
+        nbytes = -(-at // SECTOR) * SECTOR
+        return Page(index, unit.name, unit.kind, unit.layer, tuple(slices), nbytes, tuple(extents) if raw else None)
+
+    def _raw(self, piece: Piece) -> list[tuple[str, int, int]] | None:
+        """Byte runs of a piece in files, or None where it has to be converted."""
+        source = self.sources[piece.param]
+        if getattr(torch, source.dtype) != self.dtype_of(piece.param):
+            return None
+        extents = getattr(source, "extents", None)
+        return None if extents is None else list(extents(piece.start, piece.stop))
+
+
+def _packed(units: Sequence[Unit], planner: _Planner, page_bytes: int) -> Iterator[Unit]:
+    """Neighbouring pieces of the same unit joined into pages of at most ``page_bytes``."""
+    open_unit: Unit | None = None
+    for unit in units:
+        if open_unit is not None:
+            joined = sum(planner.bytes_of(p) for p in open_unit.pieces + unit.pieces)
+            same = unit.kind == open_unit.kind == "layer" and unit.name == open_unit.name
+            if same and joined <= page_bytes:
+                open_unit = Unit(unit.name, unit.kind, unit.layer, open_unit.pieces + unit.pieces)
+                continue
+            yield open_unit
+        open_unit = unit
+    if open_unit is not None:
+        yield open_unit
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    return hasattr(module, "num_experts") and hasattr(module, "is_transposed")
+
+
+def _layer_list(model: nn.Module) -> str | None:
+    """The name of the longest ModuleList: only a matter of how pages are grouped, never of what is right."""
+    lists = [(len(m), name) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    return max(lists)[1] if lists else None
+
+
+def _product(numbers: Sequence[int]) -> int:
+    result = 1
+    for n in numbers:
+        result *= n
+    return result

@@ -1,0 +1,45 @@
+"""Which dtypes a run stores, computes and keeps KV in, and what to say about it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from penstock.errors import UserError
+
+_SIXTEEN = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """stored: weights in files and slots. compute: activations. kv: the KV cache. note: what a person should know."""
+
+    stored: torch.dtype
+    compute: torch.dtype
+    kv: torch.dtype
+    note: str | None = None
+
+
+def choose(asked: str, checkpoint: str | None, device: str, cpu_bfloat16: bool) -> Precision:
+    """The dtypes for ``--dtype`` asked, a checkpoint stored in ``checkpoint`` (None: as one likes), on ``cuda`` or ``cpu``.
+
+    Widening 16-bit weights to float32 is exact, so a float32 run streams the 16-bit bytes as they are.
+    """
+    if asked not in ("auto", "float32", *_SIXTEEN):
+        raise UserError(f"--dtype {asked}: there are auto, bfloat16, float16 and float32")
+    own = checkpoint or "bfloat16"
+    if asked != "auto":
+        compute: torch.dtype = getattr(torch, asked)
+        stored = getattr(torch, own) if asked == "float32" and own in _SIXTEEN and checkpoint else compute
+        return Precision(stored, compute, compute)
+    if own not in _SIXTEEN and own != "float32":
+        own = "float32"
+    stored = getattr(torch, own)
+    if device == "cuda":
+        return Precision(stored, stored, stored)
+    if cpu_bfloat16:
+        note = None if own == "bfloat16" else f"the checkpoint is {own}; it runs in bfloat16, which this CPU computes faster"
+        return Precision(torch.bfloat16, torch.bfloat16, torch.bfloat16, note)
+    if own == "float32":
+        return Precision(stored, stored, stored)
+    note = f"this CPU does not compute {own}: weights and KV stay {own}, each product is computed in float32"
+    return Precision(stored, torch.float32, stored, note)

@@ -1,0 +1,66 @@
+"""The model's own code on the meta device: transformers' modules with no weights behind them."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from penstock.errors import UserError
+
+
+def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> nn.Module:
+    """A causal LM of transformers on the meta device, weights tied as the config says, in eval mode.
+
+    dtype: what its parameters claim to be (the compute dtype). Raises UserError where transformers has no such model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{config.model_type} models cannot be built by this transformers: {reason}") from error
+    model.eval()
+    model.tie_weights()
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise UserError(f"{config.model_type} models are refused: their forward does not take logits_to_keep")
+    return model  # type: ignore[no-any-return]  # transformers is untyped here
+
+
+def materialise_buffers(model: Any, device: torch.device) -> None:
+    """Give every non-persistent buffer (rotary tables, scales) its value, by transformers' own ``_init_weights``.
+
+    Raises UserError, naming them, where a buffer is left without a value.
+    """
+    touched: list[tuple[nn.Module, str]] = []
+    for module in model.modules():
+        absent = [n for n, b in module._buffers.items() if b is not None and b.is_meta]
+        absent = [n for n in absent if n in module._non_persistent_buffers_set]
+        for name in absent:
+            buffer = module._buffers[name]
+            assert buffer is not None  # filtered above; said again for the type checker
+            # NaN shows afterwards which buffers nobody gave a value to.
+            filler = float("nan") if buffer.is_floating_point() else -1
+            module._buffers[name] = torch.full(buffer.shape, filler, dtype=buffer.dtype, device=device)
+            touched.append((module, name))
+        if absent:
+            with torch.no_grad():
+                model._init_weights(module)  # its parameters are on meta, where this does no harm
+    left = [name for module, name in touched if _unset(module._buffers[name])]
+    if left:
+        raise UserError(f"{model.config.model_type} models are refused: buffers {', '.join(sorted(set(left))[:3])} have no value")
+
+
+def _unset(buffer: torch.Tensor | None) -> bool:
+    if buffer is None or buffer.numel() == 0:
+        return False
+    if buffer.is_floating_point():
+        return bool(buffer.isnan().any())
+    return bool((buffer == -1).all())
+
+
+def decoder_config(config: Any) -> Any:
+    """The text decoder's part of a config."""
+    return config.get_text_config(decoder=True)

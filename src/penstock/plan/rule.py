@@ -1,0 +1,251 @@
+"""The simple honest rule: fill the fastest tier first, say what does not fit and what the least is. No torch.
+
+It stands where a planner will come: it fixes a Policy, the tier of every page and the KV bytes per tier.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from penstock.errors import UserError
+from penstock.plan.placement import place_within, spread
+from penstock.plan.policy import TIERS, Policy, Shares, Tier
+from penstock.units import format_bytes
+
+_SWEEP_TOKENS = 1024  # of one call: GEMM rates level off here
+_MOST_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a model takes, in bytes.
+
+    pages: every page that streams or rests, in order. tables: indices of embedding pages, which are read by row when they
+    do not rest in memory. core: always resident. call_bytes: per token of a call. logit_bytes: per row whose logits are
+    wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row. staged_layer: the largest
+    block of a single layer.
+    """
+
+    pages: Sequence[int]
+    tables: frozenset[int]
+    core: int
+    call_bytes: int
+    logit_bytes: int
+    kv_block: int
+    block_tokens: int
+    state: int = 0
+    staged_layer: int = 0
+    fixed: Mapping[Tier, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be generated: prompts, their mean and largest length with the tokens that follow."""
+
+    prompts: int
+    mean_tokens: int
+    longest_tokens: int
+    longest_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a person fixed; None where the rule decides."""
+
+    weights: Shares | None = None
+    kv: Shares | None = None
+    activations: Shares | None = None
+    rows: int | None = None
+    sweep_tokens: int | None = None
+    batch_tokens: int | None = None
+    slots: int | None = None
+    batch_size: int | None = None
+    num_batches: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The rule's answer. homes: tier per page. kv: bytes of blocks per tier. staging: bytes of one KV staging buffer."""
+
+    policy: Policy
+    homes: tuple[Tier, ...]
+    kv: Mapping[Tier, int]
+    staging: int
+    reserved: Mapping[Tier, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Budgets and what is taken already (interpreter, libraries), in bytes per tier."""
+
+    budget: Mapping[Tier, int]
+    taken: Mapping[Tier, int]
+
+    def free(self, tier: Tier) -> int:
+        """Bytes that may still be taken."""
+        return self.budget.get(tier, 0) - self.taken.get(tier, 0)
+
+
+def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Tier, hidden_tokens: int) -> Placement:
+    """Fix everything about a run. hidden_tokens: T*, the tokens whose compute hides one sweep's page reads.
+
+    Raises UserError, with the least that works, where a budget is too small.
+    """
+    _check(asked, compute)
+    slots = asked.slots or 3
+    rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or min(job.prompts, _MOST_ROWS)
+    rows = min(rows, job.prompts) if asked.batch_size is None else rows
+    wanted_tokens = asked.sweep_tokens or max(_SWEEP_TOKENS, 2 * hidden_tokens)
+    batch = asked.batch_tokens or min(wanted_tokens, _SWEEP_TOKENS)
+    sizes = _Sizes(model, job, ledger, asked, compute)
+    # Smaller calls before fewer rows: halve what the workspace takes until everything needed fits.
+    least_batch = asked.batch_tokens or min(batch, 32)
+    while not sizes.fits(slots, batch, rows) and batch > least_batch:
+        batch = max(least_batch, batch // 2)
+    while not sizes.fits(slots, batch, rows) and asked.slots is None and slots > 2:
+        slots -= 1
+    if not sizes.fits(slots, batch, rows):
+        raise UserError(sizes.refusal(asked.slots or 2, least_batch))
+    return sizes.placement(slots, batch, rows, asked.sweep_tokens or max(batch, wanted_tokens))
+
+
+def _check(asked: Asked, compute: Tier) -> None:
+    for flag, shares in (("--weights", asked.weights), ("--kv", asked.kv), ("--activations", asked.activations)):
+        if shares is not None and compute == "cpu" and shares.gpu > 0:
+            raise UserError(f"{flag} puts {shares.gpu:.0%} on gpu, and there is no gpu here: use cpu and disk")
+    if (asked.batch_size is None) != (asked.num_batches is None):
+        raise UserError("--batch-size and --num-batches go together: b rows in each of B micro-batches")
+    if asked.batch_size is not None and asked.rows is not None:
+        raise UserError("--batch-size with --num-batches already fixes the rows: leave --rows out")
+
+
+class _Sizes:
+    """Memory of a run as a function of slots, tokens per call and rows."""
+
+    def __init__(self, model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Tier) -> None:
+        self.model, self.job, self.ledger, self.asked, self.compute = model, job, ledger, asked, compute
+        self.streamable = [n for i, n in enumerate(model.pages) if i not in model.tables]
+        self.page = max(self.streamable, default=0)
+
+    def row_bytes(self, tokens: int) -> int:
+        """KV and state of one row of so many tokens, with the block that it grows into."""
+        return (-(-tokens // self.model.block_tokens) + 1) * self.model.kv_block + self.model.state
+
+    def fixed(self, slots: int, batch: int, rows: int) -> int:
+        """Bytes of the compute tier before KV and resident pages."""
+        logits = min(rows, batch) * self.model.logit_bytes
+        workspace = max(batch * self.model.call_bytes, logits + batch * self.model.call_bytes // 4)
+        ring = min(slots, len(self.streamable)) * self.page
+        return self.model.core + workspace + ring + 2 * self.staging() + self.model.fixed.get(self.compute, 0)
+
+    def staging(self) -> int:
+        """Bytes of one buffer for KV that comes from slower tiers: the longest row's blocks of one layer, at least."""
+        if self.asked.kv is None or self.asked.kv.of(self.compute) >= 1:
+            return 0
+        blocks = -(-self.job.longest_tokens // self.model.block_tokens) + 1
+        return max(blocks * self.model.staged_layer, 8 << 20)
+
+    def resident_asked(self) -> int:
+        """Bytes of pages that a person put on the compute tier."""
+        shares = self.asked.weights
+        if shares is None:
+            return 0
+        homes = spread(list(self.model.pages), shares)
+        return sum(n for n, home in zip(self.model.pages, homes, strict=True) if home == self.compute)
+
+    def kv_share(self) -> float:
+        """The compute tier's part of KV."""
+        return 1.0 if self.asked.kv is None else self.asked.kv.of(self.compute)
+
+    def kv_least(self) -> int:
+        """KV room without which the longest row cannot be run."""
+        if self.kv_share() > 0:
+            return self.row_bytes(self.job.longest_tokens)
+        return self.row_bytes(self.job.longest_prompt)  # blocks are written here before they go home
+
+    def least(self, slots: int, batch: int) -> int:
+        """The smallest budget of the compute tier that works, with what is taken already."""
+        needed = self.fixed(slots, batch, 1) + self.kv_least() + self.resident_asked()
+        return self.ledger.taken.get(self.compute, 0) + needed
+
+    def fits(self, slots: int, batch: int, rows: int) -> bool:
+        needed = self.fixed(slots, batch, rows) + self.kv_least() + self.resident_asked()
+        return needed <= self.ledger.free(self.compute)
+
+    def refusal(self, slots: int, batch: int) -> str:
+        """Why the budget is too small, and the least that works."""
+        taken = self.ledger.taken.get(self.compute, 0)
+        parts = [f"{slots} page slots {format_bytes(slots * self.page)}", f"one row {format_bytes(self.kv_least())}"]
+        if self.compute == "cpu":
+            parts.insert(0, f"the interpreter takes {format_bytes(taken)}")
+        if resident := self.resident_asked():
+            parts.append(f"resident pages {format_bytes(resident)}")
+        least = -(-self.least(slots, batch) // (1 << 20))
+        budget = self.ledger.budget.get(self.compute, 0)
+        return (
+            f"--{self.compute}-memory {format_bytes(budget)} is too small for this model: {', '.join(parts)}, and a call "
+            f"needs {format_bytes(self.fixed(slots, batch, 1) - slots * self.page)}. The least that works is {least}MiB."
+        )
+
+    def placement(self, slots: int, batch: int, rows: int, sweep_tokens: int) -> Placement:
+        """Room for KV first, as the rows want it; what is left holds resident pages."""
+        room = self.ledger.free(self.compute) - self.fixed(slots, batch, rows) - self.resident_asked()
+        share = self.kv_share()
+        full = rows * self.row_bytes(self.job.mean_tokens) + 2 * self.row_bytes(self.job.longest_tokens)
+        tails = rows * 2 * self.model.kv_block + batch * self.model.kv_block // self.model.block_tokens
+        wanted = max(int(share * full) + (tails if share < 1 else 0), self.kv_least())
+        kv: dict[Tier, int] = {self.compute: min(wanted, room)}
+        for tier in TIERS:
+            if tier != self.compute and self.asked.kv is not None and self.asked.kv.of(tier) > 0:
+                needed = int(self.asked.kv.of(tier) * full) + self.row_bytes(self.job.longest_tokens)
+                kv[tier] = min(needed, self._room_below(tier))
+        homes = self._homes(room - kv[self.compute])
+        if asked_weights := self.asked.weights:
+            shares = asked_weights
+        else:
+            total = sum(self.model.pages) or 1
+            shares = Shares.from_mapping(
+                {t: sum(n for n, h in zip(self.model.pages, homes, strict=True) if h == t) / total for t in TIERS}
+            )
+        static = self.asked.batch_size is not None
+        policy = Policy(
+            weights=shares,
+            kv=self.asked.kv or Shares.from_mapping({self.compute: 1.0}),
+            activations=self.asked.activations or Shares.from_mapping({self.compute: 1.0}),
+            rows=rows,
+            sweep_tokens=max(sweep_tokens, rows if static else 1),
+            batch_tokens=batch,
+            slots=slots,
+            admission="static" if static else "continuous",
+            batch_size=self.asked.batch_size,
+            num_batches=self.asked.num_batches,
+        )
+        reserved = {self.compute: self.fixed(slots, batch, rows)}
+        return Placement(policy, tuple(homes), kv, self.staging(), reserved)
+
+    def _room_below(self, tier: Tier) -> int:
+        room = self.ledger.free(tier)
+        if room <= 0:
+            raise UserError(f"--kv puts part of the KV on {tier}, where no memory is allowed: raise --{tier}-memory")
+        return room
+
+    def _homes(self, resident_room: int) -> list[Tier]:
+        """The tier of every page: as asked, or the fastest tier filled first and the rest streamed."""
+        pages = list(self.model.pages)
+        if self.asked.weights is not None:
+            return spread(pages, self.asked.weights)
+        budgets: dict[Tier, int] = {self.compute: max(0, resident_room)}
+        if self.compute == "gpu":
+            budgets["cpu"] = max(0, self.ledger.free("cpu") - self.model.fixed.get("cpu", 0) - 2 * self.page)
+        budgets["disk"] = sum(pages)
+        # Embedding tables stream for nothing (their rows are read): let them rest in memory last.
+        first = [i for i in range(len(pages)) if i not in self.model.tables]
+        placed = dict(zip(first, place_within([pages[i] for i in first], budgets), strict=True))
+        for tier in (self.compute, "cpu"):
+            used = sum(pages[i] for i, home in placed.items() if home == tier)
+            for i in sorted(self.model.tables - placed.keys()):
+                if used + pages[i] <= budgets.get(tier, 0):
+                    placed[i] = tier
+                    used += pages[i]
+        return [placed.get(i, "disk") for i in range(len(pages))]
+
+

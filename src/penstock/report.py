@@ -1,0 +1,83 @@
+"""The account of a run: what ``LLM.last_run`` and the summary are made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from penstock.engine.engine import Engine, SweepReport
+from penstock.machine.limits import peak_resident_bytes
+from penstock.memory.clock import Clock, Reading, Summary
+from penstock.plan.policy import TIERS, Tier
+from penstock.plan.rule import Placement
+
+_LINKS = {"disk→cpu": "disk_to_cpu", "cpu→gpu": "cpu_to_gpu", "gpu→cpu": "gpu_to_cpu", "cpu→disk": "cpu_to_disk"}
+
+
+@dataclass(slots=True)
+class Account:
+    """Adds up sweeps. prefill seconds are each sweep's share by tokens of what prefill computed in it."""
+
+    started: Reading
+    tokens_in: int
+    prompts: int
+    tokens_out: int = 0
+    sweeps: int = 0
+    rows: int = 0
+    prefill_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    kv_peak: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(TIERS, 0))
+    activations_peak: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(TIERS, 0))
+
+    def add(self, sweep: SweepReport, engine: Engine) -> None:
+        """Count one sweep."""
+        self.sweeps += 1
+        self.rows += sweep.rows
+        self.tokens_out += len(sweep.drawn)
+        self.prefill_tokens += sweep.prefill_tokens
+        tokens = sweep.prefill_tokens + sweep.decode_tokens
+        part = sweep.prefill_tokens / tokens if tokens else 0.0
+        self.prefill_s += sweep.seconds * part
+        self.decode_s += sweep.seconds * (1 - part)
+        kv = {tier: engine.scheduler.blocks_in_use(tier) for tier in TIERS}
+        if sum(kv.values()) > sum(self.kv_peak.values()):
+            self.kv_peak = kv
+        if sum(sweep.activations.values()) > sum(self.activations_peak.values()):
+            self.activations_peak = {tier: sweep.activations.get(tier, 0) for tier in TIERS}
+
+    def summary(self, clock: Clock, placement: Placement, weights: Mapping[Tier, int], ledger: Mapping[str, Any]) -> dict[str, Any]:
+        """``last_run``: see the README for what each key means."""
+        seen: Summary = clock.summary(self.started)
+        seconds = seen["seconds"]
+        decoded = self.tokens_out
+        return {
+            "prompts": self.prompts,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "seconds": seconds,
+            "total_tok_s": self.tokens_out / seconds if seconds else 0.0,
+            "prefill_tok_s": self.prefill_tokens / self.prefill_s if self.prefill_s else 0.0,
+            "decode_tok_s": decoded / self.decode_s if self.decode_s else 0.0,
+            "rows_mean": self.rows / self.sweeps if self.sweeps else 0.0,
+            "sweeps": self.sweeps,
+            "lanes": {lane: use["share"] for lane, use in seen["lanes"].items() if use["seconds"]},
+            "waits": {lane: wait["share"] for lane, wait in seen["waits"].items() if wait["seconds"]},
+            "links": {
+                name: {"bytes": seen["lanes"][lane]["bytes"], "seconds": seen["lanes"][lane]["seconds"]}  # type: ignore[index]  # a lane's name
+                for lane, name in _LINKS.items()
+            },
+            "placed_bytes": {
+                "weights": dict(weights),
+                "kv": dict(self.kv_peak),
+                "activations": dict(self.activations_peak),
+            },
+            "peak_bytes": {**ledger["peak"], "cpu": peak_resident_bytes()},
+            "budget_bytes": dict(ledger["budget"]),
+            "policy": {
+                "rows": placement.policy.rows,
+                "sweep_tokens": placement.policy.sweep_tokens,
+                "batch_tokens": placement.policy.batch_tokens,
+                "slots": placement.policy.slots,
+                "admission": placement.policy.admission,
+            },
+        }
