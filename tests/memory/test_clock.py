@@ -57,8 +57,9 @@ def test_waits_within_compute_are_not_compute():
         with clock.wait("disk→cpu"):
             time.sleep(0.1)
     summary = clock.summary()
-    assert 0.015 < summary["lanes"]["gpu-compute"]["seconds"] < 0.09
-    assert summary["waits"]["disk→cpu"]["seconds"] > 0.09
+    computed, waited = summary["lanes"]["gpu-compute"]["seconds"], summary["waits"]["disk→cpu"]["seconds"]
+    assert computed > 0.015 and waited > 0.09
+    assert computed + waited <= summary["seconds"]
     assert summary["lanes"]["disk→cpu"]["seconds"] == 0
 
 
@@ -86,25 +87,21 @@ def test_without_tracing_nothing_accumulates():
 
 def test_trace_has_named_tracks_whose_slices_never_cross(tmp_path):
     clock = Clock(tracing=True)
-
-    def transfer(delay):
-        time.sleep(delay)
-        with clock.lane("disk→cpu", nbytes=5, what=f"page {delay}"):
-            time.sleep(0.03)
-
-    threads = [threading.Thread(target=transfer, args=(delay,)) for delay in (0, 0.015, 0.04)]
-    for thread in threads:
-        thread.start()
+    first, second, third = (clock.lane("disk→cpu", nbytes=5, what=f"page {number}") for number in (1, 2, 3))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    third.__enter__()
+    second.__exit__(None, None, None)
+    third.__exit__(None, None, None)
     with clock.compute("layer"), clock.wait("disk→cpu"):
         time.sleep(0.01)
-    for thread in threads:
-        thread.join()
     clock.write_trace(tmp_path / "trace.json")
     rows = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     names = {row["tid"]: row["args"]["name"] for row in rows if row["ph"] == "M"}
     assert set(names.values()) == {"cpu-compute", "disk→cpu", "disk→cpu (2)"}
     slices = [row for row in rows if row["ph"] == "X"]
-    assert {row["name"] for row in slices} == {"layer", "wait for disk→cpu", "page 0", "page 0.015", "page 0.04"}
+    assert {row["name"] for row in slices} == {"layer", "wait for disk→cpu", "page 1", "page 2", "page 3"}
     for track in names:
         spans = sorted((row["ts"], row["ts"] + row["dur"]) for row in slices if row["tid"] == track)
         for (_, stop), (start, later_stop) in pairwise(spans):

@@ -74,11 +74,19 @@ def test_the_page_cache_does_not_grow(tmp_path, reader):
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def cached():
+        try:  # RWF_NOWAIT reads only what is in memory
+            return os.preadv(descriptor, [bytearray(SECTOR)], 1 << 20, os.RWF_NOWAIT) > 0
+        except BlockingIOError:
+            return False
+
+    if cached():
+        pytest.skip("this file system lives in memory")
     buffer = aligned_buffer(8 << 20)
     reader.read([Extent(str(path), 0, 8 << 20, 0)], buffer)
     reader.read_rows(str(path), 128, 6000, list(range(0, 1000, 5)))
-    with pytest.raises(BlockingIOError):  # RWF_NOWAIT reads only what is cached
-        os.preadv(descriptor, [bytearray(SECTOR)], 1 << 20, os.RWF_NOWAIT)
+    assert not cached()
     os.close(descriptor)
 
 

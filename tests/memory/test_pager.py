@@ -211,7 +211,7 @@ def test_one_slot_loads_and_computes_in_turn(pages, reader):
 
 
 def test_two_slots_overlap_loading_with_use(pages, reader):
-    kit = Kit(pages, ["disk"] * COUNT, CpuDevice(), 2, Recorder(reader, delay=lambda: 0.02))
+    kit = Kit(pages, ["disk"] * COUNT, CpuDevice(), 2, Recorder(reader, delay=lambda: 0.04))
     order = [0, 1, 2, 3, 4, 6]
     with kit as pager:
         pager.expect(order)
@@ -220,10 +220,10 @@ def test_two_slots_overlap_loading_with_use(pages, reader):
         before = kit.clock.read()
         for index in order[1:]:
             pager.acquire(index)
-            time.sleep(0.03)
+            time.sleep(0.07)
             pager.release(index)
         waited = kit.clock.summary(before)["waits"]["disk→cpu"]["seconds"]
-    assert waited < 0.08  # without overlap: 5 × 0.02 and more
+    assert waited < 0.15  # without overlap: 5 × 0.04 and more
     assert kit.clock.summary()["waits"]["disk→cpu"]["seconds"] > 0.01
     assert kit.clock.summary()["lanes"]["disk→cpu"]["bytes"] >= sum(NBYTES[index] for index in order)
 
@@ -287,7 +287,7 @@ def test_close_ends_threads_and_what_comes_after_is_an_error(pages, reader):
 
 
 def test_an_interrupted_wait_leaves_the_pager_usable(pages, truth, reader):
-    recorder = Recorder(reader, delay=lambda: 0.3)
+    recorder = Recorder(reader, delay=lambda: 0.6)
     with Kit(pages, ["disk"] * COUNT, CpuDevice(), 1, recorder) as pager:
         previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, 0.05)
@@ -297,7 +297,7 @@ def test_an_interrupted_wait_leaves_the_pager_usable(pages, truth, reader):
                 pager.acquire(0)
         finally:
             signal.signal(signal.SIGALRM, previous)
-        assert time.perf_counter() - start < 0.25
+        assert time.perf_counter() - start < 0.5
         check(pager.acquire(1), truth[1])
         pager.release(1)
 
