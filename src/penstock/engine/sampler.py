@@ -12,8 +12,11 @@ from torch import Tensor
 
 from penstock.sampling import Sampling
 
-_CHUNK_BYTES = 64 * 2**20  # of float64 probabilities at a time
-_NUCLEUS = 2048  # best tokens that top-p looks at before it sorts the whole vocabulary
+_CHUNK_BYTES = 8 * 2**20  # of float32 logits at a time
+_BEST = (
+    256,
+    4096,
+)  # best tokens that top-p looks at before it sorts the whole vocabulary, which takes 20 times as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,49 +39,63 @@ def sample(logits_NV: Tensor, rows: Sequence[Draw]) -> Tensor:
 
     Logits become float32, are divided by the temperature, cut by top-k, then by top-p, as transformers' warpers do.
     """
-    tokens = logits_NV.argmax(dim=-1)
-    alike: dict[tuple[float, int, float], list[int]] = {}
+    if all(draw.sampling.greedy for draw in rows):
+        return logits_NV.argmax(dim=-1)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits_NV.device)
+    alike: dict[tuple[float, int, float] | None, list[int]] = {}
     for at, draw in enumerate(rows):
-        if not draw.sampling.greedy:
-            alike.setdefault((draw.sampling.temperature, draw.sampling.top_k, draw.sampling.top_p), []).append(at)
-    chunk = max(1, _CHUNK_BYTES // (8 * logits_NV.shape[-1]))
-    for (temperature, top_k, top_p), members in alike.items():
+        how = draw.sampling
+        alike.setdefault(None if how.greedy else (how.temperature, how.top_k, how.top_p), []).append(at)
+    chunk = max(1, _CHUNK_BYTES // (4 * logits_NV.shape[-1]))
+    for kind, members in alike.items():
         for start in range(0, len(members), chunk):
-            part = torch.tensor(members[start : start + chunk], device=logits_NV.device)
-            scores = logits_NV[part].float()
-            scores = (scores - scores.amax(dim=-1, keepdim=True)) / temperature
-            uniforms = [rows[at].uniform for at in members[start : start + chunk]]
-            tokens[part] = _draw(_cut_to_p(_cut_to_k(scores, top_k), top_p), uniforms)
+            part = members[start : start + chunk]
+            index = torch.tensor(part, device=logits_NV.device)
+            logits = logits_NV[index].float()
+            if kind is None:
+                tokens[index] = logits.argmax(dim=-1)
+            else:
+                temperature, top_k, top_p = kind
+                logits = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature)
+                u = torch.tensor([rows[at].uniform for at in part], dtype=torch.float64, device=index.device)
+                tokens[index] = _draw(logits, top_k, top_p, u.unsqueeze(-1))
     return tokens
 
 
-def _cut_to_k(scores: Tensor, top_k: int) -> Tensor:
-    """Scores with all but the k best at -inf; ties with the last of them stay."""
-    if not 0 < top_k < scores.shape[-1]:
-        return scores
-    least = scores.topk(top_k, dim=-1).values[:, -1:]
-    return scores.masked_fill(scores < least, -torch.inf)
-
-
-def _cut_to_p(scores: Tensor, top_p: float) -> Tensor:
-    """Scores with all at -inf but the fewest best tokens that hold ``top_p`` of the probability; ties stay."""
-    if top_p >= 1:
-        return scores
-    total = scores.double().exp().sum(dim=-1, keepdim=True)
-    best = scores.topk(min(_NUCLEUS, scores.shape[-1]), dim=-1).values
-    if bool((best.double().exp().sum(dim=-1, keepdim=True) < top_p * total).any()):
-        best = scores.sort(dim=-1, descending=True).values
-    mass = best.double().exp()
-    before = mass.cumsum(dim=-1) - mass  # of better tokens; the best one has none and stays
-    last = (before < top_p * total).sum(dim=-1, keepdim=True) - 1
-    return scores.masked_fill(scores < best.gather(-1, last), -torch.inf)
-
-
-def _draw(scores: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """Inverse of the cumulated probability, in the order of the vocabulary.
+def _draw(scores: Tensor, top_k: int, top_p: float, u_N1: Tensor) -> Tensor:
+    """Inverse of the cumulated probability of the kept tokens, in the order of the vocabulary.
 
     Not in the order of probability: there, rounding that swaps two near-equal tokens would change which one is drawn.
     """
-    cumulated = scores.double().exp().cumsum(dim=-1)
-    u = torch.tensor(uniforms, dtype=torch.float64, device=scores.device).unsqueeze(-1)
-    return torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True).squeeze(-1)
+    if not top_k and top_p >= 1:
+        return _invert(scores.exp(), u_N1).squeeze(-1)
+    if top_k:
+        best, tokens = scores.topk(min(top_k, scores.shape[-1]), dim=-1)
+        mass = best.double().exp()
+        nucleus = top_p * mass.sum(dim=-1, keepdim=True)
+    else:
+        nucleus = top_p * scores.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
+        mass, tokens = _best_that_hold(scores, nucleus)
+    if top_p < 1:
+        before = mass.cumsum(dim=-1) - mass  # of better tokens; the best one has none and stays
+        mass = mass.masked_fill(before >= nucleus, 0)
+    tokens, order = tokens.sort(dim=-1)
+    return tokens.gather(-1, _invert(mass.gather(-1, order), u_N1)).squeeze(-1)
+
+
+def _best_that_hold(scores: Tensor, nucleus_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """Masses (float64) and ids of the best tokens, best first, as many as surely hold the nucleus."""
+    for count in _BEST:
+        if count < scores.shape[-1]:
+            best, tokens = scores.topk(count, dim=-1)
+            mass = best.double().exp()
+            if bool((mass.sum(dim=-1, keepdim=True) >= nucleus_N1).all()):
+                return mass, tokens
+    best, tokens = scores.sort(dim=-1, descending=True)
+    return best.double().exp(), tokens
+
+
+def _invert(mass: Tensor, u_N1: Tensor) -> Tensor:
+    """The first index at which the cumulated mass exceeds its fraction u; (N, 1)."""
+    cumulated = mass.cumsum(dim=-1, dtype=torch.float64)
+    return torch.searchsorted(cumulated, u_N1 * cumulated[:, -1:], right=True)
