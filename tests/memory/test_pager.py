@@ -113,7 +113,7 @@ def check(views, expected):
 HOMES = {"cpu": ["cpu", "disk"], "gpu": ["gpu", "cpu", "disk"]}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_is_acquired_is_right(pages, truth, reader, data):
     tier = data.draw(st.sampled_from(["cpu", "gpu"]))
