@@ -166,7 +166,7 @@ def attend_blocks(
     if len(tables.decode_tokens) and q.device.type == "cpu":
         from penstock.engine import decode_kernel  # imports numba: only where it is needed
 
-        low = torch.zeros(len(q), dtype=torch.int64) if lowest is None else lowest.to(torch.int64).contiguous()
+        first_keys = torch.zeros(len(q), dtype=torch.int64) if lowest is None else lowest.to(torch.int64).contiguous()
         decode_kernel.decode(
             q.float(),
             k_arena,
@@ -174,7 +174,7 @@ def attend_blocks(
             tables.decode_table.numpy(),
             tables.decode_tokens.numpy(),
             tables.decode_lengths.numpy(),
-            low.numpy(),
+            first_keys.numpy(),
             scaling,
             softcap,
             out,
@@ -229,7 +229,9 @@ def merge(parts: Sequence[Result]) -> Result:
     each = torch.stack([lse for _, lse in parts])
     lse = each.logsumexp(0)
     shares = (each - lse.clamp(min=torch.finfo(lse.dtype).min)).exp()
-    return sum((out * share[..., None] for (out, _), share in zip(parts, shares, strict=True)), torch.zeros(())), lse
+    return sum(
+        (out * share[..., None] for (out, _), share in zip(parts, shares, strict=True)), torch.zeros_like(parts[0][0])
+    ), lse
 
 
 def finish(out: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor | None) -> Result:
@@ -254,7 +256,9 @@ def decode_gathered(
     """Decode rows by torch operations alone, on any device: blocks are gathered and padded to the longest row."""
     kv_heads, block_tokens = k_arena.shape[1:3]
     row_bytes = tables.decode_table.shape[1] * _block_bytes(k_arena, v_arena, q.dtype)
-    for rows in torch.arange(len(tables.decode_tokens), device=q.device).split(max(1, PIECE_BYTES // row_bytes)):
+    at_once = max(1, PIECE_BYTES // row_bytes)
+    for start in range(0, len(tables.decode_tokens), at_once):
+        rows = slice(start, start + at_once)
         tokens, table = tables.decode_tokens[rows], tables.decode_table[rows].long()
         keys, values = (_gathered(arena, table.clamp(min=0), q.dtype) for arena in (k_arena, v_arena))
         position = torch.arange(keys.shape[2], device=q.device)
@@ -263,7 +267,7 @@ def decode_gathered(
             here &= position >= lowest[tokens, None]
         # memory that was never written may hold NaN, and 0 · NaN is not 0
         values.masked_fill_(~here[:, None, :, None], 0)
-        queries = q[tokens].unflatten(1, (kv_heads, -1))
+        queries = q[tokens].reshape(len(tokens), kv_heads, -1, q.shape[2])
         found, seen = _softmax(queries @ keys.mT, here[:, None, None], values, scaling, softcap)
         out[tokens], lse[tokens] = found.flatten(1, 2), seen.flatten(1, 2)
 
@@ -301,9 +305,7 @@ def _attend_group(
             tail = max(0, (part.indices[piece[-1]] + 1) * block_tokens - stop)
             inside = slice(head, len(positions) - tail)
             keys, values = (_gathered(arena, ids, q.dtype)[:, :, inside] for arena in (k_arena, v_arena))
-            more = _attend_keys(
-                q[part.tokens], keys, values, positions[inside], part.first, low, scaling, softcap
-            )
+            more = _attend_keys(q[part.tokens], keys, values, positions[inside], part.first, low, scaling, softcap)
             found = more if found is None else merge([found, more])
         if found is not None:
             out[part.tokens], lse[part.tokens] = found
@@ -322,6 +324,7 @@ def _attend_keys(
     """Queries (S, N, heads, dk) from position ``first`` on, keys (S, kv_heads, L, dk) at ascending positions (L,)."""
     spans, count, heads, _ = q.shape
     kv_heads, length = keys.shape[1:3]
+    group = heads // kv_heads
     out = torch.empty((spans, count, heads, values.shape[3]), dtype=torch.float32, device=q.device)
     lse = torch.empty((spans, count, heads), dtype=torch.float32, device=q.device)
     at_once = max(1, SCORE_BYTES // (4 * spans * heads * length))
@@ -330,16 +333,18 @@ def _attend_keys(
         stop = min(start + at_once, count)
         seen = ends[stop - 1]  # keys behind the last of these queries are left out
         # (S, kv_heads, G · N, dk): the heads that share a key go through one product
-        queries = q[:, start:stop].unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        queries = (
+            q[:, start:stop].reshape(spans, stop - start, kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        )
         own = torch.arange(first + start, first + stop, device=q.device)[:, None]
         allowed = positions[:seen] <= own
         if lowest is not None:
             allowed &= positions[:seen] >= lowest[start:stop, None]
-        group = heads // kv_heads
+        shape = (spans, kv_heads, group, stop - start)
         scores = queries @ keys[:, :, :seen].mT
         found, total = _softmax(scores, allowed.repeat(group, 1), values[:, :, :seen], scaling, softcap)
-        out[:, start:stop] = found.unflatten(2, (group, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
-        lse[:, start:stop] = total.unflatten(2, (group, -1)).permute(0, 3, 1, 2).flatten(2, 3)
+        out[:, start:stop] = found.reshape(*shape, -1).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        lse[:, start:stop] = total.reshape(shape).permute(0, 3, 1, 2).flatten(2, 3)
     return out, lse
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ LOG2_E = math.log2(math.e)
 
 # Stored elements travel as integers of their size where numpy has no such type: uint16 holds bfloat16, int16 float16.
 STORED = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
-Address = ir.Value
 Integer = types.intp
 
 
@@ -58,14 +58,14 @@ class _Emitter:
         self.lanes = lanes
         self.float = _float(lanes)
 
-    def at(self, base: Address, *terms: tuple[ir.Value | int, ir.Value | int]) -> Address:
+    def at(self, base: ir.Value, *terms: tuple[ir.Value | int, ir.Value | int]) -> ir.Value:
         """``base`` plus the sum of index × stride, in bytes."""
         for index, stride in terms:
             index, stride = (ir.Constant(base.type, x) if isinstance(x, int) else x for x in (index, stride))
             base = self.builder.add(base, self.builder.mul(index, stride))
         return base
 
-    def load(self, address: Address, kind: types.Type = types.float32) -> ir.Value:
+    def load(self, address: ir.Value, kind: types.Type = types.float32) -> ir.Value:
         """Floats from what is stored at an address."""
         builder = self.builder
         element = {types.float32: ir.FloatType(), types.uint16: ir.IntType(16), types.int16: ir.HalfType()}[kind]
@@ -79,11 +79,11 @@ class _Emitter:
         shift = ir.Constant(words, 16 if self.lanes == 1 else [16] * self.lanes)
         return builder.bitcast(builder.shl(builder.zext(value, words), shift), self.float)
 
-    def store(self, value: ir.Value, address: Address) -> None:
+    def store(self, value: ir.Value, address: ir.Value) -> None:
         """Floats to an address."""
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=4)
 
-    def prefetch(self, address: Address) -> None:
+    def prefetch(self, address: ir.Value) -> None:
         """Begin to bring the cache line at an address into the second-level cache."""
         place, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [place, flag, flag, flag])
@@ -151,7 +151,7 @@ def _pieces(builder: ir.IRBuilder, total: ir.Value, steps: tuple[int, ...]) -> I
 
 @intrinsic
 def score_tile(context, tile, stored, queries, keys, count, dim, scores, stride, ahead):  # type: ignore[no-untyped-def]
-    """Scores of as many query heads as ``tile`` is long and ``count`` keys of the kind of ``stored``; the rest: addresses.
+    """Scores of as many query heads as ``tile`` is long and ``count`` keys, of the kind of ``stored``; then addresses.
 
     queries: (heads, dim) float32; keys: (count, dim); scores: (heads, ·) float32, ``stride`` bytes from head to head;
     ahead: what is read next, prefetched at the same pace.
@@ -240,7 +240,7 @@ def float_of_bits(context, bits):  # type: ignore[no-untyped-def]
     return types.float32(types.int32), emit
 
 
-@numba.njit(inline="always")
+@numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"})  # type: ignore[untyped-decorator]  # numba has no types
 def exp2(x: Any) -> Any:
     """2**x in float32 for x ≤ 127, to 2e-7 relative; under 2**-126 it stays there. Plain arithmetic: vectorises."""
     x = max(x, np.float32(-126.0))
@@ -257,19 +257,31 @@ def exp2(x: Any) -> Any:
 
 
 def _decode(  # type: ignore[no-untyped-def]
-    tile, q, k, v, table, tokens, lengths, lowest, scaling, softcap, start, stop, out, lse
+    tile,
+    q,
+    k,
+    v,
+    table,
+    tokens,
+    lengths,
+    lowest,
+    scaling,
+    softcap,
+    out,
+    lse,
+    queries,
+    sums,
+    scores,
+    top,
+    total,
+    start,
+    stop,
 ):
     """Attend for the (row, kv head) pairs start ≤ row · kv_heads + head < stop. Arrays as ``decode`` has them."""
     kv_heads, block_tokens, dk = k.shape[1:]
     dv = v.shape[3]
     group = q.shape[1] // kv_heads
     width = (group + len(tile) - 1) // len(tile) * len(tile)  # heads of a group, filled up to whole tiles
-    heads = kv_heads * width
-    queries = np.empty((heads, dk), np.float32)
-    sums = np.empty((heads, dv), np.float32)
-    scores = np.empty((heads, block_tokens), np.float32)
-    top = np.empty(heads, np.float32)
-    total = np.empty(heads, np.float32)
     k_at, v_at = k.ctypes.data, v.ctypes.data
     queries_at, sums_at, scores_at, stride = queries.ctypes.data, sums.ctypes.data, scores.ctypes.data, 4 * block_tokens
     factor = np.float32(scaling if softcap > 0 else scaling * LOG2_E)
@@ -282,7 +294,8 @@ def _decode(  # type: ignore[no-untyped-def]
         head_to = min(stop - row * kv_heads, kv_heads)
         for h in range(head_from * width, head_to * width):
             top[h], total[h] = UNSEEN, 0.0
-            sums[h] = 0.0
+            for d in range(dv):
+                sums[h, d] = 0.0
             head = h // width * group + h % width
             for d in range(dk):
                 queries[h, d] = q[token, head, d] * factor if h % width < group else np.float32(0.0)
@@ -349,8 +362,11 @@ def _compiled(stored: str, tile: int) -> Callable[..., None]:
         *(kind, kind),
         types.Array(types.int32, 2, "C"),
         *[types.Array(types.int64, 1, "C")] * 3,
-        *(types.float64, types.float64, types.intp, types.intp),
+        *(types.float64, types.float64),
         *(types.Array(types.float32, 3, "C"), types.Array(types.float32, 2, "C")),
+        *[types.Array(types.float32, 2, "C")] * 3,
+        *[types.Array(types.float32, 1, "C")] * 2,
+        *(types.intp, types.intp),
     )
     # Reordering sums lets the softmax vectorise; NaN and infinity keep their meaning.
     compiled: Callable[..., None] = numba.njit(
@@ -388,16 +404,22 @@ def decode(
     tile = -(-group // -(-group // HEADS))
     kernel = _compiled(str(STORED[k_arena.dtype]).removeprefix("torch."), tile)
     k, v = (arena.view(STORED[arena.dtype]).numpy() for arena in (k_arena, v_arena))
-    rest = ((0,) * tile, q.numpy(), k, v, table, tokens, lengths, lowest, scaling, softcap or 0.0)
+    shared = ((0,) * tile, q.numpy(), k, v, table, tokens, lengths, lowest, scaling, softcap or 0.0)
     results = (out.numpy(), lse.numpy())
+    heads = k.shape[1] * -(-group // tile) * tile
+
+    def attend_part(start: int, stop: int) -> None:
+        scratch = [np.empty((heads, size), np.float32) for size in (k.shape[3], v.shape[3], k.shape[2])]
+        kernel(*shared, *results, *scratch, np.empty(heads, np.float32), np.empty(heads, np.float32), start, stop)
+
     keys = np.maximum(lengths - lowest[tokens], 1)
     kv_heads = k.shape[1]
     key_bytes = kv_heads * (k.shape[3] + v.shape[3]) * k.itemsize
     parts = 1 if keys.sum() * key_bytes < INLINE_BYTES else torch.get_num_threads()
     ends = np.cumsum(np.repeat(keys, kv_heads))
     cuts = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts).tolist(), len(ends)]
-    ranges = list(zip(cuts, cuts[1:], strict=False))
-    others = [_threads(parts - 1).submit(kernel, *rest, *part, *results) for part in ranges[1:]]
-    kernel(*rest, *ranges[0], *results)
+    ranges = list(pairwise(cuts))
+    others = [_threads(parts - 1).submit(attend_part, *part) for part in ranges[1:]]
+    attend_part(*ranges[0])
     for other in others:
         other.result()
