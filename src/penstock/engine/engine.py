@@ -81,7 +81,10 @@ class Model:
 
 
 class Engine:
-    """Steps of generation: ``add`` requests, ``sweep`` until nothing is left, ``abort`` what is not wanted any more."""
+    """Steps of generation: ``add`` requests, ``sweep`` until nothing is left, ``abort`` what is not wanted any more.
+
+    observe: called with row, position of the token to be drawn, and its logits (vocabulary,), before it is drawn.
+    """
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class Engine:
     ) -> None:
         self.model, self.scheduler, self.pager, self.kv, self.clock, self.stager = model, scheduler, pager, kv, clock, stager
         self.sequences: dict[int, Generation] = {}
+        self.observe: Callable[[int, int, torch.Tensor], None] | None = None
         self._order: Sequence[int] = model.first_order
         self._hidden_bytes = int(model.config.hidden_size) * model.hidden_itemsize
         pager.expect(self._order)
@@ -195,6 +199,9 @@ class Engine:
         rows = [span.row for span in call.batch.spans if span.samples]
         if logits is None or not rows:
             return
+        if self.observe is not None:
+            for row, its_logits in zip(rows, logits, strict=True):
+                self.observe(row, len(self.sequences[row].tokens), its_logits)
         draws = [
             Draw(s.sampling, s.request.key, len(s.tokens)) for s in (self.sequences[row] for row in rows)
         ]
