@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penstock.engine import rotary
+from penstock.engine import recurrent, rotary
 from penstock.engine.anatomy import Anatomy, dissect
 from penstock.engine.binding import Binding
 from penstock.engine.embedding import EmbeddingRows, RowTable
@@ -105,15 +105,16 @@ def blueprint(
     trust_remote_code: bool = False,
     one_group: bool = False,
     page_bytes: int = PAGE_BYTES,
+    sources: Mapping[str, ParameterSource] | None = None,
 ) -> Blueprint:
     """Build the skeleton, run it dry, find its parameters and lay them out. Reads headers only.
 
-    one_group: treat windowed layers as full ones (a device arena cannot be taken lazily). Raises UserError for what
-    cannot be run exactly.
+    one_group: treat windowed layers as full ones (a device arena cannot be taken lazily). sources: parameters by name,
+    instead of what the source's files hold. Raises UserError for what cannot be run exactly.
     """
     skeleton = build_skeleton(source.config, precision.compute, trust_remote_code=trust_remote_code)
     anatomy = dissect(skeleton, decoder_config(source.config))
-    sources = _sources(source, skeleton)
+    sources = _sources(source, skeleton) if sources is None else sources
     layout = lay_out(skeleton, anatomy.leaves, sources, precision.stored, precision.compute, page_bytes=page_bytes)
     layers = {i: KVLayer(kv.k_heads, kv.k_dim, kv.v_heads, kv.v_dim) for i, kv in sorted(anatomy.kv.items())}
     by_window: dict[int | None, dict[int, KVLayer]] = {}
@@ -171,10 +172,11 @@ def assemble(
     rotary.take_by_span(plan.skeleton)
     _bind_embeddings(plan, placement, pager, reader, device)
     binding = Binding(plan.skeleton, plan.layout, plan.precision.compute)
+    recurrent.take_by_row(plan.skeleton, plan.anatomy.recurrent_modules, plan.config)
     order = tuple(page.index for page in plan.layout.pages if page.kind != "embedding")
     switch = rotary.longrope_switch(plan.config)
     dense = frozenset(i for i, m in _attending(plan.skeleton) if hasattr(m, "expand_kv"))
-    model = Model(plan.skeleton, plan.config, binding, order, dense, switch)
+    model = Model(plan.skeleton, plan.config, binding, order, dense, switch, plan.anatomy.cache_name)
     kv = KVStore(plan.groups, plan.block_tokens, plan.precision.kv, placement.kv, device, clock, offload_dir)
     scheduler = Scheduler(
         placement.policy,
