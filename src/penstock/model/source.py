@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 from collections import Counter
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from penstock.errors import UserError
+from penstock.model import gguf_config
 from penstock.model.safetensors_index import SafetensorsIndex
 
 DEMO = "demo"
@@ -142,8 +144,8 @@ def _gguf(path: Path, name: str, random_weights: bool) -> Source:
     if magic != b"GGUF":
         raise UserError(f"{path.name} is not a GGUF file: it starts with {magic!r}, not b'GGUF'. Download it again.")
     try:
-        whole = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
-    except (*UNREADABLE_CONFIG, IndexError) as error:
+        whole = gguf_config.load_config(path)
+    except (*UNREADABLE_CONFIG, IndexError, struct.error) as error:
         raise UserError(f"{path.name} is not read by transformers' GGUF support: {_one_line(error)}") from error
     return Source(name, "gguf", path, text_config(whole), GenerationConfig.from_model_config(whole), None)
 

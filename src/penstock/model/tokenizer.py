@@ -7,6 +7,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from penstock.errors import UserError
+from penstock.model import gguf_config
 from penstock.model.source import Source
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tiktoken.model")
@@ -19,15 +20,13 @@ Message = Mapping[str, Any]
 
 def load(source: Source, *, trust_remote_code: bool = False) -> Any | None:
     """The model's tokenizer, or None where it has none; UserError where its files cannot be read."""
-    if source.kind == "gguf":
-        where, options = source.path.parent, {"gguf_file": source.path.name}
-    else:
-        where, options = source.path, {}
-        if not any((where / name).exists() for name in FILES):
-            return None
+    if source.kind != "gguf" and not any((source.path / name).exists() for name in FILES):
+        return None
     try:
+        if source.kind == "gguf":
+            return gguf_config.load_tokenizer(source.path)
         return AutoTokenizer.from_pretrained(
-            str(where), local_files_only=True, trust_remote_code=trust_remote_code, **options
+            str(source.path), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except UNREADABLE as error:
         reason = " ".join(str(error).split())
