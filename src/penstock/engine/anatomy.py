@@ -4,6 +4,7 @@ Nothing about a family is assumed: which matrices run in which order, which laye
 keep recurrent state, are read off a flat call of a few tokens.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from penstock.engine import experts, flat_attention
+from penstock.engine.recurrent import state_bytes
 from penstock.engine.rotary import depends_on_length
 from penstock.errors import UserError
 
@@ -34,13 +36,16 @@ class LayerKV:
 class Anatomy:
     """leaves: names of matrix-owning modules in the order they first run. kv: per cache layer. window: keys a windowed
     layer's queries reach back to. recurrent: cache layers with state that is not KV, and its bytes per row.
+    recurrent_modules: the outermost modules that read or write such state, and their cache layers. cache_name: what the
+    model's forward calls its cache.
     """
 
     leaves: list[str] = field(default_factory=list)
     kv: dict[int, LayerKV] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)
     recurrent: dict[int, int] = field(default_factory=dict)
-    recurrent_modules: dict[int, str] = field(default_factory=dict)
+    recurrent_modules: dict[str, list[int]] = field(default_factory=dict)
+    cache_name: str = "past_key_values"
 
 
 class _Recorder(DynamicCache):  # type: ignore[misc]  # transformers is untyped
@@ -49,12 +54,22 @@ class _Recorder(DynamicCache):  # type: ignore[misc]  # transformers is untyped
     def __init__(self, config: Any, anatomy: Anatomy, running: list[str]) -> None:
         super().__init__(config=config)
         self.anatomy, self.running = anatomy, running
+        self.attending: set[str] = set()
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         self.anatomy.kv[layer_idx] = LayerKV(keys.shape[1], keys.shape[3], values.shape[1], values.shape[3])
         layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
         self.anatomy.windows[layer_idx] = getattr(layer, "sliding_window", None)
+        self.attending.add(self.running[-1])
         return keys, values
+
+    def get_conv_state(self, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        self._note(layer_idx)
+        return super().get_conv_state(layer_idx, *args, **kwargs)
+
+    def get_recurrent_state(self, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        self._note(layer_idx)
+        return super().get_recurrent_state(layer_idx, *args, **kwargs)
 
     def update_conv_state(self, states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         self._note(layer_idx)
@@ -66,22 +81,38 @@ class _Recorder(DynamicCache):  # type: ignore[misc]  # transformers is untyped
 
     def _note(self, layer_idx: int) -> None:
         self.anatomy.recurrent.setdefault(layer_idx, 0)
-        self.anatomy.recurrent_modules.setdefault(layer_idx, self.running[-1])
+        layers = self.anatomy.recurrent_modules.setdefault(self.running[-1], [])
+        if layer_idx not in layers:
+            layers.append(layer_idx)
 
-    def measure_states(self) -> None:
-        """Bytes of conv and recurrent state per row, from the tensors that the dry run left behind."""
-        for index in self.anatomy.recurrent:
-            layer, total = self.layers[index], 0
-            for states in (layer.conv_states, layer.recurrent_states):
-                tensors = states.values() if isinstance(states, dict) else [states]
-                total += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
-            self.anatomy.recurrent[index] = total
+    def conclude(self, model: nn.Module) -> None:
+        """Sum up what the dry run left behind: bytes of state per row, and the modules that are called row by row.
+
+        In those, only plain linear layers are paged: the weights of others are used without their forward being called.
+        """
+        found, modules = self.anatomy, self.anatomy.recurrent_modules
+        for index in found.recurrent:
+            found.recurrent[index] = state_bytes(self.layers[index])
+        for name in [name for name in modules if any(_inside(name, other) for other in modules)]:
+            outer = min((other for other in modules if _inside(name, other)), key=len)
+            modules[outer] = list(dict.fromkeys(modules[outer] + modules.pop(name)))
+        for name in modules:
+            if any(name == attends or _inside(attends, name) for attends in self.attending):
+                raise ValueError(f"{name or 'the model'} writes keys and recurrent state in one")
+        rowwise = {leaf for leaf in found.leaves for name in modules if leaf == name or _inside(leaf, name)}
+        found.leaves = [x for x in found.leaves if x not in rowwise or type(model.get_submodule(x)) is nn.Linear]
+
+
+def _inside(name: str, other: str) -> bool:
+    return name.startswith(f"{other}.") if other else bool(name)
 
 
 def dissect(model: Any, config: Any) -> Anatomy:
     """Run a skeleton on meta once and say what it is made of. Raises UserError where it does not run so."""
     anatomy, running = Anatomy(), [""]
     cache = _Recorder(config, anatomy, running)
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        anatomy.cache_name = "cache_params"
     model.set_attn_implementation(flat_attention.NAME)
     model.set_experts_implementation(experts.NAME)
     with _rotary_by_default(model), _watched(model, anatomy, running), torch.inference_mode():
@@ -89,11 +120,14 @@ def dissect(model: Any, config: Any) -> Anatomy:
         positions = torch.arange(_TOKENS, device="meta")[None]
         wanted = torch.zeros(1, dtype=torch.long, device="meta")
         try:
-            model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=wanted)
+            given = {anatomy.cache_name: cache, "logits_to_keep": wanted}
+            model(input_ids=ids, position_ids=positions, use_cache=True, **given)
+            cache.conclude(model)
         except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, KeyError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{config.model_type} models are refused: they do not run as one flat call ({reason})") from error
-    cache.measure_states()
+    if not anatomy.kv and not anatomy.recurrent:
+        raise UserError(f"{config.model_type} models are refused: they keep their past in a cache of their own kind")
     return anatomy
 
 

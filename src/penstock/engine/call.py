@@ -1,8 +1,8 @@
 """A micro-batch's forward call, run in a greenlet that stops wherever it needs a page."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import greenlet
 import torch
@@ -11,6 +11,7 @@ from penstock.schedule.types import Span
 
 if TYPE_CHECKING:
     from penstock.engine.kv_batch import KVBatch
+    from penstock.engine.recurrent import RowStates
 
 @dataclass(frozen=True, slots=True)
 class Need:
@@ -25,7 +26,7 @@ class Batch:
 
     ids, positions: (1, T). wanted: flat positions whose logits are asked for, in span order. lengths: each span's row
     length (all tokens known so far), which rotary tables that depend on length go by. starts: each span's first flat
-    position. kv: where its rows' keys and values lie. states: recurrent state per row, for layers that have one.
+    position. kv: where its rows' keys and values lie. states: recurrent state of rows, for layers that keep one.
     """
 
     spans: tuple[Span, ...]
@@ -34,7 +35,7 @@ class Batch:
     positions: torch.Tensor
     wanted: torch.Tensor
     kv: "KVBatch"
-    states: Mapping[int, Any] = field(default_factory=dict)
+    states: "RowStates"
 
     @property
     def starts(self) -> list[int]:

@@ -11,6 +11,7 @@ from penstock.engine.binding import Binding
 from penstock.engine.cache import FlatCache
 from penstock.engine.call import Batch, Call
 from penstock.engine.kv_batch import KVBatch
+from penstock.engine.recurrent import RowStates
 from penstock.engine.sampler import Draw, sample
 from penstock.engine.staging import Item, Stager
 from penstock.memory.clock import Clock
@@ -64,6 +65,7 @@ class Model:
     first_order: tuple[int, ...]
     dense: frozenset[int] = frozenset()
     longrope_switch: int | None = None
+    cache_name: str = "past_key_values"
     hidden_itemsize: int = 4
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -72,8 +74,8 @@ class Model:
         out = self.module(
             input_ids=batch.ids,
             position_ids=batch.positions,
-            past_key_values=cache,
             use_cache=True,
+            **{self.cache_name: cache},
             logits_to_keep=batch.wanted,
         )
         logits: torch.Tensor = out.logits[0]
@@ -97,6 +99,7 @@ class Engine:
     ) -> None:
         self.model, self.scheduler, self.pager, self.kv, self.clock, self.stager = model, scheduler, pager, kv, clock, stager
         self.sequences: dict[int, Generation] = {}
+        self.states = RowStates()
         self.observe: Callable[[int, int, torch.Tensor], None] | None = None
         self._order: Sequence[int] = model.first_order
         self._hidden_bytes = int(model.config.hidden_size) * model.hidden_itemsize
@@ -117,6 +120,7 @@ class Engine:
     def abort(self, row: int) -> None:
         """Forget a row, whatever it was doing."""
         self.scheduler.abort(row)
+        self.states.forget(row)
         self.sequences.pop(row, None)
 
     @torch.inference_mode()
@@ -126,6 +130,8 @@ class Engine:
         if sweep is None:
             return None
         started = time.perf_counter()
+        for row in sweep.dropped:
+            self.states.forget(row)
         self.kv.move(sweep.moves)
         calls = [Call(self._batch(spans), self.model.forward) for spans in sweep.micro_batches]
         self._expect_kv(calls)
@@ -134,6 +140,7 @@ class Engine:
         ended = {row for row, token in drawn.items() if self._take(row, token)}
         finished = self.scheduler.done(sweep, ended)
         for row in finished:
+            self.states.forget(row)
             self.sequences[row].finish_reason = "stop" if row in ended else "length"
         self._watch_switch(drawn)
         return self._report(sweep, drawn, finished, time.perf_counter() - started)
@@ -141,6 +148,7 @@ class Engine:
     def _serve_pages(self, calls: Sequence[Call], drawn: dict[int, int]) -> None:
         """Bring page after page and let every call that waits for it go on; draw a call's tokens as it ends."""
         order: list[int] = []
+        self.pager.expect(self._order)
         for call in calls:
             with self.clock.compute():
                 call.begin()
@@ -159,9 +167,7 @@ class Engine:
                             self._draw(call, drawn)
             self.model.binding.unbind(at, views)
             self.pager.release(at)
-        if tuple(order) != tuple(self._order):
-            self._order = order
-            self.pager.expect(order)
+        self._order = order
 
     def _batch(self, spans: Sequence[Span]) -> Batch:
         """The flat input of a micro-batch."""
@@ -180,6 +186,7 @@ class Engine:
             positions=positions[None].to(self.device),
             wanted=torch.tensor(wanted, dtype=torch.long, device=self.device),
             kv=KVBatch(self.kv, spans, starts, rows, self.stager),
+            states=self.states,
         )
 
     def _expect_kv(self, calls: Sequence[Call]) -> None:
