@@ -167,8 +167,8 @@ def assemble(
         plan.layout.pages, placement.homes, device, placement.policy.slots, clock, convert=_converter(plan), reader=reader
     )
     pager.start(progress)
-    _load_core(plan, device.torch_device)
     materialise_buffers(plan.skeleton, device.torch_device)
+    _load_core(plan, device.torch_device)
     rotary.take_by_span(plan.skeleton)
     _bind_embeddings(plan, placement, pager, reader, device)
     binding = Binding(plan.skeleton, plan.layout, plan.precision.compute)

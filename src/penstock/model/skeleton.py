@@ -32,6 +32,7 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
 def materialise_buffers(model: Any, device: torch.device) -> None:
     """Give every non-persistent buffer (rotary tables, scales) its value, by transformers' own ``_init_weights``.
 
+    Before any parameter is loaded: those of the modules touched are initialised too, which is without effect on meta.
     Raises UserError, naming them, where a buffer is left without a value.
     """
     touched: list[tuple[nn.Module, str]] = []
@@ -48,9 +49,20 @@ def materialise_buffers(model: Any, device: torch.device) -> None:
         if absent:
             with torch.no_grad():
                 model._init_weights(module)  # its parameters are on meta, where this does no harm
+    for module, name in touched:
+        if _unset(module._buffers[name]):
+            _init_around(model, module)
     left = [name for module, name in touched if _unset(module._buffers[name])]
     if left:
         raise UserError(f"{model.config.model_type} models are refused: buffers {', '.join(sorted(set(left))[:3])} have no value")
+
+
+def _init_around(model: Any, inner: nn.Module) -> None:
+    """Initialise the modules that a module lies in: some families give their layers' buffers a value from there."""
+    for outer in model.modules():
+        if outer is not inner and any(module is inner for module in outer.modules()):
+            with torch.no_grad():
+                model._init_weights(outer)
 
 
 def _unset(buffer: torch.Tensor | None) -> bool:
