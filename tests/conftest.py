@@ -43,3 +43,17 @@ def torch_threads() -> None:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How often tokens parted from transformers' where the two best logits were within rounding."""
+    said = [dict(report.user_properties) for report in terminalreporter.getreports("passed")]
+    counts = [properties["near_ties"] for properties in said if "near_ties" in properties]
+    if counts:
+        parted, tokens = (sum(column) for column in zip(*counts, strict=True))
+        terminalreporter.write_line(
+            f"parity: {len(counts)} comparisons, {tokens:,} tokens; {parted} rows parted from transformers at a near-tie"
+        )
+    for properties in said:
+        if "agreement" in properties:
+            terminalreporter.write_line(f"parity: {properties['agreement']}")

@@ -1,0 +1,38 @@
+"""Every family on every placement, in one shape that has it all: ragged prompts, chunked, more than there are rows."""
+
+from typing import Any
+
+import pytest
+
+from tests.parity.families import FAMILIES
+from tests.parity.harness import run
+from tests.parity.reference import generate
+
+SHAPE = {"rows": 4, "sweep_tokens": 24, "batch_tokens": 10}
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "cpu": {"weights": "cpu=100%"},
+    "disk": {"weights": "disk=100%", "slots": 1},
+    "half": {"weights": "cpu=50%,disk=50%"},
+    "kv-on-disk": {"kv": "disk=100%"},
+    "activations-on-disk": {"activations": "disk=100%"},
+    "gpu": {"device": "emulated", "weights": "gpu=30%,cpu=30%,disk=40%", "kv": "gpu=40%,cpu=30%,disk=30%"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reference_depends_on_its_input(subject, family):
+    """A model that says one thing for ever proves nothing."""
+    model = subject(family)
+    prompt = model.prompts[0]
+    turned = generate(model.model, prompt[::-1], 1)
+    assert (turned.logits[0] - model.answers[0].logits[0]).abs().max() > 0.01 * turned.logits.abs().max()
+    assert sum(len(set(answer.tokens)) > 1 for answer in model.answers) > len(model.answers) / 2
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matrix(subject, compare, family, placement):
+    model = subject(family)
+    tokens, trail = run(model.path, model.prompts, 8, **SHAPE, **PLACEMENTS[placement])
+    compare(model.answers, tokens, trail.logits)
+    assert trail.micro_batches > 1 and trail.chunks and trail.rows < len(model.prompts)

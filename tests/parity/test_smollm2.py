@@ -1,0 +1,109 @@
+"""A real model with its weights from a GGUF file: 32 prompts, half of the pages streamed, against transformers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from penstock import llm as llm_module
+from penstock.llm import LLM
+from penstock.model import gguf, source
+from penstock.sampling import SamplingParams
+from tests.parity.harness import Trail
+from tests.parity.reference import Answer, generate
+
+NEW_TOKENS = 16
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at",
+    "def fibonacci(n):\n    ",
+    "Once upon a time, in a village by the sea,",
+    "The three primary colours are",
+    "E = mc^2 means that",
+    "To make a good cup of tea, first",
+    "1, 1, 2, 3, 5, 8,",
+    "SELECT name FROM users WHERE",
+    "The mitochondria is",
+    "Dear Sir or Madam,\n\nI am writing to complain about",
+    "Q: How many legs does a spider have?\nA:",
+    "In 1969, Neil Armstrong",
+    "La capitale de l'Espagne est",
+    "Roses are red, violets are",
+    "The derivative of x squared is",
+    "Photosynthesis is the process by which",
+    "import numpy as np\n\nx =",
+    "The best thing about rainy days is",
+    "Breaking news: scientists have discovered",
+    "Shakespeare wrote",
+    "A haiku about winter:\n",
+    "The opposite of hot is",
+    "<html>\n<head>\n<title>",
+    "My favourite book is about a detective who, after thirty years of solving other people's mysteries, is asked to "
+    "explain his own disappearance. The first chapter opens on a cold morning in Edinburgh, where",
+    "Ingredients: 200 g flour, 100 g butter, 2 eggs. Method:",
+    "The president of the company announced on Monday that",
+    "If all cats are animals and Tom is a cat, then",
+    "Die Hauptstadt von Deutschland ist",
+    "In the beginning",
+    "Monday, Tuesday, Wednesday,",
+    "The moon",
+)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """transformers' own model, float32, with the values of the GGUF file."""
+    found = source.resolve("demo")
+    model = AutoModelForCausalLM.from_config(found.config, dtype=torch.float32, attn_implementation="eager").eval()
+    parameters = gguf.plan_parameters(model, gguf.GgufFile(found.path))
+    model.load_state_dict({name: parameter.load().float() for name, parameter in parameters.items()})
+    return model
+
+
+@torch.inference_mode()
+def forced(model: Any, prompt: list[int], tokens: list[int]) -> Answer:
+    """What the model says after every prefix of prompt and tokens: ``generate``'s answer as long as they agree."""
+    logits = model(torch.tensor([prompt + tokens[:-1]])).logits[0, len(prompt) - 1 :].float()
+    return Answer(prompt, logits.argmax(-1).tolist(), logits)
+
+
+@pytest.fixture(scope="module")
+def ran() -> tuple[list[Any], Trail]:
+    """Penstock's answers to all prompts, more of them than there are rows, with half of the pages on disk."""
+    trail = Trail()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llm_module, "assemble", _watched(llm_module.assemble, trail))
+        with LLM("demo", dtype="float32", weights="cpu=50%,disk=50%", rows=24, batch_tokens=96) as model:
+            outputs = model.generate(PROMPTS, SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True))
+    return outputs, trail
+
+
+def _watched(assemble: Callable[..., Any], trail: Trail) -> Callable[..., Any]:
+    def assembled(*args: Any, **kwargs: Any) -> Any:
+        engine = assemble(*args, **kwargs)
+        trail.watch(engine)
+        return engine
+
+    return assembled
+
+
+def test_logits_and_tokens_of_32_prompts(reference, ran, compare):
+    outputs, trail = ran
+    assert len(outputs) == 32 and trail.rows == 24 and trail.micro_batches > 1
+    given = [(out.prompt_token_ids, out.outputs[0].token_ids) for out in outputs]
+    answers = [forced(reference, prompt, tokens) for prompt, tokens in given]
+    compare(answers, [tokens for _, tokens in given], trail.logits)
+
+
+@pytest.mark.parametrize("index", [0, 7, 24])
+def test_tokens_of_generate(reference, ran, compare, index):
+    """The same through ``generate`` itself, which is slow."""
+    outputs, trail = ran
+    answer = generate(reference, outputs[index].prompt_token_ids, NEW_TOKENS)
+    compare([answer], [outputs[index].outputs[0].token_ids], {0: trail.logits[index]})
+
+
+def test_the_capital_of_france(ran):
+    assert "Paris" in ran[0][0].outputs[0].text
