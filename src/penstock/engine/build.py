@@ -127,7 +127,7 @@ def blueprint(
 
 def _sources(source: Source, skeleton: Any) -> Mapping[str, ParameterSource]:
     if source.kind == "gguf":
-        return gguf.plan_parameters(skeleton, gguf.GgufFile(source.path))
+        return gguf.plan_parameters(skeleton, gguf.read_header(source.path))
     if source.kind == "random":
         return random_weights.plan_parameters(skeleton)
     return plan_parameters(skeleton, SafetensorsIndex(source.path))
