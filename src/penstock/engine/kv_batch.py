@@ -1,5 +1,6 @@
 """Where a micro-batch's keys and values lie: on the compute tier, or brought there portion by portion."""
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class KVBatch:
         self.store, self.spans, self.starts, self.rows, self.stager = store, spans, starts, rows, stager
         self._writes: dict[int, CallTables] = {}
         self._portions: dict[int, list[Portion]] = {}
-        self._handles: dict[int, tuple[torch.Tensor, int]] = {}
+        self._handles: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._newest_dense: list[int] | None = None
         for group in range(len(store.groups)):
             everyone = range(len(spans))
@@ -112,13 +113,13 @@ class KVBatch:
         append(keys[0], values[0], k_arena, v_arena, self._writes[self.store.group_of(layer)])
 
     def remember(self, keys: torch.Tensor, layer: int) -> None:
-        """Know these keys again when attention is called with them; kept alive, so that the identity stays unique."""
-        self._handles[id(keys)] = keys, layer
+        """Know these keys again when attention is called with them, without keeping them alive."""
+        self._handles[id(keys)] = weakref.ref(keys), layer
 
     def layer_of(self, keys: torch.Tensor) -> int | None:
         """The layer whose ``update`` returned these keys; None where they are dense (``dense_lengths`` says whose)."""
         known = self._handles.get(id(keys))
-        return None if known is None else known[1]
+        return known[1] if known is not None and known[0]() is keys else None
 
     def portions(self, layer: int) -> list[Portion]:
         """How a layer's attention is cut."""
