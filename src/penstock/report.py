@@ -40,12 +40,15 @@ class Account:
         self.prefill_s += sweep.seconds * part
         self.decode_s += sweep.seconds * (1 - part)
         kv = {tier: engine.scheduler.blocks_in_use(tier) for tier in TIERS}
+        kv[engine.kv.device.compute_tier] += engine.states.nbytes
         if sum(kv.values()) > sum(self.kv_peak.values()):
             self.kv_peak = kv
         if sum(sweep.activations.values()) > sum(self.activations_peak.values()):
             self.activations_peak = {tier: sweep.activations.get(tier, 0) for tier in TIERS}
 
-    def summary(self, clock: Clock, placement: Placement, weights: Mapping[Tier, int], ledger: Mapping[str, Any]) -> dict[str, Any]:
+    def summary(
+        self, clock: Clock, placement: Placement, weights: Mapping[Tier, int], ledger: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """``last_run``: see the README for what each key means."""
         seen: Summary = clock.summary(self.started)
         seconds = seen["seconds"]

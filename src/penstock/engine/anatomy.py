@@ -103,6 +103,16 @@ class _Recorder(DynamicCache):  # type: ignore[misc]  # transformers is untyped
         found.leaves = [x for x in found.leaves if x not in rowwise or type(model.get_submodule(x)) is nn.Linear]
 
 
+def _held_by_modules(model: nn.Module) -> set[str]:
+    """Tensors that modules hold as plain attributes."""
+    return {
+        f"{name}.{attribute}"
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
 def _inside(name: str, other: str) -> bool:
     return name.startswith(f"{other}.") if other else bool(name)
 
@@ -115,6 +125,7 @@ def dissect(model: Any, config: Any) -> Anatomy:
         anatomy.cache_name = "cache_params"
     model.set_attn_implementation(flat_attention.NAME)
     model.set_experts_implementation(experts.NAME)
+    held = _held_by_modules(model)
     with _rotary_by_default(model), _watched(model, anatomy, running), torch.inference_mode():
         ids = torch.zeros((1, _TOKENS), dtype=torch.long, device="meta")
         positions = torch.arange(_TOKENS, device="meta")[None]
@@ -123,11 +134,23 @@ def dissect(model: Any, config: Any) -> Anatomy:
             given = {anatomy.cache_name: cache, "logits_to_keep": wanted}
             model(input_ids=ids, position_ids=positions, use_cache=True, **given)
             cache.conclude(model)
-        except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, KeyError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            NotImplementedError,
+            IndexError,
+            KeyError,
+        ) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{config.model_type} models are refused: they do not run as one flat call ({reason})") from error
+            raise UserError(
+                f"{config.model_type} models are refused: they do not run as one flat call ({reason})"
+            ) from error
     if not anatomy.kv and not anatomy.recurrent:
         raise UserError(f"{config.model_type} models are refused: they keep their past in a cache of their own kind")
+    if kept := sorted(_held_by_modules(model) - held):
+        raise UserError(f"{config.model_type} models are refused: they keep state outside of the cache ({kept[0]})")
     return anatomy
 
 

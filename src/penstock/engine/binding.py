@@ -37,7 +37,7 @@ class Binding:
                 if len(where) > 1:
                     chunks = [RowChunk(page.index, part.start, part.stop) for page, part in where]
                     assert isinstance(module, nn.Linear)  # only linear layers are cut
-                    module.forward = ChunkedLinear(module, param, chunks)
+                    vars(module)["forward"] = ChunkedLinear(module, param, chunks)
                 else:
                     self._bind_leaf(module, attribute, where[0][0].index, (param, where[0][1].start))
 
@@ -52,7 +52,7 @@ class Binding:
         users.append((module, attribute, key))
         if "forward" in vars(module):
             return  # a second matrix of a module that already asks for its page
-        module.forward = _holding(module, page)
+        vars(module)["forward"] = _holding(module, page)
 
     def bind(self, page: int, views: Views) -> None:
         """Give the modules of a page their weights; those that cannot take a stored dtype get a widened copy."""

@@ -13,6 +13,7 @@ from penstock.engine.anatomy import Anatomy, dissect
 from penstock.engine.binding import Binding
 from penstock.engine.embedding import EmbeddingRows, RowTable
 from penstock.engine.engine import Engine, Model
+from penstock.engine.parking import Parking
 from penstock.engine.staging import Stager
 from penstock.errors import UserError
 from penstock.memory.clock import Clock
@@ -74,6 +75,7 @@ class Blueprint:
             kv_block=sum(g.spec(self.block_tokens, self.precision.kv).block_bytes for g in self.groups),
             block_tokens=self.block_tokens,
             state=sum(self.anatomy.recurrent.values()),
+            state_layer=max(self.anatomy.recurrent.values(), default=0),
             staged_layer=max(
                 (la.block_bytes(self.block_tokens, self.precision.kv) for g in self.groups for la in g.layers.values()),
                 default=0,
@@ -85,7 +87,7 @@ class Blueprint:
         return {name: by_name[name] for name in self.layout.core}
 
     def _call_bytes(self, item: int) -> int:
-        """Bytes per token that a call takes: its residual stream a few times, and the widest run of outputs in a layer."""
+        """Bytes per token of a call: its residual stream a few times, and the widest run of outputs in a layer."""
         hidden = int(self.config.hidden_size)
         widths: dict[tuple[int | None, str], int] = {}
         for page in self.layout.pages:
@@ -164,7 +166,13 @@ def assemble(
     """Take the memory that a placement says, read the resident pages and tie everything together."""
     reader = DirectReader()
     pager = Pager(
-        plan.layout.pages, placement.homes, device, placement.policy.slots, clock, convert=_converter(plan), reader=reader
+        plan.layout.pages,
+        placement.homes,
+        device,
+        placement.policy.slots,
+        clock,
+        convert=_converter(plan),
+        reader=reader,
     )
     pager.start(progress)
     materialise_buffers(plan.skeleton, device.torch_device)
@@ -187,7 +195,10 @@ def assemble(
         chunking=not plan.anatomy.recurrent,
     )
     stager = Stager(kv, placement.staging, clock) if placement.staging else None
-    return Engine(model, scheduler, pager, kv, clock, stager)
+    shares = placement.policy.activations
+    parks = shares.of(device.compute_tier) < 1
+    parking = Parking(shares, plan.skeleton, device, clock, offload_dir) if parks else None
+    return Engine(model, scheduler, pager, kv, clock, stager, parking)
 
 
 def _attending(skeleton: nn.Module) -> list[tuple[int, nn.Module]]:
@@ -219,7 +230,9 @@ def _place(model: nn.Module, name: str, tensor: torch.Tensor, kind: str) -> None
 def _bind_embeddings(plan: Blueprint, placement: Placement, pager: Pager, reader: DirectReader, device: Device) -> None:
     """Put a table of rows where each paged embedding's weight was."""
     compute = plan.precision.compute
-    resident = {page.index for page, home in zip(plan.layout.pages, placement.homes, strict=True) if home == device.compute_tier}
+    resident = {
+        page.index for page, home in zip(plan.layout.pages, placement.homes, strict=True) if home == device.compute_tier
+    }
 
     def views_of(index: int) -> Mapping[tuple[str, int], torch.Tensor] | None:
         if index not in resident:
@@ -233,7 +246,9 @@ def _bind_embeddings(plan: Blueprint, placement: Placement, pager: Pager, reader
             owner, _, attribute = name.rpartition(".")
             module = plan.skeleton.get_submodule(owner)
             if isinstance(module, nn.Embedding):
-                rows = EmbeddingRows(plan.layout.where(param), views_of, _row_reader(plan, reader), compute, device.torch_device)
+                rows = EmbeddingRows(
+                    plan.layout.where(param), views_of, _row_reader(plan, reader), compute, device.torch_device
+                )
                 table = RowTable(tuple(module.weight.shape), compute, device.torch_device, rows)
                 module._parameters[attribute] = table  # type: ignore[assignment]  # stands where the weight was
 
@@ -268,4 +283,6 @@ def _converter(plan: Blueprint) -> Callable[[Page, torch.Tensor], None]:
 def check_context(plan: Blueprint, prompt_tokens: int, what: str) -> None:
     """UserError for a prompt that the model's context does not hold with one more token."""
     if plan.context is not None and prompt_tokens >= plan.context:
-        raise UserError(f"{what} has {prompt_tokens:,} tokens; the model's context holds {plan.context:,}, one of them to generate")
+        raise UserError(
+            f"{what} has {prompt_tokens:,} tokens; the model's context holds {plan.context:,}, one of them to generate"
+        )

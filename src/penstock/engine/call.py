@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from penstock.engine.kv_batch import KVBatch
     from penstock.engine.recurrent import RowStates
 
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """What a suspended call waits for: the page with this index."""

@@ -22,7 +22,7 @@ class RowTable(torch.Tensor):
 
     @staticmethod
     def __new__(cls, shape: Sequence[int], dtype: torch.dtype, device: torch.device, rows: Any) -> "RowTable":
-        made: RowTable = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)  # type: ignore[attr-defined]  # torch does not annotate it
+        made: RowTable = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         made.rows = rows
         return made
 
@@ -31,10 +31,10 @@ class RowTable(torch.Tensor):
         if func is nn.functional.embedding:
             ids, table = args[0], args[1] if len(args) > 1 else (kwargs or {})["weight"]
             return table.rows(ids.reshape(-1)).view(*ids.shape, table.shape[1])
-        return super().__torch_function__(func, types, args, kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]  # torch leaves it so
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]  # a classmethod in torch too
         raise RuntimeError(f"an embedding that is read by row was used in {func}")
 
 
@@ -42,7 +42,12 @@ class EmbeddingRows:
     """Rows of one table from wherever its pages are: resident ones from memory, the others from their files."""
 
     def __init__(
-        self, where: Sequence[tuple[Page, Slice]], resident: Resident, read: ReadRows, compute: torch.dtype, device: torch.device
+        self,
+        where: Sequence[tuple[Page, Slice]],
+        resident: Resident,
+        read: ReadRows,
+        compute: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.where, self.resident, self.read = tuple(where), resident, read
         self.compute, self.device = compute, device
@@ -50,7 +55,7 @@ class EmbeddingRows:
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (n,) on any device; returns (n, dim) in compute dtype on the compute device."""
-        distinct, place = ids.cpu().unique(return_inverse=True)
+        distinct, place = torch.unique(ids.cpu(), return_inverse=True)
         table = torch.empty((len(distinct), self.dim), dtype=self.compute, device=self.device)
         for page, part in self.where:
             mine = ((distinct >= part.start) & (distinct < part.stop)).nonzero()[:, 0]

@@ -11,6 +11,7 @@ from penstock.engine.binding import Binding
 from penstock.engine.cache import FlatCache
 from penstock.engine.call import Batch, Call
 from penstock.engine.kv_batch import KVBatch
+from penstock.engine.parking import Parking
 from penstock.engine.recurrent import RowStates
 from penstock.engine.sampler import Draw, sample
 from penstock.engine.staging import Item, Stager
@@ -57,7 +58,7 @@ class SweepReport:
 
 @dataclass(slots=True)
 class Model:
-    """A skeleton tied to its pages, ready to be called flat. dense: cache layers whose module transforms cached keys."""
+    """A skeleton tied to its pages, ready to be called. dense: cache layers whose module transforms cached keys."""
 
     module: Any
     config: Any
@@ -96,8 +97,17 @@ class Engine:
         kv: KVStore,
         clock: Clock,
         stager: Stager | None = None,
+        parking: Parking | None = None,
     ) -> None:
-        self.model, self.scheduler, self.pager, self.kv, self.clock, self.stager = model, scheduler, pager, kv, clock, stager
+        self.model, self.scheduler, self.pager, self.kv, self.clock, self.stager = (
+            model,
+            scheduler,
+            pager,
+            kv,
+            clock,
+            stager,
+        )
+        self.parking = parking
         self.sequences: dict[int, Generation] = {}
         self.states = RowStates()
         self.observe: Callable[[int, int, torch.Tensor], None] | None = None
@@ -149,9 +159,13 @@ class Engine:
         """Bring page after page and let every call that waits for it go on; draw a call's tokens as it ends."""
         order: list[int] = []
         self.pager.expect(self._order)
+        if self.parking is not None:
+            self.parking.begin(calls)
         for call in calls:
             with self.clock.compute():
                 call.begin()
+            if self.parking is not None:
+                self.parking.park(call)
         at = -1
         while waiting := [call for call in calls if not call.dead]:
             needs = {call.need.page for call in waiting if call.need is not None}
@@ -160,11 +174,16 @@ class Engine:
             self.model.binding.bind(at, views)
             order.append(at)
             for call in waiting:
-                if call.need is not None and call.need.page == at:
-                    with self.clock.compute():
-                        call.resume(at, views)
-                        if call.dead:
-                            self._draw(call, drawn)
+                if call.need is None or call.need.page != at:
+                    continue
+                if self.parking is not None:
+                    self.parking.unpark(call)
+                with self.clock.compute():
+                    call.resume(at, views)
+                    if call.dead:
+                        self._draw(call, drawn)
+                if self.parking is not None:
+                    self.parking.park(call)
             self.model.binding.unbind(at, views)
             self.pager.release(at)
         self._order = order
@@ -209,9 +228,7 @@ class Engine:
         if self.observe is not None:
             for row, its_logits in zip(rows, logits, strict=True):
                 self.observe(row, len(self.sequences[row].tokens), its_logits)
-        draws = [
-            Draw(s.sampling, s.request.key, len(s.tokens)) for s in (self.sequences[row] for row in rows)
-        ]
+        draws = [Draw(s.sampling, s.request.key, len(s.tokens)) for s in (self.sequences[row] for row in rows)]
         drawn.update(zip(rows, sample(logits, draws).tolist(), strict=True))
 
     def _take(self, row: int, token: int) -> bool:
@@ -236,10 +253,14 @@ class Engine:
         prompts = {s.row: len(self.sequences[s.row].request.prompt) for s in spans}
         prefill = sum(s.count for s in spans if s.first < prompts[s.row])
         decode = sum(s.count for s in spans) - prefill
-        activations = {self.kv.device.compute_tier: (prefill + decode) * self._hidden_bytes}
+        activations: Mapping[Tier, int] = {self.kv.device.compute_tier: (prefill + decode) * self._hidden_bytes}
+        if self.parking is not None:
+            activations = self.parking.peak
         return SweepReport(drawn, tuple(finished), prefill, decode, len(spans), seconds, activations)
 
     def close(self) -> None:
         """Give back threads, files and memory."""
         self.pager.close()
         self.kv.close()
+        if self.parking is not None:
+            self.parking.close()

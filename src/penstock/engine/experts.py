@@ -18,7 +18,7 @@ NAME = "penstock"
 
 @dataclass(frozen=True, slots=True)
 class ExpertGroup:
-    """Experts [start, stop) of one module, held by one page; ``params`` maps the module's attribute to the parameter."""
+    """Experts [start, stop) of one module, held by one page; ``params`` maps its attributes to parameters."""
 
     page: int
     start: int
@@ -31,12 +31,14 @@ def use_groups(module: nn.Module, groups: Sequence[ExpertGroup]) -> None:
     module.penstock_groups = tuple(groups)  # type: ignore[assignment]  # a plain attribute, not a parameter
 
 
-def paged_experts(module: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, *args: Any) -> torch.Tensor:
+def paged_experts(
+    module: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, *args: Any
+) -> torch.Tensor:
     """hidden (T, dim), chosen and weights (T, k): the weighted sum over each token's experts, summed in float32."""
     if hidden.is_meta:
         return torch.empty_like(hidden)
     out = torch.zeros_like(hidden, dtype=torch.float32)
-    used = set(chosen.unique().tolist())
+    used = set(chosen.flatten().tolist())
     for group in module.penstock_groups:
         mine = [expert for expert in range(group.start, group.stop) if expert in used]
         if not mine:
@@ -45,7 +47,11 @@ def paged_experts(module: Any, hidden: torch.Tensor, chosen: torch.Tensor, weigh
         stacked = {name: views[param, group.start] for name, param in group.params.items()}
         for expert in mine:
             tensors = {name: stack[expert - group.start].to(hidden.dtype) for name, stack in stacked.items()}
-            small = {n: p[expert] for n, p in module._parameters.items() if n not in tensors and p is not None and p.dim() > 1}
+            small = {
+                n: p[expert]
+                for n, p in module._parameters.items()
+                if n not in tensors and p is not None and p.dim() > 1
+            }
             token, place = torch.where(chosen == expert)
             y = _expert(module, hidden[token], {**tensors, **small})
             out.index_add_(0, token, (y * weights[token, place, None]).float())

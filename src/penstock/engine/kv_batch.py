@@ -23,9 +23,9 @@ Arenas = tuple[torch.Tensor, torch.Tensor]
 class Portion:
     """Spans whose keys and values are attended together.
 
-    chosen: their indices in the batch. tokens: their flat positions, None for the whole batch. ids: per span, its blocks'
-    places in the arena that they are attended in (-1: left behind). blocks: None where that is the compute tier's arena;
-    otherwise the blocks to bring to a staging buffer, in the order that ``ids`` counts them.
+    chosen: their indices in the batch. tokens: their flat positions, None for the whole batch. ids: per span, its
+    blocks' places in the arena that they are attended in (-1: left behind). blocks: None where that is the compute
+    tier's arena; otherwise the blocks to bring to a staging buffer, in the order that ``ids`` counts them.
     """
 
     chosen: tuple[int, ...]
@@ -77,7 +77,9 @@ class KVBatch:
     def _split(self, group: int) -> Iterator[Portion]:
         """One portion for the rows on the compute tier, and as many as staging room demands for the others."""
         tier = self.store.device.compute_tier
-        away = [i for i, row in enumerate(self.rows) if any(b is not None and b.tier != tier for b in row.tables[group])]
+        away = [
+            i for i, row in enumerate(self.rows) if any(b is not None and b.tier != tier for b in row.tables[group])
+        ]
         if not away:
             everyone = range(len(self.spans))
             yield Portion(tuple(everyone), None, self._local_ids(everyone, group), self._writes[group], self.store)

@@ -65,7 +65,9 @@ class Predicate:
         return lowest
 
 
-def flat_mask(*args: Any, mask_function: Callable[..., torch.Tensor] = causal_mask_function, **kwargs: Any) -> Predicate:
+def flat_mask(
+    *args: Any, mask_function: Callable[..., torch.Tensor] = causal_mask_function, **kwargs: Any
+) -> Predicate:
     """What transformers calls to make a mask: keep the predicate, build nothing."""
     return Predicate(mask_function)
 

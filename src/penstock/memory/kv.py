@@ -1,15 +1,16 @@
 """The KV cache in blocks on any tier: integers from the scheduler become bytes here."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from penstock.memory.buffers import aligned_buffer
-from penstock.memory.clock import Clock
+from penstock.memory.clock import Clock, Lane
 from penstock.memory.device import Device
 from penstock.memory.direct import ScratchFile
 from penstock.model.pages import SECTOR
@@ -31,14 +32,14 @@ class KVLayer:
         return self.k_heads * self.k_dim * block_tokens * dtype.itemsize
 
     def block_bytes(self, block_tokens: int, dtype: torch.dtype) -> int:
-        """Bytes of one block of this layer, keys then values, rounded up to a sector so that it can move by direct I/O."""
+        """Bytes of one block, keys then values, rounded up to whole sectors so that it can move by direct I/O."""
         values = self.v_heads * self.v_dim * block_tokens * dtype.itemsize
         return -(-(self.k_bytes(block_tokens, dtype) + values) // SECTOR) * SECTOR
 
 
 @dataclass(frozen=True, slots=True)
 class KVGroup:
-    """Layers whose blocks live and die together, by cache layer index. window: keys a query reaches back to, or None."""
+    """Layers, by cache index, whose blocks live and die together. window: keys a query reaches back to, or None."""
 
     layers: Mapping[int, KVLayer]
     window: int | None = None
@@ -62,7 +63,8 @@ def block_tokens_for(layers: Sequence[KVLayer], dtype: torch.dtype) -> int:
     """Tokens per block: 16, or more while a sector would be left mostly empty (tiny models, latents); at most 64."""
     tokens = 16
     while tokens < 64 and any(
-        layer.block_bytes(tokens, dtype) > 1.25 * (layer.k_bytes(tokens, dtype) + layer.v_heads * layer.v_dim * tokens * dtype.itemsize)
+        layer.block_bytes(tokens, dtype)
+        > 1.25 * (layer.k_bytes(tokens, dtype) + layer.v_heads * layer.v_dim * tokens * dtype.itemsize)
         for layer in layers
     ):
         tokens *= 2
@@ -119,12 +121,14 @@ class KVStore:
         return next(i for i, group in enumerate(self.groups) if layer in group.layers)
 
     def arenas(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's blocks on the compute tier: keys (blocks, heads, block tokens, dim) and values, as strided views."""
+        """A layer's blocks on the compute tier: keys (blocks, heads, block tokens, dim) and values, strided."""
         tier = self.device.compute_tier
         if (layer, tier) not in self._views:
             place = self._places[layer][tier]
             arena = self._arenas[tier, place.group]
-            self._views[layer, tier] = block_views(arena, place.layer, self.block_tokens, self.dtype, place.base, self._count(place, tier))
+            self._views[layer, tier] = block_views(
+                arena, place.layer, self.block_tokens, self.dtype, place.base, self._count(place, tier)
+            )
         return self._views[layer, tier]
 
     def _count(self, place: _Place, tier: Tier) -> int:
@@ -133,29 +137,52 @@ class KVStore:
         return total // per_id
 
     def move(self, moves: Sequence[Move]) -> None:
-        """Copy blocks between tiers, all layers of their group, and wait until they are there."""
+        """Copy blocks between tiers, all layers of their group, in this order, and wait until they are there."""
         pending: list[Future[None]] = []
+        busy: set[tuple[int, Tier, int]] = set()
         for move in moves:
+            places = {(move.group, *move.source), (move.group, *move.target)}
+            if places & busy:  # a place that an earlier move still reads or writes
+                self._finish(pending)
+                pending, busy = [], set()
             for layer in self.groups[move.group].layers:
                 pending += self._copy(layer, move.source, move.target)
-        for copied in pending:
-            copied.result()
+            busy |= places
+        self._finish(pending)
+
+    def _finish(self, pending: Sequence["Future[None]"]) -> None:
+        if pending:
+            with self.clock.wait("cpu→disk"):
+                for copied in pending:
+                    copied.result()
 
     def _copy(self, layer: int, source: tuple[Tier, int], target: tuple[Tier, int]) -> list["Future[None]"]:
         (from_tier, from_id), (to_tier, to_id) = source, target
         there, here = self._places[layer][to_tier], self._places[layer][from_tier]
-        at = there.base + to_id * there.stride
         if from_tier == "disk":
-            return [self._files[there.group].read_into(here.base + from_id * here.stride, self._bytes(layer, target))]
+            return [self._read(here, from_id, self._bytes(layer, target))]
         block = self._bytes(layer, source)
         if to_tier == "disk":
             host = block if block.device.type == "cpu" else block.cpu()
-            with self.clock.lane("cpu→disk", here.stride, "kv"):
-                return [self._files[there.group].write(at, host)]
-        lane = "gpu→cpu" if from_tier == "gpu" else "cpu→gpu"
-        with self.clock.lane(lane, here.stride, "kv"):
+            lane = self._opened("cpu→disk", here.stride)
+            written = self._files[there.group].write(there.base + to_id * there.stride, host)
+            written.add_done_callback(lane)
+            return [written]
+        with self.clock.lane("gpu→cpu" if from_tier == "gpu" else "cpu→gpu", here.stride, "kv"):
             self._bytes(layer, target).copy_(block)
         return []
+
+    def _read(self, place: _Place, block: int, into: torch.Tensor) -> "Future[None]":
+        lane = self._opened("disk→cpu", place.stride)
+        read = self._files[place.group].read_into(place.base + block * place.stride, into)
+        read.add_done_callback(lane)
+        return read
+
+    def _opened(self, lane: Lane, nbytes: int) -> Callable[["Future[None]"], None]:
+        """A lane that is busy from now until what is returned is called."""
+        open_ = ExitStack()
+        open_.enter_context(self.clock.lane(lane, nbytes, "kv"))
+        return lambda _: open_.close()
 
     def _bytes(self, layer: int, place: tuple[Tier, int]) -> torch.Tensor:
         tier, block = place
@@ -175,7 +202,7 @@ class KVStore:
             place = self._places[layer][block.tier]
             target = into[position * place.stride : (position + 1) * place.stride]
             if block.tier == "disk":
-                pending.append(self._files[place.group].read_into(place.base + block.id * place.stride, target))
+                pending.append(self._read(place, block.id, target))
             else:
                 with self.clock.lane("cpu→gpu", place.stride, "kv"):
                     target.copy_(self._bytes(layer, (block.tier, block.id)))

@@ -113,7 +113,7 @@ class _Planner:
         return own if own == self.compute or widened else self.stored
 
     def bytes_of(self, piece: Piece) -> int:
-        rows, *rest = self.sources[piece.param].shape
+        rest = self.sources[piece.param].shape[1:]
         return (piece.stop - piece.start) * _product(rest) * self.dtype_of(piece.param).itemsize
 
     def whole(self, param: str) -> Piece:
@@ -126,7 +126,9 @@ class _Planner:
             module = self.model.get_submodule(name)
             if isinstance(module, nn.Embedding) or (list(module.children()) and not _holds_experts(module)):
                 continue  # embeddings are read by row; a module with children keeps its own matrices resident
-            matrices = {n: p for n, p in module._parameters.items() if p is not None and p.dim() > 1 and id(p) not in done}
+            matrices = {
+                n: p for n, p in module._parameters.items() if p is not None and p.dim() > 1 and id(p) not in done
+            }
             if _holds_experts(module):
                 yield from self._expert_groups(name, module, matrices)
                 done |= {id(p) for p in matrices.values()}
@@ -156,7 +158,9 @@ class _Planner:
             return
         if not can_cut:
             if size > PAGE_BYTES_MAX:
-                raise UserError(f"{piece.param} takes {size >> 20} MiB and its module cannot be cut into pages of {PAGE_BYTES_MAX >> 20} MiB")
+                raise UserError(
+                    f"{piece.param} takes {size >> 20} MiB and its module cannot be cut into pages of {PAGE_BYTES_MAX >> 20} MiB"
+                )
             yield piece
             return
         count = -(-size // self.page_bytes)
@@ -173,7 +177,9 @@ class _Planner:
         if not names:
             return
         if per_expert > PAGE_BYTES_MAX:
-            raise UserError(f"one expert of {name} takes {per_expert >> 20} MiB; a page holds {PAGE_BYTES_MAX >> 20} MiB")
+            raise UserError(
+                f"one expert of {name} takes {per_expert >> 20} MiB; a page holds {PAGE_BYTES_MAX >> 20} MiB"
+            )
         self.experts[name] = names
         together = max(1, self.page_bytes // per_expert)
         together = -(-count // -(-count // together))
@@ -197,7 +203,7 @@ class _Planner:
         return {name: tuple(alike) for alike in by_id.values() for name in alike if name in paged}
 
     def page(self, index: int, unit: Unit) -> Page:
-        """Offsets for a unit's pieces: congruent with their place in the file modulo a sector, so that reads go direct."""
+        """Offsets for a unit's pieces, congruent with their place in the file modulo a sector: reads go direct."""
         slices, extents, at = [], [], 0
         raw = all(self._raw(piece) is not None for piece in unit.pieces)
         for piece in unit.pieces:
@@ -205,11 +211,10 @@ class _Planner:
             shape = (piece.stop - piece.start, *source.shape[1:])
             nbytes = self.bytes_of(piece)
             runs = (self._raw(piece) or []) if raw else []
-            if runs:
-                at = -(-at // SECTOR) * SECTOR + runs[0][1] % SECTOR
-            else:
-                at = -(-at // 64) * 64
-            slices.append(Slice(piece.param, piece.start, piece.stop, shape, str(dtype).removeprefix("torch."), at, nbytes))
+            at = -(-at // SECTOR) * SECTOR + runs[0][1] % SECTOR if runs else -(-at // 64) * 64
+            slices.append(
+                Slice(piece.param, piece.start, piece.stop, shape, str(dtype).removeprefix("torch."), at, nbytes)
+            )
             run_at = at
             for path, offset, length in runs:
                 extents.append(Extent(str(path), offset, length, run_at))

@@ -20,7 +20,7 @@ class Precision:
 
 
 def choose(asked: str, checkpoint: str | None, device: str, cpu_bfloat16: bool) -> Precision:
-    """The dtypes for ``--dtype`` asked, a checkpoint stored in ``checkpoint`` (None: as one likes), on ``cuda`` or ``cpu``.
+    """The dtypes for what ``--dtype`` asks, a checkpoint's own dtype (None: it has none) and ``cuda`` or ``cpu``.
 
     Widening 16-bit weights to float32 is exact, so a float32 run streams the 16-bit bytes as they are.
     """
@@ -37,7 +37,11 @@ def choose(asked: str, checkpoint: str | None, device: str, cpu_bfloat16: bool) 
     if device == "cuda":
         return Precision(stored, stored, stored)
     if cpu_bfloat16:
-        note = None if own == "bfloat16" else f"the checkpoint is {own}; it runs in bfloat16, which this CPU computes faster"
+        note = (
+            None
+            if own == "bfloat16"
+            else f"the checkpoint is {own}; it runs in bfloat16, which this CPU computes faster"
+        )
         return Precision(torch.bfloat16, torch.bfloat16, torch.bfloat16, note)
     if own == "float32":
         return Precision(stored, stored, stored)

@@ -54,7 +54,9 @@ def materialise_buffers(model: Any, device: torch.device) -> None:
             _init_around(model, module)
     left = [name for module, name in touched if _unset(module._buffers[name])]
     if left:
-        raise UserError(f"{model.config.model_type} models are refused: buffers {', '.join(sorted(set(left))[:3])} have no value")
+        raise UserError(
+            f"{model.config.model_type} models are refused: buffers {', '.join(sorted(set(left))[:3])} have no value"
+        )
 
 
 def _init_around(model: Any, inner: nn.Module) -> None:

@@ -31,10 +31,11 @@ class Shares:
 class Policy:
     """Everything about a run that is fixed before its first sweep.
 
-    rows: rows in flight at most. sweep_tokens: tokens of one sweep at most (prefill chunks fill up decode sweeps to it).
-    batch_tokens: tokens of one forward call at most. slots: page slots in the streaming ring; 1 means load, then compute.
-    admission: ``continuous`` replaces finished rows at once; ``static`` is FlexGen's form: batch_size · num_batches rows
-    enter together in num_batches micro-batches, all prefill, then decode until the last ends, then the next group.
+    rows: rows in flight at most. sweep_tokens: tokens of one sweep at most (prefill chunks fill up decode sweeps to
+    it). batch_tokens: tokens of one forward call at most. slots: page slots in the streaming ring; 1 means load, then
+    compute. admission: ``continuous`` replaces finished rows at once; ``static`` is FlexGen's form: batch_size ·
+    num_batches rows enter together in num_batches micro-batches, all prefill, then decode until the last ends, then the
+    next group.
     """
 
     weights: Shares

@@ -13,15 +13,17 @@ from penstock.units import format_bytes
 
 _SWEEP_TOKENS = 1024  # of one call: GEMM rates level off here
 _MOST_ROWS = 4096
+_STATE_COPIES = 4  # of one layer's states in a call: gathered, updated in two steps, put back
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """What a model takes, in bytes.
 
-    pages: every page that streams or rests, in order. tables: indices of embedding pages, which are read by row when they
-    do not rest in memory. core: always resident. call_bytes: per token of a call. logit_bytes: per row whose logits are
-    wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row. staged_layer: the largest
+    pages: every page that streams or rests, in order. tables: indices of embedding pages, which are read by row when
+    they do not rest in memory. core: always resident. call_bytes: per token of a call. logit_bytes: per row whose logits are
+    wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row, kept on the compute tier;
+    where there is any, prompts are not cut. state_layer: the largest part of it at one layer. staged_layer: the largest
     block of a single layer.
     """
 
@@ -33,6 +35,7 @@ class Footprint:
     kv_block: int
     block_tokens: int
     state: int = 0
+    state_layer: int = 0
     staged_layer: int = 0
     fixed: Mapping[Tier, int] = field(default_factory=dict)
 
@@ -64,7 +67,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The rule's answer. homes: tier per page. kv: bytes of blocks per tier. staging: bytes of one KV staging buffer."""
+    """The rule's answer. homes: tier per page. kv: block bytes per tier. staging: bytes of one KV staging buffer."""
 
     policy: Policy
     homes: tuple[Tier, ...]
@@ -103,6 +106,8 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
         batch = max(least_batch, batch // 2)
     while not sizes.fits(slots, batch, rows) and asked.slots is None and slots > 2:
         slots -= 1
+    while not sizes.fits(slots, batch, rows) and asked.batch_size is None and rows > 1:
+        rows //= 2
     if not sizes.fits(slots, batch, rows):
         raise UserError(sizes.refusal(asked.slots or 2, least_batch))
     return sizes.placement(slots, batch, rows, asked.sweep_tokens or max(batch, wanted_tokens))
@@ -127,13 +132,15 @@ class _Sizes:
         self.page = max(self.streamable, default=0)
 
     def row_bytes(self, tokens: int) -> int:
-        """KV and state of one row of so many tokens, with the block that it grows into."""
-        return (-(-tokens // self.model.block_tokens) + 1) * self.model.kv_block + self.model.state
+        """KV of one row of so many tokens, with the block that it grows into."""
+        return (-(-tokens // self.model.block_tokens) + 1) * self.model.kv_block
 
     def fixed(self, slots: int, batch: int, rows: int) -> int:
         """Bytes of the compute tier before KV and resident pages."""
+        tokens = max(batch, self.job.longest_prompt) if self.model.state else batch
         logits = min(rows, batch) * self.model.logit_bytes
-        workspace = max(batch * self.model.call_bytes, logits + batch * self.model.call_bytes // 4)
+        workspace = max(tokens * self.model.call_bytes, logits + tokens * self.model.call_bytes // 4)
+        workspace += _STATE_COPIES * min(rows, batch) * self.model.state_layer
         ring = min(slots, len(self.streamable)) * self.page
         return self.model.core + workspace + ring + 2 * self.staging() + self.model.fixed.get(self.compute, 0)
 
@@ -162,33 +169,53 @@ class _Sizes:
             return self.row_bytes(self.job.longest_tokens)
         return self.row_bytes(self.job.longest_prompt)  # blocks are written here before they go home
 
+    def row_least(self) -> int:
+        """Room for KV and state without which no row can be run."""
+        return self.kv_least() + self.model.state
+
+    def rows_held(self, room: int, rows: int) -> int:
+        """Of so many rows, those whose states fit beside their KV. UserError where a static group does not."""
+        state, share = self.model.state, self.kv_share()
+        if not state:
+            return rows
+        spare = room - self.kv_least()
+        if self.asked.batch_size is not None:
+            if rows * state > spare:
+                raise UserError(
+                    f"{rows} rows keep {format_bytes(rows * state)} of recurrent state on {self.compute}, where "
+                    f"{format_bytes(max(spare, 0))} are left for it: make --batch-size or --num-batches smaller"
+                )
+            return rows
+        return min(rows, max(1, spare // (state + int(share * self.row_bytes(self.job.mean_tokens)))))
+
     def least(self, slots: int, batch: int) -> int:
         """The smallest budget of the compute tier that works, with what is taken already."""
-        needed = self.fixed(slots, batch, 1) + self.kv_least() + self.resident_asked()
+        needed = self.fixed(slots, batch, 1) + self.row_least() + self.resident_asked()
         return self.ledger.taken.get(self.compute, 0) + needed
 
     def fits(self, slots: int, batch: int, rows: int) -> bool:
-        needed = self.fixed(slots, batch, rows) + self.kv_least() + self.resident_asked()
+        needed = self.fixed(slots, batch, rows) + self.row_least() + self.resident_asked()
         return needed <= self.ledger.free(self.compute)
 
     def refusal(self, slots: int, batch: int) -> str:
         """Why the budget is too small, and the least that works."""
         taken = self.ledger.taken.get(self.compute, 0)
-        parts = [f"{slots} page slots {format_bytes(slots * self.page)}", f"one row {format_bytes(self.kv_least())}"]
+        parts = [f"{slots} page slots {format_bytes(slots * self.page)}", f"one row {format_bytes(self.row_least())}"]
         if self.compute == "cpu":
             parts.insert(0, f"the interpreter takes {format_bytes(taken)}")
         if resident := self.resident_asked():
             parts.append(f"resident pages {format_bytes(resident)}")
         least = -(-self.least(slots, batch) // (1 << 20))
-        budget = self.ledger.budget.get(self.compute, 0)
-        return (
-            f"--{self.compute}-memory {format_bytes(budget)} is too small for this model: {', '.join(parts)}, and a call "
-            f"needs {format_bytes(self.fixed(slots, batch, 1) - slots * self.page)}. The least that works is {least}MiB."
-        )
+        budget = format_bytes(self.ledger.budget.get(self.compute, 0))
+        parts.append(f"a call {format_bytes(self.fixed(slots, batch, 1) - slots * self.page)}")
+        given = f"--{self.compute}-memory {budget} is too small for this model"
+        return f"{given}: {', '.join(parts)}. The least that works is {least}MiB."
 
     def placement(self, slots: int, batch: int, rows: int, sweep_tokens: int) -> Placement:
         """Room for KV first, as the rows want it; what is left holds resident pages."""
         room = self.ledger.free(self.compute) - self.fixed(slots, batch, rows) - self.resident_asked()
+        rows = self.rows_held(room, rows)
+        room -= rows * self.model.state
         share = self.kv_share()
         full = rows * self.row_bytes(self.job.mean_tokens) + 2 * self.row_bytes(self.job.longest_tokens)
         tails = rows * 2 * self.model.kv_block + batch * self.model.kv_block // self.model.block_tokens
@@ -219,7 +246,7 @@ class _Sizes:
             batch_size=self.asked.batch_size,
             num_batches=self.asked.num_batches,
         )
-        reserved = {self.compute: self.fixed(slots, batch, rows)}
+        reserved = {self.compute: self.fixed(slots, batch, rows) + rows * self.model.state}
         return Placement(policy, tuple(homes), kv, self.staging(), reserved)
 
     def _room_below(self, tier: Tier) -> int:
@@ -247,5 +274,3 @@ class _Sizes:
                     placed[i] = tier
                     used += pages[i]
         return [placed.get(i, "disk") for i in range(len(pages))]
-
-

@@ -1,0 +1,48 @@
+"""The directory of a run's own under which KV and activations spill to disk."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from penstock.errors import UserError
+from penstock.model.page_cache import cache_directory
+
+
+def offload_root(asked: str | os.PathLike[str] | None) -> Path:
+    """The directory that runs make theirs in, by default under the user's cache; what dead processes left is removed.
+
+    Raises UserError where it cannot be made or written to.
+    """
+    root = Path(asked) if asked is not None else cache_directory() / "offload"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--offload-dir {root} cannot be made: {error.strerror}") from error
+    if not os.access(root, os.W_OK):
+        raise UserError(f"--offload-dir {root} is not writable: give another one")
+    for left in root.glob("run-*"):
+        pid = left.name.split("-")[1]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return root
+
+
+def make_offload(root: Path) -> Path:
+    """A new directory of this process's own."""
+    return Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=root))
+
+
+def remove_offload(directory: Path) -> None:
+    """Remove a run's directory; its files have no names by then."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
