@@ -1,9 +1,9 @@
 """Layers that keep a fixed state per row instead of keys: their modules see every row by itself.
 
-Such a module reads its tokens as one sequence, so it cannot take a flat call. Spans that are alike (as many tokens, and
-both with or both without a state) go through it as one batch; the groups run side by side in lanes that wait for each
-other at every paged matrix, which is then applied to all rows' tokens at once. So each page is asked for once per call,
-and products are as large as they are anywhere else.
+Such a module reads its tokens as one sequence, so it cannot take a flat call. Rows that go on from a state, by as many
+tokens each, go through it as one batch; a prefill goes alone, because scans take much memory per row. These groups run
+side by side in lanes that wait for each other at every paged matrix, which is then applied to all rows' tokens at once.
+So each page is asked for once per call, and products are as large as they are anywhere else.
 
 Shapes: T tokens of the call, R rows of a group, N tokens of each of its spans.
 """
@@ -43,8 +43,9 @@ class RowStates:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows' states."""
-        return sum(state_bytes(layer) for layers in self._rows.values() for layer in layers.values())
+        """Bytes of all rows' states, which are alike."""
+        one = next(iter(self._rows.values()), {})
+        return len(self._rows) * sum(state_bytes(layer) for layer in one.values())
 
 
 def state_bytes(layer: Any) -> int:
@@ -124,17 +125,17 @@ class _Group:
 
 
 def _groups(batch: Batch) -> list[_Group]:
-    alike: dict[tuple[bool, int], list[int]] = {}
+    alike: dict[tuple[int, int], list[int]] = {}
     for at, span in enumerate(batch.spans):
-        alike.setdefault((span.first > 0, span.count), []).append(at)
+        alike.setdefault((span.count, -1) if span.first else (span.count, at), []).append(at)
     starts, device = torch.tensor(batch.starts), batch.ids.device
     return [
         _Group(
             tuple(batch.spans[at].row for at in members),
-            goes_on,
+            alone < 0,
             (starts[members][:, None] + torch.arange(count)).to(device),
         )
-        for (goes_on, count), members in alike.items()
+        for (count, alone), members in alike.items()
     ]
 
 
@@ -146,7 +147,7 @@ class _Meeting:
     x: torch.Tensor
 
 
-class _Lane(greenlet.greenlet):
+class _Lane(greenlet.greenlet):  # type: ignore[misc]  # greenlet is untyped
     """One group's run through a module."""
 
     def __init__(self, run: Callable[[], Any]) -> None:
@@ -190,7 +191,7 @@ def take_by_row(model: nn.Module, modules: Mapping[str, Sequence[int]], config: 
         module = model.get_submodule(name)
         for leaf in module.modules():
             if type(leaf) is nn.Linear and "forward" in vars(leaf):
-                leaf.forward = _met(leaf.forward)
+                leaf.forward = _met(leaf.forward)  # type: ignore[method-assign, assignment]  # as an instance's own
         module.forward = _by_row(module.forward, tuple(layers), blank)
 
 
