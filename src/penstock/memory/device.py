@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from penstock.errors import UserError
 from penstock.memory.buffers import aligned_buffer
@@ -141,7 +142,9 @@ class CudaDevice:
         self._down = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]  # torch leaves it so
 
     def alloc(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
+        # by way of dlpack its storage cannot be resized, like mapped memory: that tells an arena from an activation
+        arena: torch.Tensor = from_dlpack(torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device))
+        return arena
 
     def host_alloc(self, nbytes: int) -> torch.Tensor:
         return aligned_buffer(nbytes, pinned=True)
