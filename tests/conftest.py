@@ -10,6 +10,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# compiled kernels outlive the session: compiling them takes longer than most tests
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "numba"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if counts:
         parted, tokens = (sum(column) for column in zip(*counts, strict=True))
         terminalreporter.write_line(
-            f"parity: {len(counts)} comparisons, {tokens:,} tokens; {parted} rows parted from transformers at a near-tie"
+            f"parity: {len(counts)} comparisons, {tokens:,} tokens; {parted} rows parted at a near-tie"
         )
     for properties in said:
         if "agreement" in properties:

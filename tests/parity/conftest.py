@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.parity import families
 from tests.parity.reference import Answer, generate, near_ties
 
 LENGTHS = (17, 5, 26, 9, 12, 30)  # below, across and above every window, chunk and switch of the families
-NEW_TOKENS = 8
+NEW_TOKENS = 6
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,11 @@ class Answer:
 
 @torch.inference_mode()
 def generate(model: Any, prompt: Sequence[int], count: int) -> Answer:
-    """The answer of a fresh copy of the model: rotary modules that go by length remember earlier calls."""
+    """The model's answer; that of a fresh copy where rotary modules go by length, for these remember earlier calls."""
+    if any("rope_type" in vars(m) and m.rope_type in ("dynamic", "longrope") for m in model.modules()):
+        model = copy.deepcopy(model)
     ids = torch.tensor([list(prompt)])
-    out = copy.deepcopy(model).generate(
+    out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=count,

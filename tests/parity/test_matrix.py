@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-
+from tests.parity.conftest import NEW_TOKENS
 from tests.parity.families import FAMILIES
 from tests.parity.harness import run
 from tests.parity.reference import generate
@@ -18,8 +18,11 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "gpu": {"device": "emulated", "weights": "gpu=30%,cpu=30%,disk=40%", "kv": "gpu=40%,cpu=30%,disk=30%"},
 }
 
+# One worker per family, so that its checkpoint and reference are made once.
+each_family = pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.xdist_group(f)) for f in FAMILIES])
 
-@pytest.mark.parametrize("family", FAMILIES)
+
+@each_family
 def test_reference_depends_on_its_input(subject, family):
     """A model that says one thing for ever proves nothing."""
     model = subject(family)
@@ -30,9 +33,9 @@ def test_reference_depends_on_its_input(subject, family):
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family
 def test_matrix(subject, compare, family, placement):
     model = subject(family)
-    tokens, trail = run(model.path, model.prompts, 8, **SHAPE, **PLACEMENTS[placement])
+    tokens, trail = run(model.path, model.prompts, NEW_TOKENS, **SHAPE, **PLACEMENTS[placement])
     compare(model.answers, tokens, trail.logits)
     assert trail.micro_batches > 1 and trail.chunks and trail.rows < len(model.prompts)

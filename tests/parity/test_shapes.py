@@ -4,11 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
+from tests.parity.conftest import NEW_TOKENS
 from tests.parity.harness import Trail, run
 from tests.parity.reference import generate
 
-DIFFERENT = ("llama", "gpt_oss-sinks", "deepseek_v3-mla", "gemma4-shared-kv")
+DIFFERENT = [
+    pytest.param(family, marks=pytest.mark.xdist_group(family))
+    for family in ("llama", "gpt_oss-sinks", "deepseek_v3-mla", "gemma4-shared-kv")
+]
 WEIGHTS = {"weights": "cpu=50%,disk=50%"}
 ROOM = {"sweep_tokens": 200, "batch_tokens": 200}
 
@@ -29,7 +32,7 @@ def test_shape(subject, compare, family, shape):
     model = subject(family)
     how, shows = SHAPES[shape]
     answers = model.answers[:3] if shape == "one-row" else model.answers
-    tokens, trail = run(model.path, [answer.prompt for answer in answers], 8, **WEIGHTS, **how)
+    tokens, trail = run(model.path, [answer.prompt for answer in answers], NEW_TOKENS, **WEIGHTS, **how)
     compare(answers, tokens, trail.logits)
     assert shows(trail)
 
@@ -48,9 +51,9 @@ def test_rows_are_dropped_and_recomputed(subject, compare, family, kv):
 
 def test_a_row_that_crosses_the_longrope_switch_is_recomputed(subject, compare):
     model = subject("phi3-longrope")
-    tokens, trail = run(model.path, model.prompts, 8, rows=6, **ROOM)
+    tokens, trail = run(model.path, model.prompts, NEW_TOKENS, rows=6, **ROOM)
     compare(model.answers, tokens, trail.logits)
-    assert trail.dropped == sum(len(p) <= 20 < len(p) + 7 for p in model.prompts)
+    assert trail.dropped == sum(len(p) <= 20 < len(p) + NEW_TOKENS - 1 for p in model.prompts)
 
 
 def test_kv_on_disk_moves_to_disk(subject, compare):

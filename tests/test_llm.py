@@ -1,0 +1,208 @@
+"""``LLM`` as a script uses it: kinds of prompts, several in one process, interruptions, and mistakes in one line."""
+
+import re
+
+import pytest
+from tests.model.test_tokenizer import TEMPLATE, byte_tokenizer
+from tests.parity import families
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from penstock import LLM, SamplingParams, UserError
+
+CONTEXT = 64
+GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """A tiny random model with a tokenizer of bytes and a chat template."""
+    path = tmp_path_factory.mktemp("spoken")
+    widths = {**families.GQA, "vocab_size": 260}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(max_position_embeddings=CONTEXT, **widths))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.08)
+    model.save_pretrained(path)
+    byte_tokenizer(TEMPLATE).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mute(tmp_path_factory):
+    """A tiny random model without a tokenizer."""
+    path = tmp_path_factory.mktemp("mute")
+    families.build("llama").save_pretrained(path)
+    return path
+
+
+def make(path, **how):
+    return LLM(str(path), **{"dtype": "float32", "page_bytes": 20_000, "unchecked": True, **how})
+
+
+@pytest.fixture(scope="module")
+def llm(spoken):
+    with make(spoken, weights="cpu=50%,disk=50%") as made:
+        yield made
+
+
+def tokens(outputs):
+    return [out.outputs[0].token_ids for out in outputs]
+
+
+def test_text_and_its_token_ids_are_the_same_prompt(llm):
+    (said,) = llm.generate("Hello", GREEDY)
+    (again,) = llm.generate({"prompt_token_ids": said.prompt_token_ids}, GREEDY)
+    assert said.prompt == "Hello" and again.prompt is None
+    assert said.prompt_token_ids == again.prompt_token_ids and len(said.prompt_token_ids) == 1 + len("Hello")
+    assert said.outputs == again.outputs
+
+
+def test_results_are_in_input_order_and_do_not_depend_on_each_other(llm):
+    prompts = ["one", "a longer prompt than that", "2"]
+    together = llm.generate(prompts, GREEDY)
+    assert [out.prompt for out in together] == prompts
+    assert tokens(together) == [tokens(llm.generate(prompt, GREEDY))[0] for prompt in prompts]
+    assert all(out.outputs[0].finish_reason == "length" for out in together)
+
+
+def test_a_list_of_params_goes_with_the_prompts(llm):
+    outputs = llm.generate(["a", "b"], [SamplingParams(max_tokens=2, ignore_eos=True), GREEDY])
+    assert [len(ids) for ids in tokens(outputs)] == [2, 6]
+    with pytest.raises(UserError, match="2 prompts and 1"):
+        llm.generate(["a", "b"], [GREEDY])
+
+
+def test_no_prompts_are_no_work(llm):
+    assert llm.generate([]) == []
+
+
+def test_chat_goes_through_the_template(llm):
+    messages = [{"role": "user", "content": "Hi"}]
+    answer = llm.chat(messages, GREEDY)[0]
+    assert llm.tokenizer.decode(answer.prompt_token_ids) == "<s>[user]Hi[assistant]"
+    assert tokens(llm.chat([messages, messages], GREEDY)) == [answer.outputs[0].token_ids] * 2
+    assert tokens(llm.generate("Hi", GREEDY, chat=True)) == [answer.outputs[0].token_ids]
+
+
+def test_a_stop_text_ends_a_row_and_is_not_shown(llm):
+    whole = llm.generate("Stop", GREEDY)[0].outputs[0].text
+    stop = next(c for c in whole if c != "\ufffd" and c.isprintable()) if whole else ""
+    cut = llm.generate("Stop", SamplingParams(max_tokens=6, temperature=0, ignore_eos=True, stop=[stop]))[0].outputs[0]
+    assert cut.text == whole[: whole.index(stop)] and cut.finish_reason == "stop"
+
+
+def test_draws_do_not_depend_on_what_else_runs(llm):
+    drawn = SamplingParams(max_tokens=6, temperature=1.0, seed=7, ignore_eos=True)
+    alone = tokens(llm.generate(["first"], drawn))
+    assert tokens(llm.generate(["first", "second", "third"], drawn))[:1] == alone
+    assert (
+        tokens(llm.generate(["first"], SamplingParams(max_tokens=6, temperature=1.0, seed=8, ignore_eos=True))) != alone
+    )
+
+
+def test_the_last_run_is_summed_up(llm):
+    llm.generate(["a", "bc"], GREEDY)
+    run = llm.last_run
+    assert (run["prompts"], run["tokens_out"]) == (2, 12)
+    assert run["links"]["disk_to_cpu"]["bytes"] > 0 and run["placed_bytes"]["weights"]["disk"] > 0
+
+
+def test_two_in_one_process(llm, mute):
+    before = tokens(llm.generate("both", GREEDY))
+    with make(mute, weights="disk=100%") as other:
+        ids = {"prompt_token_ids": [5, 6, 7]}
+        first = tokens(other.generate(ids, GREEDY))
+        assert tokens(llm.generate("both", GREEDY)) == before
+        assert tokens(other.generate(ids, GREEDY)) == first
+
+
+def test_an_interruption_leaves_it_usable(spoken):
+    interrupting = True
+
+    def on_event(event):
+        if interrupting and event["kind"] == "sweep" and event["sweeps"] == 3:
+            raise KeyboardInterrupt
+
+    with make(spoken, on_event=on_event) as model:
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(["a", "b"], GREEDY)
+        interrupting = False
+        after = tokens(model.generate(["a", "b"], GREEDY))
+    with make(spoken) as fresh:
+        assert tokens(fresh.generate(["a", "b"], GREEDY)) == after
+
+
+def test_generation_stops_at_the_context(llm):
+    (out,) = llm.generate("x" * 59, SamplingParams(max_tokens=50, ignore_eos=True))  # 60 tokens with BOS
+    assert len(out.outputs[0].token_ids) == CONTEXT - 60 and out.outputs[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("x" * CONTEXT, "context"),
+        ({"prompt_token_ids": []}, "prompt_token_ids"),
+        ({"prompt_token_ids": [260]}, "0 to 259"),
+        ({"prompt_token_ids": [-1]}, "0 to 259"),
+        ({"prompt_token_ids": ["1"]}, "prompt_token_ids"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "image"),
+    ],
+)
+def test_a_prompt_that_cannot_be_run_is_a_users_mistake(llm, prompt, says):
+    with pytest.raises(UserError, match=says) as caught:
+        llm.generate(["good", prompt], GREEDY)
+    assert "\n" not in str(caught.value)
+    assert tokens(llm.generate("good", GREEDY))
+
+
+def test_text_for_a_model_without_tokenizer_is_refused(mute):
+    with make(mute) as model, pytest.raises(UserError, match="token"):
+        model.generate("text", GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"weights": "cpu=50%,disk=40%"}, "100"),
+        ({"weights": "cpu=50%,tape=50%"}, "tape"),
+        ({"kv": "gpu=100%"}, "gpu"),
+        ({"rows": 0}, "--rows 0"),
+        ({"batch_size": 2}, "--num-batches"),
+        ({"batch_size": 2, "num_batches": 2, "rows": 4}, "--rows"),
+        ({"cpu_memory": "much"}, "much"),
+        ({"device": "abacus"}, "abacus"),
+        ({"dtype": "int3"}, "int3"),
+    ],
+)
+def test_settings_that_cannot_be_are_a_users_mistake(spoken, how, says):
+    with pytest.raises(UserError, match=re.escape(says)) as caught, make(spoken, **how) as model:
+        model.generate("x", GREEDY)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_closed_one_says_so(spoken):
+    model = make(spoken)
+    model.close()
+    model.close()
+    with pytest.raises(UserError, match="closed"):
+        model.generate("x")
+
+
+def test_a_budget_that_is_too_small_names_the_least_which_works(spoken):
+    with make(spoken, cpu_memory="10MiB") as model, pytest.raises(UserError, match="least that works") as caught:
+        model.generate("x", GREEDY)
+    least = re.search(r"(\d+)MiB\.?$", str(caught.value))
+    assert least is not None
+    # what the interpreter takes may grow by a little between the two
+    with make(spoken, cpu_memory=f"{int(least[1]) + 8}MiB") as model:
+        assert len(tokens(model.generate("x", GREEDY))[0]) == 6
+
+
+@pytest.mark.xdist_group("smollm2")
+def test_the_demo_answers_a_chat():
+    with LLM("demo", dtype="float32") as model:
+        (out,) = model.chat(
+            [{"role": "user", "content": "What is the capital of France?"}],
+            SamplingParams(max_tokens=12, temperature=0),
+        )
+    assert "Paris" in out.outputs[0].text
