@@ -28,7 +28,7 @@ def models(
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Show a model's shape, its bytes per page and per token, and what a budget would hold."""
-    from penstock.model import describe
+    from penstock.describe import describe
 
     facts = describe(
         model,
@@ -50,12 +50,15 @@ def models(
 def _table(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The lines of the table: label, text."""
     dtype = facts["dtype"]
-    yield "model", f"{facts['name']} ({facts['family']})"
+    context = f", context of {figures.count(facts['context'], 'token')}" if facts["context"] else ""
+    yield "model", f"{facts['name']} ({facts['family']}){context}"
     yield (
         "weights",
         f"{format_bytes(facts['bytes'])} in {dtype['stored']}, {_parameters(facts['parameters'])} parameters,"
         f" {figures.count(facts['layers'], 'layer')}",
     )
+    if facts["converted_bytes"]:
+        yield "", f"{format_bytes(facts['converted_bytes'])} of them converted once, into the page cache on disk"
     yield (
         "pages",
         f"{facts['pages']:,} of {format_bytes(facts['page_bytes_max'])} at most, beside a core of"
@@ -63,18 +66,26 @@ def _table(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
     yield "computes in", dtype["compute"]
     yield "KV", f"{format_bytes(facts['kv_bytes_per_token'])} per token in {dtype['kv']}"
-    if facts.get("state_bytes_per_row"):
+    if facts["state_bytes_per_row"]:
         yield "state", f"{format_bytes(facts['state_bytes_per_row'])} per row"
-    holds = facts.get("holds") or {}
-    if holds.get("budget_bytes"):
-        yield "budget", _tiers(holds["budget_bytes"])
-    if holds.get("weights_bytes"):
-        yield "holds", f"weights {_tiers(holds['weights_bytes'])}"
-    if holds.get("rows") is not None:
-        yield (
-            "" if holds.get("weights_bytes") else "holds",
-            f"{figures.count(holds['rows'], 'row')} of {figures.count(holds['row_tokens'], 'token')}",
-        )
+    holds = facts["holds"]
+    yield "budget", _tiers(holds["budget_bytes"])
+    if "refusal" in holds:
+        yield "holds", f"nothing: {holds['refusal']}"
+        return
+    yield "holds", _resting(holds["weights_bytes"])
+    job = f"{figures.count(holds['prompts'], 'prompt')} of {holds['prompt_tokens']} + {holds['new_tokens']} tokens"
+    yield "rows", f"{holds['rows']:,} at once, in a job of {job}"
+
+
+def _resting(nbytes: Mapping[str, int]) -> str:
+    """Where weights rest: ``71 % of the weights in cpu memory, 29 % streamed from disk``."""
+    total = sum(nbytes.values()) or 1
+    parts = [
+        f"{figures.share(held / total)} {'streamed from disk' if tier == 'disk' else f'in {tier} memory'}"
+        for tier, held in nbytes.items()
+    ]
+    return "weights " + ", ".join(parts)
 
 
 def _tiers(nbytes: Mapping[str, int]) -> str:
