@@ -19,8 +19,8 @@ def describe(model: str, **flags: Any) -> dict[str, Any]:
 
     Bytes are integers. ``bytes``: weights as stored, shared ones once, in whole sectors. ``dtype.stored``: what most of
     them are. ``converted_bytes``: of them, what goes through the page cache first. ``holds``: what a run of ``prompts``
-    prompts would place within ``budget_bytes``, or ``refusal`` where that is too small. Raises UserError for what cannot
-    be run.
+    prompts would place within ``budget_bytes``, or ``refusal`` where that is too small. Raises UserError for what can
+    not be run.
     """
     with LLM(model, unchecked=True, **flags) as llm:
         return {**shape(llm._plan), "holds": holds(llm._plan, llm._budget(), llm._device.compute_tier)}
