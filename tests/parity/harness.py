@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ def greedy(max_tokens: int, stop_ids: Sequence[int] = ()) -> Sampling:
 
 @dataclass(slots=True)
 class Trail:
-    """What an engine did: its sweeps, and every logits that a token was drawn from, by row and position."""
+    """What an engine did: its sweeps, every logits that a token was drawn from (by row and position), bytes by lane."""
 
     sweeps: list[Sweep] = field(default_factory=list)
+    moved: Mapping[str, int] = field(default_factory=dict)
     logits: dict[int, dict[int, torch.Tensor]] = field(default_factory=dict)
 
     @property
@@ -118,11 +119,13 @@ def engine_of(
 
 def run(model: Path, prompts: Sequence[Sequence[int]], count: int, **how: Any) -> tuple[list[list[int]], Trail]:
     """Greedy tokens for every prompt, and the engine's trail; rows are numbered like prompts."""
-    trail = Trail()
-    with engine_of(model, [len(p) for p in prompts], count, **how) as engine:
+    trail, clock = Trail(), Clock()
+    with engine_of(model, [len(p) for p in prompts], count, clock=clock, **how) as engine:
         trail.watch(engine)
         rows = [engine.add(str(i), prompt, greedy(count)) for i, prompt in enumerate(prompts)]
         assert rows == list(range(len(prompts)))
         while engine.sweep() is not None:
             pass
-        return [engine.sequences[row].generated for row in rows], trail
+        tokens = [engine.sequences[row].generated for row in rows]
+    trail.moved = clock.read().nbytes
+    return tokens, trail

@@ -15,8 +15,14 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "half": {"weights": "cpu=50%,disk=50%"},
     "kv-on-disk": {"kv": "disk=100%"},
     "activations-on-disk": {"activations": "disk=100%"},
-    "gpu": {"device": "emulated", "weights": "gpu=30%,cpu=30%,disk=40%", "kv": "gpu=40%,cpu=30%,disk=30%"},
+    "gpu": {
+        "device": "emulated",
+        "weights": "gpu=30%,cpu=30%,disk=40%",
+        "kv": "gpu=40%,cpu=30%,disk=30%",
+        "activations": "gpu=40%,cpu=30%,disk=30%",
+    },
 }
+LANES = {"activations-on-disk": ("cpu→disk", "disk→cpu"), "gpu": ("cpu→gpu", "gpu→cpu", "disk→cpu")}
 
 # One worker per family, so that its checkpoint and reference are made once.
 each_family = pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.xdist_group(f)) for f in FAMILIES])
@@ -39,3 +45,4 @@ def test_matrix(subject, compare, family, placement):
     tokens, trail = run(model.path, model.prompts, NEW_TOKENS, **SHAPE, **PLACEMENTS[placement])
     compare(model.answers, tokens, trail.logits)
     assert trail.micro_batches > 1 and trail.chunks and trail.rows < len(model.prompts)
+    assert all(trail.moved[lane] for lane in LANES.get(placement, ()))
