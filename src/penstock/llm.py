@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from penstock.engine.build import Blueprint, assemble, blueprint, cache_pages, check_context
+from penstock.engine.selfcheck import require_exact
 from penstock.errors import UserError
 from penstock.generation import Event, Prepared, Prompt, Run, Surroundings, job_of
 from penstock.machine import limits, probe
@@ -105,7 +106,7 @@ class LLM:
         )
         said = found.generation_config.to_dict() if found.generation_config is not None else {}
         self._generation_config = {name: value for name, value in said.items() if value is not None}
-        self._unchecked = unchecked
+        self._check(found, unchecked, trust_remote_code)
         self._requests = 0
 
     def generate(
@@ -167,6 +168,15 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check(self, found: source.Source, unchecked: bool, trust_remote_code: bool) -> None:
+        """Refuse a model whose tokens would not be its own, unless a person wants it all the same."""
+        kind = found.config.model_type
+        if unchecked:
+            self._event({"kind": "note", "text": f"not checked that {kind} runs exactly (--unchecked)"})
+            return
+        asking = {"kind": "note", "text": f"checking that {kind} runs exactly (once per model and version)"}
+        require_exact(found, trust_remote_code=trust_remote_code, first=lambda: self._event(asking))
 
     def _encode(self, prompt: Prompt, chat: bool, index: int) -> list[int]:
         """Token ids of a prompt, checked against the model's context and vocabulary."""
