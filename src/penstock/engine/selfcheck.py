@@ -278,7 +278,7 @@ def _row_difference(prompt: Sequence[int], want: Logits, got: Logits) -> float:
         difference = float((own - flat).abs().max()) / scale
         if not difference <= _TOLERANCE:
             at = f"a small one, {len(prompt)} tokens in, step {step + 1}"
-            raise _Differs(f"its logits differ by {difference:.1e} from transformers' own ({at})")
+            raise _Differs(f"their logits differ by {difference:.1e} from transformers' own ({at})")
         largest = max(largest, difference)
         if int(own.argmax()) != int(flat.argmax()):
             break  # a tie within rounding: the rows go on with different tokens
