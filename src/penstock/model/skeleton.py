@@ -1,6 +1,7 @@
 """The model's own code on the meta device: transformers' modules with no weights behind them."""
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def materialise_buffers(model: Any, device: torch.device) -> None:
     Raises UserError, naming them, where a buffer is left without a value.
     """
     touched: list[tuple[nn.Module, str]] = []
-    for module in model.modules():
+    for module, owner in _owned(model, model):
         absent = [n for n, b in module._buffers.items() if b is not None and b.is_meta]
         absent = [n for n in absent if n in module._non_persistent_buffers_set]
         for name in absent:
@@ -48,7 +49,7 @@ def materialise_buffers(model: Any, device: torch.device) -> None:
             touched.append((module, name))
         if absent:
             with torch.no_grad():
-                model._init_weights(module)  # its parameters are on meta, where this does no harm
+                owner._init_weights(module)  # its parameters are on meta, where this does no harm
     for module, name in touched:
         if _unset(module._buffers[name]):
             _init_around(model, module)
@@ -65,6 +66,14 @@ def _init_around(model: Any, inner: nn.Module) -> None:
         if outer is not inner and any(module is inner for module in outer.modules()):
             with torch.no_grad():
                 model._init_weights(outer)
+
+
+def _owned(module: nn.Module, owner: Any) -> Iterator[tuple[nn.Module, Any]]:
+    """Every module once, with the innermost model around it: it is the one that knows how to initialise it."""
+    owner = module if hasattr(module, "_init_weights") else owner
+    yield module, owner
+    for child in module.children():
+        yield from _owned(child, owner)
 
 
 def _unset(buffer: torch.Tensor | None) -> bool:
