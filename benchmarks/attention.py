@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from penstock.engine.attention import CallTables, attend
+from penstock.engine.attention import attend
+from penstock.engine.call_tables import CallTables
 
 SHAPES = [(256, 49, 0.0), (256, 400, 0.7), (32, 400, 0.7), (64, 1500, 0.0), (1, 8000, 0.0)]  # rows, mean keys, sigma
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from penstock.engine import attention
-from penstock.engine.attention import CallTables, append, attend, attend_blocks, attend_dense, finish, merge
+from penstock.engine.attention import append, attend, attend_blocks, attend_dense, finish, merge
+from penstock.engine.call_tables import CallTables
 
 
 @dataclass
@@ -145,6 +146,39 @@ def test_spans_at_equal_positions_may_see_different_ranges():
     assert_same(attend(call.q, call.k_arena, call.v_arena, call.built(), low, 0.25), reference(call, low, 0.25))
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("low", [None, windows([(20, 18)] * 3 + [(0, 2), (20, 18), (5, 1)], 7)])
+def test_equal_spans_that_adjoin_and_one_that_does_not(low, softcap, monkeypatch):
+    monkeypatch.setattr(attention, "BATCH_BYTES", 50_000)  # two of these spans
+    spans = [(20, 18)] * 3 + [(0, 2), (20, 18), (5, 1)]
+    call = make_call(spans, dtype=torch.bfloat16)
+    found = attend(call.q, call.k_arena, call.v_arena, call.built(), low, 0.25, softcap)
+    assert_same(found, reference(call, low, 0.25, softcap))
+    adjoining = make_call(spans[:3])
+    group = adjoining.built().groups[0]
+    assert group.start == 0 and group.take(adjoining.q).data_ptr() == adjoining.q.data_ptr()
+    assert call.built().groups[0].start is None
+
+
+def test_queries_and_heads_laid_out_as_a_projection_leaves_them():
+    call = make_call(MIXED, heads=4, dtype=torch.bfloat16)
+    expected = reference(call, None, 0.25)
+    call.q = call.q.transpose(0, 1).contiguous().transpose(0, 1)
+    assert_same(attend(call.q, call.k_arena, call.v_arena, call.built(), None, 0.25), expected)
+
+
+@pytest.mark.parametrize("shared_heads_are_known", [True, False])
+def test_an_older_torch_computes_the_same(shared_heads_are_known, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.0" if shared_heads_are_known else "2.8.0")
+    fused = []
+    kernel = attention._fused
+    monkeypatch.setattr(attention, "_fused", lambda *given: fused.append(1) or kernel(*given))
+    call = make_call(MIXED)
+    found = attend(call.q, call.k_arena, call.v_arena, call.built(), None, 0.25)
+    assert bool(fused) is shared_heads_are_known
+    assert_same(found, reference(call, None, 0.25))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_subsets_of_blocks_merge_to_the_whole(seed):
     call = make_call(MIXED, dtype=torch.float16, seed=seed)
@@ -166,6 +200,10 @@ def test_small_pieces_and_few_scores_at_a_time_change_nothing(monkeypatch):
     low = windows(MIXED, 37)
     monkeypatch.setattr(attention, "PIECE_BYTES", 10_000)
     monkeypatch.setattr(attention, "SCORE_BYTES", 2_000)
+    monkeypatch.setattr(attention, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(attention, "FUSED_QUERIES", 3)
+    capped = attend(call.q, call.k_arena, call.v_arena, call.built(), low, 0.25, 2.0)
+    assert_same(capped, reference(call, low, 0.25, 2.0))
     assert_same(attend(call.q, call.k_arena, call.v_arena, call.built(), low, 0.25), reference(call, low, 0.25))
     assert_same(attend(call.q, call.k_arena, call.v_arena, call.built(), None, 0.25), reference(call, None, 0.25))
 
@@ -203,6 +241,49 @@ def test_dense_keys_that_end_at_the_last_position(heads, kv_heads, window):
     )
     found = attend_dense(call.q, keys, values, MIXED, kept, low, 0.25, 3.0, sinks)
     assert_same(found, reference(call, low, 0.25, 3.0, sinks))
+
+
+@pytest.mark.parametrize("low", [None, windows([(8, 20)] * 5, 9)])
+@pytest.mark.parametrize("together", [1 << 22, 20_000])
+def test_dense_spans_of_equal_length_are_computed_together(low, together, monkeypatch):
+    monkeypatch.setattr(attention, "BATCH_BYTES", together)
+    spans = [(8, 20)] * 5
+    call = make_call(spans, heads=4, kv_heads=4, dk=24, dv=16)
+    keys, values = (torch.cat([row[which] for row in call.rows], 1).float() for which in (0, 1))
+    found = attend_dense(call.q, keys, values, spans, [28] * 5, low, 0.25)
+    assert_same(found, reference(call, low, 0.25))
+
+
+def test_dense_spans_at_equal_positions_may_see_different_ranges():
+    spans = [(20, 5), (20, 5)]
+    call = make_call(spans, heads=2)
+    low = torch.cat([torch.zeros(5, dtype=torch.int64), torch.full((5,), 19)])
+    keys, values = (torch.cat([row[which] for row in call.rows], 1).float() for which in (0, 1))
+    assert_same(attend_dense(call.q, keys, values, spans, [25, 25], low, 0.25), reference(call, low, 0.25))
+
+
+def test_tables_name_every_place():
+    spans = [(30, 4), (33, 1), (0, 2), (30, 4), (63, 1)]
+    blocks = [[7, -1, 9], [3, 4, 5], [8], [1, 2, 6], [-1, -1, -1, 0]]
+    tables = CallTables.build(spans, blocks, 16)
+    assert tables.write_blocks.tolist() == [-1, -1, 9, 9, 5, 8, 8, 2, 2, 6, 6, 0]
+    assert tables.write_offsets.tolist() == [14, 15, 0, 1, 1, 0, 1, 14, 15, 0, 1, 15]
+    assert not tables.writable
+    assert tables.decode_tokens.tolist() == [4, 11]
+    assert tables.decode_lengths.tolist() == [34, 64]
+    assert tables.decode_table.tolist() == [[3, 4, 5, -1], [-1, -1, -1, 0]]
+    found = [(g.first, g.count, g.tokens.tolist(), g.blocks.tolist(), g.indices, g.start) for g in tables.groups]
+    assert found == [
+        (30, 4, [[0, 1, 2, 3]], [[7, 9]], (0, 2), 0),
+        (0, 2, [[5, 6]], [[8]], (0,), 5),
+        (30, 4, [[7, 8, 9, 10]], [[1, 2, 6]], (0, 1, 2), 7),
+    ]
+
+
+def test_blocks_that_a_row_holds_beyond_its_span_are_left_out():
+    tables = CallTables.build([(3, 1), (0, 5)], [[4, 5, 6], [7, 8]], 16)
+    assert tables.decode_table.tolist() == [[4]]
+    assert (tables.groups[0].blocks.tolist(), tables.groups[0].indices) == ([[7]], (0,))
 
 
 def test_appending_to_an_absent_block_is_refused():

@@ -5,115 +5,23 @@ S spans computed together, N queries, L keys, B tokens of a block, G query heads
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from itertools import groupby
 
-import numpy as np
 import torch
+import torch.nn.functional as F
+from torch.torch_version import TorchVersion
 
-PIECE_BYTES = 64 << 20  # keys and values copied out of blocks at a time
-SCORE_BYTES = 16 << 20  # scores held at a time; less stays in cache, more makes longer products
+from penstock.engine.call_tables import CallTables, SpanGroup
+
+PIECE_BYTES = 64 << 20  # keys and values of a span copied out of blocks at a time
+BATCH_BYTES = (
+    4 << 20
+)  # the same of spans computed together: what stays in cache, and is not handed out by the system anew
+SCORE_BYTES = 4 << 20  # scores held at a time; less stays in cache, more makes longer products
+FUSED_QUERIES = 256  # per call of the fused kernel, which computes the masked scores too
 
 Result = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class SpanGroup:
-    """Spans of more than one token with the same positions and the same blocks present, computed as one batch.
-
-    tokens (S, count): their places in the call. blocks (S, n): ids of the blocks present. indices: which blocks of
-    their rows these are, ascending.
-    """
-
-    first: int
-    count: int
-    tokens: torch.Tensor
-    blocks: torch.Tensor
-    indices: tuple[int, ...]
-
-    def parts(self, spans: int) -> Iterator["SpanGroup"]:
-        """The same in batches of at most ``spans`` spans."""
-        for start in range(0, len(self.tokens), spans):
-            stop = start + spans
-            yield replace(self, tokens=self.tokens[start:stop], blocks=self.blocks[start:stop])
-
-
-@dataclass(frozen=True, slots=True)
-class CallTables:
-    """Where a call's keys and values lie, for all layers of one group.
-
-    write_blocks, write_offsets (T,): block and place in it of each token's new key, block -1 where it is not at hand.
-    decode_tokens (R,): places in the call of the spans of one token; decode_lengths (R,): their keys, own included;
-    decode_table (R, width) int32: their blocks, -1 where one is absent. groups: the longer spans.
-    """
-
-    tokens: int
-    block_tokens: int
-    write_blocks: torch.Tensor
-    write_offsets: torch.Tensor
-    writable: bool
-    decode_tokens: torch.Tensor
-    decode_lengths: torch.Tensor
-    decode_table: torch.Tensor
-    groups: tuple[SpanGroup, ...]
-
-    @classmethod
-    def build(
-        cls,
-        spans: Sequence[tuple[int, int]],
-        tables: Sequence[Sequence[int]],
-        block_tokens: int,
-        device: torch.device | str = "cpu",
-    ) -> "CallTables":
-        """Tables of a call whose span i is ``(first, count)`` of a row with the blocks ``tables[i]``.
-
-        Id -1 marks a block that is not here (left behind by a window, or held elsewhere): its keys take no part.
-        """
-        starts = np.cumsum([0, *(count for _, count in spans)])
-        positions = np.concatenate([np.arange(first, first + count) for first, count in spans] or [np.empty(0, int)])
-        write_blocks = np.empty(len(positions), np.int64)
-        decode: list[int] = []
-        alike: dict[tuple[int, int, tuple[int, ...]], list[int]] = {}
-        for i, (first, count) in enumerate(spans):
-            table = np.asarray(tables[i], np.int64)
-            inside = slice(starts[i], starts[i + 1])
-            write_blocks[inside] = table[positions[inside] // block_tokens]
-            if count == 1:
-                decode.append(i)
-                continue
-            present = np.flatnonzero(table[: (first + count - 1) // block_tokens + 1] >= 0)
-            alike.setdefault((first, count, tuple(present.tolist())), []).append(i)
-
-        lengths = np.array([spans[i][0] + 1 for i in decode], np.int64)
-        decode_table = np.full((len(decode), -(-int(lengths.max(initial=0)) // block_tokens)), -1, np.int32)
-        for row, i in enumerate(decode):
-            blocks = tables[i][: -(-int(lengths[row]) // block_tokens)]
-            decode_table[row, : len(blocks)] = blocks
-
-        def placed(array: np.ndarray[tuple[int, ...], np.dtype[np.integer]]) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
-
-        groups = tuple(
-            SpanGroup(
-                first,
-                count,
-                placed(starts[members][:, None] + np.arange(count)),
-                placed(np.array([[tables[i][index] for index in present] for i in members], np.int64)),
-                present,
-            )
-            for (first, count, present), members in alike.items()
-        )
-        return cls(
-            len(positions),
-            block_tokens,
-            placed(write_blocks),
-            placed(positions % block_tokens),
-            bool((write_blocks >= 0).all()),
-            placed(starts[:-1][decode]),
-            placed(lengths),
-            placed(decode_table),
-            groups,
-        )
 
 
 def append(
@@ -122,6 +30,14 @@ def append(
     """Write a call's new keys and values (kv_heads, T, dim) into their blocks, in the arenas' dtype."""
     if not tables.writable:
         raise ValueError("a block that new keys belong to is not here")
+    if k_arena.device.type == "cpu":
+        from penstock.engine import append_kernel  # imports numba: only where it is needed
+
+        if append_kernel.can_scatter(k_new, k_arena) and append_kernel.can_scatter(v_new, v_arena):
+            blocks, offsets = tables.write_blocks.numpy(), tables.write_offsets.numpy()
+            append_kernel.scatter(k_new, k_arena, blocks, offsets)
+            append_kernel.scatter(v_new, v_arena, blocks, offsets)
+            return
     place = tables.write_blocks, slice(None), tables.write_offsets
     k_arena[place] = k_new.transpose(0, 1).to(k_arena.dtype)
     v_arena[place] = v_new.transpose(0, 1).to(v_arena.dtype)
@@ -183,7 +99,7 @@ def attend_blocks(
     elif len(tables.decode_tokens):
         decode_gathered(q, k_arena, v_arena, tables, lowest, scaling, softcap, out, lse)
     for group in tables.groups:
-        low = None if lowest is None else lowest[group.tokens]
+        low = None if lowest is None else group.take(lowest)
         # spans at the same positions see the same ranges in every known family; if not, they go one by one
         together = low is None or bool((low == low[:1]).all())
         for part in group.parts(len(group.tokens) if together else 1):
@@ -209,15 +125,26 @@ def attend_dense(
     out = torch.empty((*q.shape[:2], values.shape[2]), dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     token = key = 0
-    for (first, count), length in zip(spans, lengths, strict=True):
-        low = None if lowest is None else lowest[token : token + count]
+    for ((first, count), length), alike in groupby(zip(spans, lengths, strict=True)):
         positions = torch.arange(first + count - length, first + count, device=q.device)
-        mine = slice(token, token + count), slice(key, key + length)
-        found = _attend_keys(
-            q[None, mine[0]], keys[None, :, mine[1]], values[None, :, mine[1]], positions, first, low, scaling, softcap
-        )
-        out[mine[0]], lse[mine[0]] = found[0][0], found[1][0]
-        token, key = token + count, key + length
+        left = len(list(alike))
+        while left:
+            low = None if lowest is None else lowest[token : token + left * count].reshape(left, count)
+            together = low is None or bool((low == low[:1]).all())
+            part = min(left, max(1, BATCH_BYTES // (length * len(keys) * keys.shape[2] * 4))) if together else 1
+            mine, theirs = slice(token, token + part * count), slice(key, key + part * length)
+            found = _attend_keys(
+                q[mine].reshape(part, count, *q.shape[1:]),
+                keys[:, theirs].reshape(len(keys), part, length, -1).transpose(0, 1),
+                values[:, theirs].reshape(len(values), part, length, -1).transpose(0, 1),
+                positions,
+                first,
+                None if low is None else low[0],
+                scaling,
+                softcap,
+            )
+            out[mine], lse[mine] = (x.flatten(0, 1) for x in found)
+            token, key, left = token + part * count, key + part * length, left - part
     out, lse = finish(out, lse, sinks)
     return out.to(q.dtype), lse
 
@@ -289,11 +216,13 @@ def _attend_group(
     start, stop = 0 if low is None else int(low.min()), group.first + group.count
     needed = [at for at, index in enumerate(group.indices) if (index + 1) * block_tokens > start]
     if not needed:
-        out[group.tokens], lse[group.tokens] = 0.0, -math.inf
+        group.put(out, 0.0)
+        group.put(lse, -math.inf)
         return
     block_bytes = _block_bytes(k_arena, v_arena, q.dtype)
     blocks_at_once = max(1, PIECE_BYTES // block_bytes)
-    for part in group.parts(max(1, blocks_at_once // len(needed))):
+    spans_at_once = BATCH_BYTES // (len(needed) * block_bytes)
+    for part in group.parts(max(1, spans_at_once)):
         found: Result | None = None
         for at in range(0, len(needed), blocks_at_once):
             piece = needed[at : at + blocks_at_once]
@@ -305,10 +234,11 @@ def _attend_group(
             tail = max(0, (part.indices[piece[-1]] + 1) * block_tokens - stop)
             inside = slice(head, len(positions) - tail)
             keys, values = (_gathered(arena, ids, q.dtype)[:, :, inside] for arena in (k_arena, v_arena))
-            more = _attend_keys(q[part.tokens], keys, values, positions[inside], part.first, low, scaling, softcap)
+            more = _attend_keys(part.take(q), keys, values, positions[inside], part.first, low, scaling, softcap)
             found = more if found is None else merge([found, more])
         if found is not None:
-            out[part.tokens], lse[part.tokens] = found
+            part.put(out, found[0])
+            part.put(lse, found[1])
 
 
 def _attend_keys(
@@ -324,27 +254,62 @@ def _attend_keys(
     """Queries (S, N, heads, dk) from position ``first`` on, keys (S, kv_heads, L, dk) at ascending positions (L,)."""
     spans, count, heads, _ = q.shape
     kv_heads, length = keys.shape[1:3]
-    group = heads // kv_heads
-    out = torch.empty((spans, count, heads, values.shape[3]), dtype=torch.float32, device=q.device)
-    lse = torch.empty((spans, count, heads), dtype=torch.float32, device=q.device)
-    at_once = max(1, SCORE_BYTES // (4 * spans * heads * length))
-    ends = torch.searchsorted(positions, torch.arange(first, first + count, device=q.device), right=True).tolist()
+    fused = softcap is None and _can_fuse(q, keys, values)
+    dv = values.shape[3]
+    if fused:
+        # the kernel knows heads of one size only; zeros in the smaller change nothing
+        size = max(q.shape[3], dv)
+        q, keys, values = (x if x.shape[3] == size else F.pad(x, (0, size - x.shape[3])) for x in (q, keys, values))
+    own = torch.arange(first, first + count, device=q.device)
+    ends = torch.searchsorted(positions, own, right=True).tolist()
+    begins = [0] * count if lowest is None else torch.searchsorted(positions, lowest).tolist()
+    at_once = FUSED_QUERIES if fused else max(1, SCORE_BYTES // (4 * spans * heads * max(length, 1)))
+    parts: list[Result] = []
     for start in range(0, count, at_once):
-        stop = min(start + at_once, count)
-        seen = ends[stop - 1]  # keys behind the last of these queries are left out
-        # (S, kv_heads, G · N, dk): the heads that share a key go through one product
-        queries = (
-            q[:, start:stop].reshape(spans, stop - start, kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        )
-        own = torch.arange(first + start, first + stop, device=q.device)[:, None]
-        allowed = positions[:seen] <= own
+        mine = slice(start, min(start + at_once, count))
+        # keys before and behind what these queries see are left out
+        seen = slice(min(begins[mine]), max(ends[mine]))
+        allowed = positions[seen] <= own[mine, None]
         if lowest is not None:
-            allowed &= positions[:seen] >= lowest[start:stop, None]
-        shape = (spans, kv_heads, group, stop - start)
-        scores = queries @ keys[:, :, :seen].mT
-        found, total = _softmax(scores, allowed.repeat(group, 1), values[:, :, :seen], scaling, softcap)
-        out[:, start:stop] = found.reshape(*shape, -1).permute(0, 3, 1, 2, 4).flatten(2, 3)
-        lse[:, start:stop] = total.reshape(shape).permute(0, 3, 1, 2).flatten(2, 3)
+            allowed &= positions[seen] >= lowest[mine, None]
+        queries, keys_seen, values_seen = q[:, mine], keys[:, :, seen], values[:, :, seen]
+        if fused and allowed.numel():
+            found, total = _fused(queries, keys_seen, values_seen, allowed, scaling)
+            parts.append((found[..., :dv], total))
+            continue
+        # (S, kv_heads, G · N, dk): the heads that share a key go through one product
+        together = queries.reshape(spans, -1, kv_heads, heads // kv_heads, q.shape[3]).permute(0, 2, 3, 1, 4)
+        scores = together.flatten(2, 3) @ keys_seen.mT
+        mask = allowed.repeat(together.shape[2], 1)
+        found, total = _softmax(scores, mask, values_seen[..., :dv], scaling, softcap)
+        found, total = (x.reshape(*together.shape[:4], *x.shape[3:]) for x in (found, total))
+        parts.append((found.permute(0, 3, 1, 2, 4).flatten(2, 3), total.permute(0, 3, 1, 2).flatten(2, 3)))
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([out for out, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
+
+
+def _can_fuse(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether torch's CPU kernel applies; before 2.9 it did not know heads that share keys and read past their end."""
+    alike = q.shape[3] == values.shape[3]
+    worth_padding = q.shape[1] >= 16  # a copy of all values or keys, against their use by so many queries
+    shared = q.shape[2] != keys.shape[1]
+    known = not shared or TorchVersion(torch.__version__) >= TorchVersion("2.9")
+    return q.device.type == "cpu" and known and (alike or worth_padding)
+
+
+def _fused(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor, scaling: float) -> Result:
+    """``_softmax`` in one kernel, for queries (S, N, heads, dk) where (N, L) is ``allowed``.
+
+    The operator beneath ``scaled_dot_product_attention`` is called because it tells the log-sum-exp.
+    """
+    mask = torch.zeros(allowed.shape, dtype=q.dtype).masked_fill_(~allowed, -math.inf)
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, lse = fused(q.transpose(1, 2), keys, values, attn_mask=mask, scale=scaling)
+    out, lse = out.transpose(1, 2), lse.transpose(1, 2)
+    blind = ~allowed.any(1)
+    if bool(blind.any()):  # what the kernel gives a query without any key varies
+        out, lse = out.masked_fill(blind[:, None, None], 0), lse.masked_fill(blind[:, None], -math.inf)
     return out, lse
 
 
@@ -367,7 +332,10 @@ def _softmax(
 
 def _gathered(arena: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Blocks (S, n) as (S, heads, n · B, dim), contiguous."""
-    return arena[blocks].transpose(1, 2).to(dtype).flatten(2, 3)
+    heads, block_tokens, dim = arena.shape[1:]
+    joined = torch.empty((len(blocks), heads, blocks.shape[1], block_tokens, dim), dtype=dtype, device=arena.device)
+    joined.copy_(arena.index_select(0, blocks.flatten()).reshape(*blocks.shape, *arena.shape[1:]).transpose(1, 2))
+    return joined.flatten(2, 3)
 
 
 def _block_bytes(k_arena: torch.Tensor, v_arena: torch.Tensor, dtype: torch.dtype) -> int:

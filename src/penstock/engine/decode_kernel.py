@@ -6,12 +6,8 @@ Importing this module imports numba (about half a second); what it compiles is k
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
@@ -24,6 +20,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from penstock.engine.compiled import in_threads
+
 WIDE = "avx512f" in llvmlite.binding.get_host_cpu_features()
 LANES = 16 if WIDE else 8
 TILE = 4 if WIDE else 2  # keys, or vectors of values, worked on together: times 4 heads, what the registers hold
@@ -35,15 +33,6 @@ LOG2_E = math.log2(math.e)
 # Stored elements travel as integers of their size where numpy has no such type: uint16 holds bfloat16, int16 float16.
 STORED = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 Integer = types.intp
-
-
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: ``penstock/numba`` in the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock" / "numba"
-
-
-if not numba.config.CACHE_DIR:
-    numba.config.CACHE_DIR = str(cache_directory())
 
 
 def _float(lanes: int) -> ir.Type:
@@ -375,12 +364,6 @@ def _compiled(stored: str, tile: int) -> Callable[..., None]:
     return compiled
 
 
-@cache
-def _threads(number: int) -> ThreadPoolExecutor:
-    """Threads that share a call's rows; the calling thread takes a part too."""
-    return ThreadPoolExecutor(number, "penstock-attention")
-
-
 def decode(
     q: torch.Tensor,
     k_arena: torch.Tensor,
@@ -418,8 +401,4 @@ def decode(
     parts = 1 if keys.sum() * key_bytes < INLINE_BYTES else torch.get_num_threads()
     ends = np.cumsum(np.repeat(keys, kv_heads))
     cuts = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts).tolist(), len(ends)]
-    ranges = list(pairwise(cuts))
-    others = [_threads(parts - 1).submit(attend_part, *part) for part in ranges[1:]]
-    attend_part(*ranges[0])
-    for other in others:
-        other.result()
+    in_threads(attend_part, cuts)

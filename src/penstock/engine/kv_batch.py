@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from penstock.engine.attention import CallTables, append
+from penstock.engine.attention import append
 from penstock.engine.call import flat_index
+from penstock.engine.call_tables import CallTables
 from penstock.memory.kv import KVStore
 from penstock.schedule.types import Block, Row, Span
 

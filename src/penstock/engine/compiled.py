@@ -1,0 +1,34 @@
+"""What compiled kernels share: where their code is kept, and the threads that a call's work is cut among."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numba
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are kept: ``penstock/numba`` in the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock" / "numba"
+
+
+if not numba.config.CACHE_DIR:
+    numba.config.CACHE_DIR = str(cache_directory())
+
+
+@cache
+def _threads(number: int) -> ThreadPoolExecutor:
+    """Threads beside the calling one, which takes a part too."""
+    return ThreadPoolExecutor(number, "penstock-attention")
+
+
+def in_threads(work: Callable[[int, int], None], cuts: Sequence[int]) -> None:
+    """Do ``work(start, stop)`` between all neighbouring ``cuts``, one part per thread; work releases the GIL."""
+    first, *rest = pairwise(cuts)
+    others = [_threads(len(rest)).submit(work, *part) for part in rest]
+    work(*first)
+    for other in others:
+        other.result()
