@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 # The oldest torch and transformers that pyproject.toml allows, in a second environment. On Linux torch 2.6.0 brings
 # several GB of CUDA libraries with it: make check-oldest OLDEST_TORCH=2.13.0 tries old transformers alone.
