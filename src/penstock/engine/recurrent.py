@@ -147,7 +147,7 @@ class _Meeting:
     x: torch.Tensor
 
 
-class _Lane(greenlet.greenlet):  # type: ignore[misc]  # greenlet is untyped
+class _Lane(greenlet.greenlet):
     """One group's run through a module."""
 
     def __init__(self, run: Callable[[], Any]) -> None:
