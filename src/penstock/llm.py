@@ -19,7 +19,6 @@ from penstock.memory.clock import Clock
 from penstock.memory.device import Device, open_device
 from penstock.memory.offload import make_offload, offload_root, remove_offload
 from penstock.model import precision, source, tokenizer
-from penstock.model.layout import PAGE_BYTES
 from penstock.outputs import RequestOutput
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.rule import Asked, Job, Ledger, decide
@@ -102,7 +101,7 @@ class LLM:
             chosen,
             trust_remote_code=trust_remote_code,
             one_group=self._device.compute_tier == "gpu",
-            page_bytes=page_bytes or PAGE_BYTES,
+            page_bytes=page_bytes,
         )
         said = found.generation_config.to_dict() if found.generation_config is not None else {}
         self._generation_config = {name: value for name, value in said.items() if value is not None}

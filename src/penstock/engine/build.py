@@ -23,7 +23,7 @@ from penstock.memory.kv import KVGroup, KVLayer, KVStore, block_tokens_for
 from penstock.memory.pager import Pager
 from penstock.model import gguf, page_cache, random_weights
 from penstock.model.conversion import plan_parameters
-from penstock.model.layout import PAGE_BYTES, Layout, ParameterSource, lay_out
+from penstock.model.layout import Layout, ParameterSource, lay_out
 from penstock.model.pages import Page, Slice
 from penstock.model.precision import Precision
 from penstock.model.safetensors_index import SafetensorsIndex
@@ -106,7 +106,7 @@ def blueprint(
     *,
     trust_remote_code: bool = False,
     one_group: bool = False,
-    page_bytes: int = PAGE_BYTES,
+    page_bytes: int | None = None,
     sources: Mapping[str, ParameterSource] | None = None,
 ) -> Blueprint:
     """Build the skeleton, run it dry, find its parameters and lay them out. Reads headers only.

@@ -4,7 +4,7 @@ import ctypes
 import sys
 
 _MMAP_THRESHOLD, _ARENA_MAX, _TRIM_THRESHOLD = -3, -8, -1  # glibc's malloc.h
-_MAPPED_BYTES = 1 << 20
+_MAPPED_BYTES = 16 << 20
 
 
 def give_back_at_once() -> None:

@@ -12,6 +12,7 @@ from penstock.errors import UserError
 from penstock.model.pages import SECTOR, Extent, Kind, Page, Slice
 
 PAGE_BYTES = 64 << 20  # a page grows to this; what is larger is cut where it can be
+_PAGES, _PAGE_BYTES_MIN = 64, 4 << 20  # a small model has smaller pages, so that shares of it can be met
 PAGE_BYTES_MAX = 256 << 20  # what cannot be cut may be this large
 _CORE_BYTES = 256 << 10  # matrices under this stay resident with the vectors
 
@@ -71,7 +72,7 @@ def lay_out(
     stored: torch.dtype,
     compute: torch.dtype,
     *,
-    page_bytes: int = PAGE_BYTES,
+    page_bytes: int | None = None,
     core_bytes: int | None = None,
 ) -> Layout:
     """Pages for every matrix of the model, in the order ``leaves`` run.
@@ -81,6 +82,7 @@ def lay_out(
     """
     total = sum(p.numel() for p in model.parameters()) * stored.itemsize
     limit = min(_CORE_BYTES, total // 4096) if core_bytes is None else core_bytes
+    page_bytes = page_bytes or min(PAGE_BYTES, max(total // _PAGES, _PAGE_BYTES_MIN))
     planner = _Planner(model, sources, stored, compute, page_bytes, limit)
     units = list(planner.units(leaves))
     pages = [planner.page(index, unit) for index, unit in enumerate(_packed(units, planner, page_bytes))]
@@ -108,6 +110,8 @@ class _Planner:
 
     def dtype_of(self, param: str) -> torch.dtype:
         """What a parameter's page slice holds: the checkpoint's own type where it is exact, else ``stored``."""
+        if not hasattr(self.sources[param], "extents"):
+            return self.stored  # converted in any case
         own: torch.dtype = getattr(torch, self.sources[param].dtype)
         widened = self.compute == torch.float32 and own in (torch.bfloat16, torch.float16)
         return own if own == self.compute or widened else self.stored
