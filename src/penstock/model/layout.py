@@ -162,9 +162,8 @@ class _Planner:
             return
         if not can_cut:
             if size > PAGE_BYTES_MAX:
-                raise UserError(
-                    f"{piece.param} takes {size >> 20} MiB and its module cannot be cut into pages of {PAGE_BYTES_MAX >> 20} MiB"
-                )
+                most = PAGE_BYTES_MAX >> 20
+                raise UserError(f"{piece.param} takes {size >> 20} MiB; uncut, a page of {most} MiB must hold it")
             yield piece
             return
         count = -(-size // self.page_bytes)
