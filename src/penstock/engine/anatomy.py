@@ -184,7 +184,7 @@ def _rotary_by_default(model: nn.Module) -> Iterator[None]:
     """Length-dependent rotary modules read positions, which meta tensors do not have: let them be plain meanwhile."""
     changed = [(m, m.rope_type) for m in model.modules() if depends_on_length(m)]
     for module, kind in changed:
-        module.rope_type = {k: "default" for k in kind} if isinstance(kind, dict) else "default"  # type: ignore[assignment]
+        module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -12,10 +12,14 @@ from penstock.engine.masks import Predicate
 NAME = "penstock"
 
 # Arguments that change nothing for inference, or that the mask's predicate says already.
-_HARMLESS = {"dropout", "is_causal", "sliding_window", "position_ids", "use_cache", "output_attentions", "cache_position",
-             "output_hidden_states", "return_dict", "logits_to_keep", "training", "deterministic", "num_items_in_batch",
-             "layer_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "output_router_logits",
-             "head_mask", "past_key_values", "position_embeddings"}  # fmt: skip
+_HARMLESS = frozenset(
+    """
+    dropout training deterministic is_causal sliding_window position_ids cache_position position_embeddings layer_idx
+    past_key_values use_cache logits_to_keep return_dict num_items_in_batch head_mask
+    output_attentions output_hidden_states output_router_logits
+    cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k
+    """.split()
+)
 
 
 class UnknownArgument(RuntimeError):

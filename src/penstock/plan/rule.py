@@ -21,10 +21,10 @@ class Footprint:
     """What a model takes, in bytes.
 
     pages: every page that streams or rests, in order. tables: indices of embedding pages, which are read by row when
-    they do not rest in memory. core: always resident. call_bytes: per token of a call. logit_bytes: per row whose logits are
-    wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row, kept on the compute tier;
-    where there is any, prompts are not cut. state_layer: the largest part of it at one layer. staged_layer: the largest
-    block of a single layer.
+    they do not rest in memory. core: always resident. call_bytes: per token of a call. logit_bytes: per row whose
+    logits are wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row, kept on the
+    compute tier; where there is any, prompts are not cut. state_layer: the largest part of it at one layer.
+    staged_layer: the largest block of a single layer.
     """
 
     pages: Sequence[int]
