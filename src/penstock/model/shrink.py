@@ -34,7 +34,7 @@ _HEADS = re.compile(
 _HEAD_DIM = re.compile(r"(head_dim|head_size|d_head|head_width|v_dim|rotary_dim|rope_dim)$|^(kv_channels|d_kv)$")
 _RANK = re.compile(r"(lora_rank|low_rank_dim|lora|_rank)$")
 _WIDTH = re.compile(r"(^|_)(hidden_size|intermediate_size|ffn_dim|ffn_hidden_size|n_embd|n_inner|d_model|d_ff|width"
-                    r"|embed(ding)?_dim|embedding_size|dim|size_mlp|d_inner|per_layer_input|proj_dim)$")  # fmt: skip
+                    r"|embed(ding)?_dim|embedding_size|dim|size_mlp|d_inner|d_ssm|per_layer_input)$")  # fmt: skip
 _CHOICE = re.compile(r"(experts_per_tok(en)?|moe_top_?k|moe_k|top_k_experts|num_selected_experts|experts_top_k)$")
 _EXPERT_COUNT = re.compile(r"^(?!.*(shared|zero|dense|group|capacity|layer)).*(num_|n_).*experts$")
 _PERIOD = re.compile(r"(period|freq|frequency|interval|every_n|_step|every|pattern)(_layers?)?$")
