@@ -12,14 +12,12 @@ from penstock.engine.masks import Predicate
 NAME = "penstock"
 
 # Arguments that change nothing for inference, or that the mask's predicate says already.
-_HARMLESS = frozenset(
-    """
-    dropout training deterministic is_causal sliding_window position_ids cache_position position_embeddings layer_idx
-    past_key_values use_cache logits_to_keep return_dict num_items_in_batch head_mask
-    output_attentions output_hidden_states output_router_logits
-    cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k
-    """.split()
-)
+_HARMLESS = {
+    *("dropout", "training", "deterministic", "is_causal", "sliding_window", "layer_idx", "head_mask"),
+    *("position_ids", "cache_position", "position_embeddings", "past_key_values", "use_cache", "logits_to_keep"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch"),
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
+}
 
 
 class UnknownArgument(RuntimeError):
