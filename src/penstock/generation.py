@@ -168,7 +168,8 @@ class Run:
             weights[home] += page.nbytes
         weights[self.around.device.compute_tier] += plan.footprint().core
         disk = plan.cached_bytes + self.account.kv_peak["disk"] + self.account.activations_peak["disk"]
-        ledger = {"peak": {"gpu": 0, "disk": disk}, "budget": self.prepared.budget}
+        gpu = self.around.device.peak_bytes if self.around.device.compute_tier == "gpu" else 0
+        ledger = {"peak": {"gpu": gpu, "disk": disk}, "budget": self.prepared.budget}
         return self.account.summary(self.around.clock, placement, weights, ledger)
 
 

@@ -58,7 +58,7 @@ class Blueprint:
     def context(self) -> int | None:
         """The longest sequence that the model was made for, where its config says so."""
         found = getattr(self.config, "max_position_embeddings", None)
-        return int(found) if found else None
+        return int(found * rotary.stretch(self.config)) if found else None
 
     def footprint(self) -> Footprint:
         """What the rule needs to know of it."""

@@ -22,14 +22,25 @@ def depends_on_length(module: nn.Module) -> bool:
 
 def longrope_switch(config: Any) -> int | None:
     """The length at which a longrope model changes its frequencies; a row that crosses it is recomputed."""
-    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    nested = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
+    nested = _parameters(config)
     if not any(p.get("rope_type", p.get("type")) == "longrope" for p in nested):
         return None
     original = [p.get("original_max_position_embeddings") for p in nested]
     original += [getattr(config, "original_max_position_embeddings", None)]
     found = [int(o) for o in original if o]
     return min(found) if found else None
+
+
+def stretch(config: Any) -> float:
+    """By how much dynamic rotary scaling lengthens the context beyond ``max_position_embeddings``."""
+    factors = [p.get("factor", 1.0) for p in _parameters(config) if p.get("rope_type", p.get("type")) == "dynamic"]
+    return max([1.0, *(float(factor) for factor in factors if factor)])
+
+
+def _parameters(config: Any) -> list[dict[str, Any]]:
+    """A config's rotary parameters, one set per layer type where they differ."""
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
 
 
 def take_by_span(model: nn.Module) -> None:

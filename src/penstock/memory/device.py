@@ -57,6 +57,10 @@ class Device(Protocol):
     def mark(self) -> Mark:
         """A mark after the compute that this thread issued so far."""
 
+    @property
+    def peak_bytes(self) -> int:
+        """The most that was allocated on the fast tier so far (0 on a CPU: the process's own memory says it)."""
+
     def close(self) -> None:
         """Ends the device's threads."""
 
@@ -106,6 +110,10 @@ class CpuDevice:
 
     def mark(self) -> Mark:
         return _Done()
+
+    @property
+    def peak_bytes(self) -> int:
+        return 0
 
     def close(self) -> None: ...
 
@@ -160,6 +168,10 @@ class CudaDevice:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it so
         event.record(torch.cuda.current_stream(self.torch_device))
         return _CudaMark(event, (self._up, self._down))
+
+    @property
+    def peak_bytes(self) -> int:
+        return int(torch.cuda.max_memory_allocated(self.torch_device))
 
     def close(self) -> None: ...
 
@@ -217,6 +229,10 @@ class EmulatedGpu:
 
     def mark(self) -> Mark:
         return _Done()  # compute on the CPU is over when the call returns
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.allocated_bytes
 
     def close(self) -> None:
         self._up.shutdown()

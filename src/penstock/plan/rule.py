@@ -13,6 +13,7 @@ from penstock.units import format_bytes
 
 _SWEEP_TOKENS = 1024  # of one call: GEMM rates level off here
 _MOST_ROWS = 4096
+_JITTER = 16 << 20  # what the interpreter and its libraries take differs by this from one start to the next
 _STATE_COPIES = 4  # of one layer's states in a call: gathered, updated in two steps, put back
 
 
@@ -123,6 +124,11 @@ def _check(asked: Asked, compute: Tier) -> None:
         raise UserError("--batch-size with --num-batches already fixes the rows: leave --rows out")
 
 
+def _least_mib(nbytes: int) -> int:
+    """A budget that works, in MiB: what is taken at the next start differs a little from now."""
+    return -(-(nbytes + _JITTER) // (1 << 20))
+
+
 class _Sizes:
     """Memory of a run as a function of slots, tokens per call and rows."""
 
@@ -205,7 +211,7 @@ class _Sizes:
             parts.insert(0, f"the interpreter takes {format_bytes(taken)}")
         if resident := self.resident_asked():
             parts.append(f"resident pages {format_bytes(resident)}")
-        least = -(-self.least(slots, batch) // (1 << 20))
+        least = _least_mib(self.least(slots, batch))
         budget = format_bytes(self.ledger.budget.get(self.compute, 0))
         parts.append(f"a call {format_bytes(self.fixed(slots, batch, 1) - slots * self.page)}")
         given = f"--{self.compute}-memory {budget} is too small for this model"
@@ -226,6 +232,7 @@ class _Sizes:
                 needed = int(self.asked.kv.of(tier) * full) + self.row_bytes(self.job.longest_tokens)
                 kv[tier] = min(needed, self._room_below(tier))
         homes = self._homes(room - kv[self.compute])
+        self._check_host(homes, kv)
         if asked_weights := self.asked.weights:
             shares = asked_weights
         else:
@@ -248,6 +255,20 @@ class _Sizes:
         )
         reserved = {self.compute: self.fixed(slots, batch, rows) + rows * self.model.state}
         return Placement(policy, tuple(homes), kv, self.staging(), reserved)
+
+    def _check_host(self, homes: list[Tier], kv: Mapping[Tier, int]) -> None:
+        """UserError where host memory beside a gpu does not hold what was put there, and what passes through it."""
+        if self.compute == "cpu":
+            return
+        pages = sum(n for n, home in zip(self.model.pages, homes, strict=True) if home == "cpu")
+        needed = pages + kv.get("cpu", 0) + self.model.fixed.get("cpu", 0) + 2 * self.page
+        if needed > self.ledger.free("cpu"):
+            least = _least_mib(self.ledger.taken.get("cpu", 0) + needed)
+            budget = format_bytes(self.ledger.budget.get("cpu", 0))
+            raise UserError(
+                f"--cpu-memory {budget} is too small for what is placed there: weights {format_bytes(pages)}, KV "
+                f"{format_bytes(kv.get('cpu', 0))}, two page buffers. The least that works is {least}MiB."
+            )
 
     def _room_below(self, tier: Tier) -> int:
         room = self.ledger.free(tier)

@@ -1,0 +1,42 @@
+"""Which dtypes a run takes, by flag, checkpoint and hardware."""
+
+import pytest
+import torch
+
+from penstock.errors import UserError
+from penstock.model.precision import choose
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("asked", "checkpoint", "device", "bf16", "expected"),
+    [
+        ("auto", "bfloat16", "cuda", False, (BF16, BF16, BF16)),
+        ("auto", "float16", "cuda", False, (F16, F16, F16)),
+        ("auto", "bfloat16", "cpu", True, (BF16, BF16, BF16)),
+        ("auto", "float16", "cpu", True, (BF16, BF16, BF16)),
+        ("auto", "bfloat16", "cpu", False, (BF16, F32, BF16)),
+        ("auto", "float16", "cpu", False, (F16, F32, F16)),
+        ("auto", "float32", "cpu", False, (F32, F32, F32)),
+        ("auto", None, "cpu", False, (BF16, F32, BF16)),
+        ("float32", "bfloat16", "cpu", False, (BF16, F32, F32)),
+        ("float32", None, "cpu", False, (F32, F32, F32)),
+        ("bfloat16", "float32", "cpu", False, (BF16, BF16, BF16)),
+        ("float16", "bfloat16", "cpu", False, (F16, F16, F16)),
+    ],
+)
+def test_stored_computed_and_kept(asked, checkpoint, device, bf16, expected):
+    chosen = choose(asked, checkpoint, device, bf16)
+    assert (chosen.stored, chosen.compute, chosen.kv) == expected
+
+
+def test_a_difference_from_the_checkpoint_is_said():
+    assert "float16" in (choose("auto", "float16", "cpu", True).note or "")
+    assert "computed in float32" in (choose("auto", "bfloat16", "cpu", False).note or "")
+    assert choose("auto", "bfloat16", "cpu", True).note is None
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(UserError, match="there are auto, bfloat16"):
+        choose("int8", "bfloat16", "cpu", True)

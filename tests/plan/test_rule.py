@@ -1,0 +1,114 @@
+"""The simple rule: what it fills first, what it refuses, and that the least it names works."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.errors import UserError
+from penstock.plan.policy import Shares
+from penstock.plan.rule import Asked, Footprint, Job, Ledger, Placement, decide
+
+MiB = 1 << 20
+MODEL = Footprint(
+    pages=[50 * MiB, 100 * MiB] * 20 + [60 * MiB],
+    tables=frozenset({40}),
+    core=8 * MiB,
+    call_bytes=100_000,
+    logit_bytes=400_000,
+    kv_block=2 * MiB,
+    block_tokens=16,
+    staged_layer=65_536,
+)
+JOB = Job(prompts=100, mean_tokens=64, longest_tokens=96, longest_prompt=64)
+TAKEN = 400 * MiB
+
+
+def placed(budget: int, asked: Asked | None = None, job: Job = JOB, model: Footprint = MODEL) -> Placement:
+    ledger = Ledger({"cpu": budget, "disk": 1 << 40}, {"cpu": TAKEN})
+    return decide(model, job, ledger, asked or Asked(), "cpu", 200)
+
+
+def used(placement: Placement, model: Footprint = MODEL) -> int:
+    """Bytes of the cpu tier that a placement takes at most."""
+    pages = sum(n for n, home in zip(model.pages, placement.homes, strict=True) if home == "cpu")
+    return TAKEN + placement.reserved["cpu"] + placement.kv["cpu"] + pages
+
+
+def test_everything_rests_in_memory_where_there_is_room():
+    placement = placed(8 << 30)
+    assert set(placement.homes) == {"cpu"}
+    assert placement.policy.rows == 100
+
+
+def test_what_kv_leaves_holds_pages_spread_over_the_order():
+    placement = placed(2 << 30)
+    resident = [i for i, home in enumerate(placement.homes) if home == "cpu"]
+    assert 0 < len(resident) < len(MODEL.pages)
+    assert resident[0] < 10 and resident[-1] > 30
+
+
+@settings(deadline=None)
+@given(
+    budget=st.integers(500, 9000).map(lambda n: n * MiB),
+    prompts=st.integers(1, 3000),
+    rows=st.none() | st.integers(1, 500),
+    share=st.none() | st.integers(0, 100),
+    kv=st.none() | st.integers(0, 100),
+)
+def test_a_placement_never_takes_more_than_its_budget(budget, prompts, rows, share, kv):
+    asked = Asked(
+        weights=None if share is None else Shares(cpu=share / 100, disk=1 - share / 100),
+        kv=None if kv is None else Shares(cpu=kv / 100, disk=1 - kv / 100),
+        rows=rows,
+    )
+    try:
+        placement = placed(budget, asked, replace(JOB, prompts=prompts))
+    except UserError:
+        return
+    assert used(placement) <= budget
+    assert 1 <= placement.policy.rows <= (rows or prompts)
+
+
+@pytest.mark.parametrize("asked", [Asked(), Asked(weights=Shares(cpu=0.5, disk=0.5)), Asked(slots=1)])
+def test_the_least_that_a_refusal_names_works_and_a_little_less_does_not(asked):
+    with pytest.raises(UserError, match="The least that works is") as refused:
+        placed(450 * MiB, asked)
+    least = int(re.search(r"(\d+)MiB\.$", str(refused.value))[1]) * MiB
+    assert used(placed(least, asked)) <= least
+    with pytest.raises(UserError):
+        placed(least - 18 * MiB, asked)
+
+
+def test_static_admission_keeps_its_rows_and_micro_batches():
+    placement = placed(4 << 30, Asked(batch_size=4, num_batches=3))
+    assert placement.policy.admission == "static"
+    assert (placement.policy.rows, placement.policy.batch_size, placement.policy.num_batches) == (12, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Asked(weights=Shares(gpu=0.5, cpu=0.5)), "there is no gpu here"),
+        (Asked(batch_size=4), "go together"),
+        (Asked(batch_size=4, num_batches=2, rows=8), "leave --rows out"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(asked, said):
+    with pytest.raises(UserError, match=said):
+        placed(4 << 30, asked)
+
+
+def test_host_memory_beside_a_gpu_holds_what_is_put_there():
+    ledger = Ledger({"gpu": 4 << 30, "cpu": 1 << 30, "disk": 1 << 40}, {"cpu": TAKEN})
+    asked = Asked(weights=Shares(cpu=1.0))
+    with pytest.raises(UserError, match="--cpu-memory 1 GiB is too small for what is placed there"):
+        decide(MODEL, JOB, ledger, asked, "gpu", 0)
+
+
+def test_kv_on_disk_needs_room_on_disk():
+    ledger = Ledger({"cpu": 4 << 30, "disk": 0}, {"cpu": TAKEN})
+    with pytest.raises(UserError, match="raise --disk-memory"):
+        decide(MODEL, JOB, ledger, Asked(kv=Shares(disk=1.0)), "cpu", 0)
