@@ -164,21 +164,13 @@ def assemble(
     progress: Progress | None = None,
 ) -> Engine:
     """Take the memory that a placement says, read the resident pages and tie everything together."""
-    reader = DirectReader()
-    pager = Pager(
-        plan.layout.pages,
-        placement.homes,
-        device,
-        placement.policy.slots,
-        clock,
-        convert=_converter(plan),
-        reader=reader,
-    )
+    slots, convert = placement.policy.slots, _converter(plan)
+    pager = Pager(plan.layout.pages, placement.homes, device, slots, clock, convert)
     pager.start(progress)
     materialise_buffers(plan.skeleton, device.torch_device)
     _load_core(plan, device.torch_device)
     rotary.take_by_span(plan.skeleton)
-    _bind_embeddings(plan, placement, pager, reader, device)
+    _bind_embeddings(plan, placement, pager, device)
     binding = Binding(plan.skeleton, plan.layout, plan.precision.compute)
     recurrent.take_by_row(plan.skeleton, plan.anatomy.recurrent_modules, plan.config)
     order = tuple(page.index for page in plan.layout.pages if page.kind != "embedding")
@@ -227,7 +219,7 @@ def _place(model: nn.Module, name: str, tensor: torch.Tensor, kind: str) -> None
     getattr(model.get_submodule(owner), kind)[attribute] = tensor
 
 
-def _bind_embeddings(plan: Blueprint, placement: Placement, pager: Pager, reader: DirectReader, device: Device) -> None:
+def _bind_embeddings(plan: Blueprint, placement: Placement, pager: Pager, device: Device) -> None:
     """Put a table of rows where each paged embedding's weight was."""
     compute = plan.precision.compute
     resident = {
@@ -246,9 +238,8 @@ def _bind_embeddings(plan: Blueprint, placement: Placement, pager: Pager, reader
             owner, _, attribute = name.rpartition(".")
             module = plan.skeleton.get_submodule(owner)
             if isinstance(module, nn.Embedding):
-                rows = EmbeddingRows(
-                    plan.layout.where(param), views_of, _row_reader(plan, reader), compute, device.torch_device
-                )
+                read = _row_reader(plan, pager.reader)
+                rows = EmbeddingRows(plan.layout.where(param), views_of, read, compute, device.torch_device)
                 table = RowTable(tuple(module.weight.shape), compute, device.torch_device, rows)
                 module._parameters[attribute] = table  # type: ignore[assignment]  # stands where the weight was
 

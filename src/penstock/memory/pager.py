@@ -77,7 +77,8 @@ class Pager:
     """Serves pages to compute: ``acquire``, use the views, ``release``.
 
     pages: ``pages[i].index == i``. homes: the tier each page rests on; those of the device's own tier are resident, the
-    others pass through a ring of ``slots`` (1: load, then compute). convert: fills a page that has no extents.
+    others pass through a ring of ``slots`` (1: load, then compute). convert: fills a page that has no extents. reader:
+    what pages are read with; others may read with it too while the pager is open, and one that was given stays open.
 
     The order given to ``expect`` is only a matter of speed: whatever is acquired is served. One thread acquires and
     releases; a load's error is raised by the ``acquire`` that needs the page, and the next one tries again.
@@ -96,7 +97,7 @@ class Pager:
         self._sizes = _Sizes.of(pages, homes, device.compute_tier, slots)
         self._pages, self._homes = tuple(pages), tuple(homes)
         self._device, self._clock, self._convert = device, clock, convert
-        self._reader = reader or DirectReader()
+        self.reader = reader or DirectReader()
         self._owns_reader = reader is None
         self._resident: dict[int, Views] = {}
         self._hosted: dict[int, torch.Tensor] = {}
@@ -193,7 +194,7 @@ class Pager:
             self._closed = True
         self._pool.shutdown(cancel_futures=True)
         if self._owns_reader:
-            self._reader.close()
+            self.reader.close()
         self._slots, self._where, self._resident, self._hosted = [], {}, {}, {}
         self._staging = SimpleQueue()
 
@@ -320,7 +321,7 @@ class Pager:
     def _read(self, page: Page, place: torch.Tensor) -> None:
         if page.extents is not None:
             with self._clock.lane("disk→cpu", sum(extent.nbytes for extent in page.extents), page.name):
-                self._reader.read(page.extents, place)
+                self.reader.read(page.extents, place)
         elif self._convert:
             with self._clock.lane("disk→cpu", page.nbytes, page.name):
                 self._convert(page, place)
