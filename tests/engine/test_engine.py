@@ -107,6 +107,24 @@ def test_a_watcher_ends_a_row(llama):
         assert engine.sequences[row].finish_reason == "stop"
 
 
+def test_an_interrupted_sweep_gives_its_page_back(llama):
+    path, answers = llama
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with engine_of(path, [9, 3], 8, weights="disk", slots=2) as engine:
+        for attempt in range(4):  # more often than there are slots
+            row, engine.observe = engine.add(str(attempt), PROMPTS[0], greedy(8)), interrupt
+            with pytest.raises(KeyboardInterrupt):
+                engine.sweep()
+            engine.abort(row)
+        engine.observe = None
+        row = engine.add("4", PROMPTS[0], greedy(8))
+        assert finish(engine) == [row]
+        assert engine.sequences[row].generated == answers[0]
+
+
 def test_what_cannot_be_generated_is_refused(llama):
     with engine_of(llama[0], [9], 8) as engine:
         with pytest.raises(UserError):

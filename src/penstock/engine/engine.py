@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from penstock.engine.binding import Binding
+from penstock.engine.binding import Binding, Views
 from penstock.engine.cache import FlatCache
 from penstock.engine.call import Batch, Call
 from penstock.engine.kv_batch import KVBatch
@@ -171,22 +171,28 @@ class Engine:
             needs = {call.need.page for call in waiting if call.need is not None}
             at = min((page for page in needs if page > at), default=min(needs))
             views = self.pager.acquire(at)
-            self.model.binding.bind(at, views)
+            try:
+                self.model.binding.bind(at, views)
+                self._serve(at, views, waiting, drawn)
+            finally:  # an interruption must not keep the slot
+                self.model.binding.unbind(at, views)
+                self.pager.release(at)
             order.append(at)
-            for call in waiting:
-                if call.need is None or call.need.page != at:
-                    continue
-                if self.parking is not None:
-                    self.parking.unpark(call)
-                with self.clock.compute():
-                    call.resume(at, views)
-                    if call.dead:
-                        self._draw(call, drawn)
-                if self.parking is not None:
-                    self.parking.park(call)
-            self.model.binding.unbind(at, views)
-            self.pager.release(at)
         self._order = order
+
+    def _serve(self, page: int, views: Views, calls: Sequence[Call], drawn: dict[int, int]) -> None:
+        """Let every call that waits for this page go on to its next one, or to its end."""
+        for call in calls:
+            if call.need is None or call.need.page != page:
+                continue
+            if self.parking is not None:
+                self.parking.unpark(call)
+            with self.clock.compute():
+                call.resume(page, views)
+                if call.dead:
+                    self._draw(call, drawn)
+            if self.parking is not None:
+                self.parking.park(call)
 
     def _batch(self, spans: Sequence[Span]) -> Batch:
         """The flat input of a micro-batch."""

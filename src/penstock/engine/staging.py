@@ -33,6 +33,7 @@ class Stager:
 
     def begin(self, order: Sequence[Item]) -> None:
         """Expect these items, in this order, in the coming sweep, and start on the first."""
+        self._drop()  # what a sweep that was interrupted had asked for would land in the same buffer
         self._follows = dict(pairwise(order))
         self._ahead = self._fetch(order[0], self._turn) if order else None
 
