@@ -173,6 +173,16 @@ def test_rows_computed_again_take_a_fresh_state(tmp_path: Path) -> None:
     _assert_same(_made("jamba", tmp_path), tmp_path, disturb, rows=4, sweep_tokens=40, batch_tokens=16)
 
 
+def test_a_larger_job_after_a_smaller_one(tmp_path: Path) -> None:
+    model = _made("falcon_h1", tmp_path)
+    greedy = SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0)
+    with LLM(str(tmp_path), dtype="float32", page_bytes=3000, unchecked=True, **STREAMED) as llm:
+        llm.generate({"prompt_token_ids": PROMPTS[2]}, greedy)
+        found = llm.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], greedy)
+    expected = [_expected(model, prompt).argmax(-1).tolist() for prompt in PROMPTS]
+    assert [out.outputs[0].token_ids for out in found] == expected
+
+
 def test_an_aborted_row_leaves_no_state(tmp_path: Path) -> None:
     _made("lfm2", tmp_path)
     llm, engine = _engine(tmp_path)

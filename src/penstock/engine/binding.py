@@ -18,7 +18,8 @@ class Binding:
     """Sets and takes back the weights of the modules that a page serves.
 
     Between pages a module's weight is its meta skeleton again, so that a stale use raises instead of reading a slot
-    that holds something else by now.
+    that holds something else by now. A module's forward is replaced once: pages have the same numbers in every engine
+    that is built on the skeleton.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, compute: torch.dtype) -> None:
@@ -37,7 +38,7 @@ class Binding:
                 if len(where) > 1:
                     chunks = [RowChunk(page.index, part.start, part.stop) for page, part in where]
                     assert isinstance(module, nn.Linear)  # only linear layers are cut
-                    vars(module)["forward"] = ChunkedLinear(module, param, chunks)
+                    vars(module).setdefault("forward", ChunkedLinear(module, param, chunks))
                 else:
                     self._bind_leaf(module, attribute, where[0][0].index, (param, where[0][1].start))
 
@@ -51,7 +52,7 @@ class Binding:
         users = self._users.setdefault(page, [])
         users.append((module, attribute, key))
         if "forward" in vars(module):
-            return  # a second matrix of a module that already asks for its page
+            return  # it asks for its page already: for another matrix, or since an earlier engine
         vars(module)["forward"] = _holding(module, page)
 
     def bind(self, page: int, views: Views) -> None:

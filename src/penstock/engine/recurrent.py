@@ -182,13 +182,15 @@ def _side_by_side(runs: Sequence[Callable[[], Any]]) -> list[Any]:
 def take_by_row(model: nn.Module, modules: Mapping[str, Sequence[int]], config: Any) -> None:
     """Give the modules that keep recurrent state a forward that sees rows apart; after weights are tied to pages.
 
-    modules: their names and the cache layers that each writes to.
+    modules: their names and the cache layers that each writes to. Those that have it from an earlier engine keep it.
     """
     if not modules:
         return
     blank = DynamicCache(config=config).layers
     for name, layers in modules.items():
         module = model.get_submodule(name)
+        if "forward" in vars(module):
+            continue
         for leaf in module.modules():
             if type(leaf) is nn.Linear and "forward" in vars(leaf):
                 leaf.forward = _met(leaf.forward)  # type: ignore[method-assign, assignment]  # as an instance's own

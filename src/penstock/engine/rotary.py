@@ -44,9 +44,9 @@ def _parameters(config: Any) -> list[dict[str, Any]]:
 
 
 def take_by_span(model: nn.Module) -> None:
-    """Replace the forward of every length-dependent rotary module with one that goes span by span."""
+    """Replace the forward of every length-dependent rotary module, once, with one that goes span by span."""
     for module in model.modules():
-        if depends_on_length(module):
+        if depends_on_length(module) and "forward" not in vars(module):
             module.forward = _by_span(module, module.forward)
 
 
