@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -106,7 +107,6 @@ class LLM:
         said = found.generation_config.to_dict() if found.generation_config is not None else {}
         self._generation_config = {name: value for name, value in said.items() if value is not None}
         self._check(found, unchecked, trust_remote_code)
-        self._requests = 0
 
     def generate(
         self,
@@ -217,12 +217,14 @@ class LLM:
         placement = decide(
             self._plan.footprint(), job, Ledger(budget, taken), self._asked, self._device.compute_tier, hidden
         )
-        offload = None
-        if placement.kv.get("disk") or (self._asked.activations and self._asked.activations.disk):
-            offload = make_offload(self._offload_root)
-        engine = assemble(
-            self._plan, placement, self._device, self._clock, offload, self._progress("reading resident pages")
-        )
+        offload: Path | None = None
+        progress = self._progress("reading resident pages")
+        with ExitStack() as undo:
+            if placement.kv.get("disk") or placement.policy.activations.disk:
+                offload = make_offload(self._offload_root)
+                undo.callback(remove_offload, offload)
+            engine = assemble(self._plan, placement, self._device, self._clock, offload, progress)
+            undo.pop_all()
         self._ready = Prepared(engine, placement, job, budget, offload)
         return self._ready
 

@@ -1,6 +1,7 @@
 """From a source to an engine: skeleton, pages, core, and the rooms that a placement asks for."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,10 +164,36 @@ def assemble(
     offload_dir: Path | None,
     progress: Progress | None = None,
 ) -> Engine:
-    """Take the memory that a placement says, read the resident pages and tie everything together."""
-    slots, convert = placement.policy.slots, _converter(plan)
-    pager = Pager(plan.layout.pages, placement.homes, device, slots, clock, convert)
-    pager.start(progress)
+    """Take the memory that a placement says, read the resident pages and tie everything together.
+
+    Raises UserError where a file cannot be read or the disk has no room; nothing is left open then.
+    """
+    slots, convert, shares = placement.policy.slots, _converter(plan), placement.policy.activations
+    with ExitStack() as undo:
+        pager = Pager(plan.layout.pages, placement.homes, device, slots, clock, convert)
+        undo.callback(pager.close)
+        pager.start(progress)
+        model = _bound(plan, placement, pager, device)
+        kv = KVStore(plan.groups, plan.block_tokens, plan.precision.kv, placement.kv, device, clock, offload_dir)
+        undo.callback(kv.close)
+        scheduler = Scheduler(
+            placement.policy,
+            kv.specs,
+            placement.kv,
+            plan.block_tokens,
+            device.compute_tier,
+            chunking=not plan.anatomy.recurrent,
+        )
+        stager = Stager(kv, placement.staging, clock) if placement.staging else None
+        parks = shares.of(device.compute_tier) < 1
+        parking = Parking(shares, plan.skeleton, device, clock, offload_dir) if parks else None
+        engine = Engine(model, scheduler, pager, kv, clock, stager, parking)
+        undo.pop_all()
+    return engine
+
+
+def _bound(plan: Blueprint, placement: Placement, pager: Pager, device: Device) -> Model:
+    """The skeleton with its core loaded, and every other weight tied to the page that brings it."""
     materialise_buffers(plan.skeleton, device.torch_device)
     _load_core(plan, device.torch_device)
     rotary.take_by_span(plan.skeleton)
@@ -176,21 +203,7 @@ def assemble(
     order = tuple(page.index for page in plan.layout.pages if page.kind != "embedding")
     switch = rotary.longrope_switch(plan.config)
     dense = frozenset(i for i, m in _attending(plan.skeleton) if hasattr(m, "expand_kv"))
-    model = Model(plan.skeleton, plan.config, binding, order, dense, switch, plan.anatomy.cache_name)
-    kv = KVStore(plan.groups, plan.block_tokens, plan.precision.kv, placement.kv, device, clock, offload_dir)
-    scheduler = Scheduler(
-        placement.policy,
-        kv.specs,
-        placement.kv,
-        plan.block_tokens,
-        device.compute_tier,
-        chunking=not plan.anatomy.recurrent,
-    )
-    stager = Stager(kv, placement.staging, clock) if placement.staging else None
-    shares = placement.policy.activations
-    parks = shares.of(device.compute_tier) < 1
-    parking = Parking(shares, plan.skeleton, device, clock, offload_dir) if parks else None
-    return Engine(model, scheduler, pager, kv, clock, stager, parking)
+    return Model(plan.skeleton, plan.config, binding, order, dense, switch, plan.anatomy.cache_name)
 
 
 def _attending(skeleton: nn.Module) -> list[tuple[int, nn.Module]]:
