@@ -171,18 +171,3 @@ class Run:
         gpu = self.around.device.peak_bytes if self.around.device.compute_tier == "gpu" else 0
         ledger = {"peak": {"gpu": gpu, "disk": disk}, "budget": self.prepared.budget}
         return self.account.summary(self.around.clock, placement, weights, ledger)
-
-
-def _job(encoded: Sequence[list[int]], samplings: Sequence[Sampling]) -> Job:
-    totals = [len(ids) + s.max_tokens for ids, s in zip(encoded, samplings, strict=True)]
-    return Job(len(encoded), -(-sum(totals) // len(totals)), max(totals), max(map(len, encoded)))
-
-
-def _covers(built: Job, job: Job) -> bool:
-    """Whether an engine built for one job serves another as well as its own would."""
-    return (
-        built.prompts >= job.prompts
-        and built.longest_tokens >= job.longest_tokens
-        and built.mean_tokens >= job.mean_tokens
-        and built.longest_prompt >= job.longest_prompt
-    )

@@ -34,7 +34,6 @@ class _Spot:
     live: int = 0
     out: list[tuple[torch.UntypedStorage, int]] = field(default_factory=list)
     host: torch.Tensor | None = None
-    written: "Future[None] | None" = None
 
 
 class Parking:
