@@ -45,7 +45,11 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """What one sweep did: tokens by row that were drawn, rows that ended, tokens computed by phase, and its seconds."""
+    """What one sweep did.
+
+    drawn: tokens by row. finished: rows that ended. prefill_tokens, decode_tokens: computed. rows: that had a part in
+    it. activations: bytes by tier of what calls held between pages, at most.
+    """
 
     drawn: Mapping[int, int]
     finished: tuple[int, ...]
@@ -67,7 +71,6 @@ class Model:
     dense: frozenset[int] = frozenset()
     longrope_switch: int | None = None
     cache_name: str = "past_key_values"
-    hidden_itemsize: int = 4
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits of the batch's wanted positions, (wanted, vocabulary)."""
@@ -99,20 +102,13 @@ class Engine:
         stager: Stager | None = None,
         parking: Parking | None = None,
     ) -> None:
-        self.model, self.scheduler, self.pager, self.kv, self.clock, self.stager = (
-            model,
-            scheduler,
-            pager,
-            kv,
-            clock,
-            stager,
-        )
-        self.parking = parking
+        self.model, self.scheduler, self.clock = model, scheduler, clock
+        self.pager, self.kv, self.stager, self.parking = pager, kv, stager, parking
         self.sequences: dict[int, Generation] = {}
         self.states = RowStates()
         self.observe: Callable[[int, int, torch.Tensor], None] | None = None
         self._order: Sequence[int] = model.first_order
-        self._hidden_bytes = int(model.config.hidden_size) * model.hidden_itemsize
+        self._hidden_bytes = int(model.config.hidden_size) * model.binding.compute.itemsize
         pager.expect(self._order)
 
     @property
@@ -262,7 +258,7 @@ class Engine:
         activations: Mapping[Tier, int] = {self.kv.device.compute_tier: (prefill + decode) * self._hidden_bytes}
         if self.parking is not None:
             activations = self.parking.peak
-        return SweepReport(drawn, tuple(finished), prefill, decode, len(spans), seconds, activations)
+        return SweepReport(drawn, tuple(finished), prefill, decode, len(prompts), seconds, activations)
 
     def close(self) -> None:
         """Give back threads, files and memory."""
