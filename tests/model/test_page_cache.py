@@ -16,7 +16,7 @@ import torch
 
 from penstock.errors import UserError
 from penstock.model import page_cache
-from penstock.model.page_cache import CachedPages, cache_directory, cache_key, load_slice, open_or_build
+from penstock.model.page_cache import CachedPages, cache_key, load_slice, open_or_build
 from penstock.model.pages import SECTOR, Page, Slice
 
 
@@ -278,17 +278,6 @@ def test_the_key_follows_files_layout_and_facts(tmp_path: Path) -> None:
     path.write_bytes(b"123")
     os.utime(path, ns=(1, 1))
     assert cache_key([path], pages) != key
-
-
-def test_the_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "own"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_directory() == tmp_path / "own"
-    monkeypatch.delenv("PENSTOCK_CACHE")
-    assert cache_directory() == tmp_path / "xdg" / "penstock"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_directory() == tmp_path / ".cache" / "penstock"
 
 
 def test_a_checksum_of_parts_is_that_of_the_whole() -> None:

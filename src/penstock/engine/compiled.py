@@ -1,22 +1,16 @@
 """What compiled kernels share: where their code is kept, and the threads that a call's work is cut among."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import numba
 
-
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: ``penstock/numba`` in the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock" / "numba"
-
+from penstock.directories import cache_directory
 
 if not numba.config.CACHE_DIR:
-    numba.config.CACHE_DIR = str(cache_directory())
+    numba.config.CACHE_DIR = str(cache_directory() / "numba")
 
 
 @cache

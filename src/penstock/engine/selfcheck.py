@@ -21,13 +21,13 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from penstock.directories import cache_directory
 from penstock.engine.build import Blueprint, assemble, blueprint
 from penstock.engine.engine import Engine
 from penstock.engine.rotary import depends_on_length, longrope_switch
 from penstock.errors import UserError
 from penstock.memory.clock import Clock
 from penstock.memory.device import CpuDevice
-from penstock.model.page_cache import cache_directory
 from penstock.model.precision import Precision
 from penstock.model.shrink import LONGEST, lengths, shrink
 from penstock.model.skeleton import build_skeleton

@@ -5,8 +5,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from penstock.directories import cache_directory
 from penstock.errors import UserError
-from penstock.model.page_cache import cache_directory
 
 
 def offload_root(asked: str | os.PathLike[str] | None) -> Path:

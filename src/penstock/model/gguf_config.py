@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import AutoConfig, AutoTokenizer, modeling_gguf_pytorch_utils
 
-from penstock.model.page_cache import cache_directory
+from penstock.directories import cache_directory
 
 FORMAT = 1
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, IndexError)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from penstock.directories import cache_directory
 from penstock.errors import UserError
 from penstock.model.pages import SECTOR, Extent, Page, Slice
 
@@ -61,14 +62,6 @@ class CachedPages:
     def verify(self, page_index: int, buffer: bytes | bytearray | memoryview) -> bool:
         """Whether a buffer of ``page.nbytes`` bytes holds the page as it was written."""
         return _checksum(np.frombuffer(buffer, dtype=np.uint8)) == self.checksums[page_index]
-
-
-def cache_directory() -> Path:
-    """``$PENSTOCK_CACHE``, else ``penstock`` under ``$XDG_CACHE_HOME``, else ``~/.cache/penstock``."""
-    if own := os.environ.get("PENSTOCK_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "penstock"
 
 
 def cache_key(files: Iterable[Path], pages: Sequence[Page], *facts: str) -> str:
