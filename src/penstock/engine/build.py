@@ -24,8 +24,9 @@ from penstock.memory.kv import KVGroup, KVLayer, KVStore, block_tokens_for
 from penstock.memory.pager import Pager
 from penstock.model import gguf, page_cache, random_weights
 from penstock.model.conversion import plan_parameters
-from penstock.model.layout import Layout, ParameterSource, lay_out
+from penstock.model.layout import Layout, lay_out
 from penstock.model.pages import Page, Slice
+from penstock.model.parameter_source import ParameterSource
 from penstock.model.precision import Precision
 from penstock.model.safetensors_index import SafetensorsIndex
 from penstock.model.skeleton import build_skeleton, decoder_config, materialise_buffers

@@ -3,28 +3,19 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from penstock.errors import UserError
 from penstock.model.pages import SECTOR, Extent, Kind, Page, Slice
+from penstock.model.parameter_source import ParameterSource
 
 PAGE_BYTES = 64 << 20  # a page grows to this; what is larger is cut where it can be
 _PAGES, _PAGE_BYTES_MIN = 64, 4 << 20  # a small model has smaller pages, so that shares of it can be met
 PAGE_BYTES_MAX = 256 << 20  # what cannot be cut may be this large
 _CORE_BYTES = 256 << 10  # matrices under this stay resident with the vectors
-
-
-class ParameterSource(Protocol):
-    """How a parameter is made from what a checkpoint stores. ``dtype`` is torch's name of the stored type."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> str: ...
-    def load(self, start: int | None = None, stop: int | None = None) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ import torch
 from penstock.directories import cache_directory
 from penstock.errors import UserError
 from penstock.model.pages import SECTOR, Extent, Page, Slice
+from penstock.model.parameter_source import ParameterSource
 
 FORMAT = 1
 CHUNK_BYTES = 8 << 20
@@ -29,21 +30,6 @@ _SYNC_EVERY_BYTES = 256 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Progress = Callable[[int, int], None]
-
-
-class ParameterSource(Protocol):
-    """Where the values of one parameter come from, in another form than they run in."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The parameter's shape."""
-
-    @property
-    def dtype(self) -> str:
-        """torch's name of the dtype that ``load`` gives."""
-
-    def load(self, start: int | None = None, stop: int | None = None) -> torch.Tensor:
-        """Rows [start, stop) of the first dimension; all of it by default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,22 @@ Run = tuple[str, int, int]  # path, offset in the file, bytes
 
 
 class ParameterSource(Protocol):
-    """Where a parameter comes from. ``dtype`` is torch's name of what is stored; ``load`` reads rows [start, stop)."""
+    """Where a parameter comes from.
+
+    Two things a source may have besides: ``extents(start, stop)``, the runs of file bytes that rows consist of, where
+    nothing has to be converted; and ``by_rows``, false where ``load`` of a few rows costs as much as of all.
+    """
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's shape."""
+
     @property
-    def dtype(self) -> str: ...
-    def load(self, start: int | None = None, stop: int | None = None) -> torch.Tensor: ...
+    def dtype(self) -> str:
+        """torch's name of the dtype that ``load`` gives."""
+
+    def load(self, start: int | None = None, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop) of the first dimension; all of it by default."""
 
 
 @dataclass(frozen=True)
