@@ -71,6 +71,11 @@ class Converted:
     dtype: str
     conversion: Conversion
 
+    @property
+    def by_rows(self) -> bool:
+        """False: ``load`` of any rows converts everything."""
+        return False
+
     def load(self, start: int | None = None, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) as a new tensor; reads all sources of the conversion, whatever the rows."""
         dtype: torch.dtype = getattr(torch, self.dtype)
