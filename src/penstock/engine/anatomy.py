@@ -18,30 +18,23 @@ from penstock.engine import experts, flat_attention
 from penstock.engine.recurrent import state_bytes
 from penstock.engine.rotary import depends_on_length
 from penstock.errors import UserError
+from penstock.memory.kv import KVLayer
 
 _TOKENS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class LayerKV:
-    """Shape of one layer's KV per token: heads and widths of what the model hands to its cache."""
-
-    k_heads: int
-    k_dim: int
-    v_heads: int
-    v_dim: int
-
-
 @dataclass(slots=True)
 class Anatomy:
-    """leaves: names of matrix-owning modules in the order they first run. kv: per cache layer. window: keys a windowed
-    layer's queries reach back to. recurrent: cache layers with state that is not KV, and its bytes per row.
-    recurrent_modules: the outermost modules that read or write such state, and their cache layers. cache_name: what the
-    model's forward calls its cache.
+    """What the dry run showed.
+
+    leaves: names of matrix-owning modules in the order they first run. kv: per cache layer, of what the model hands to
+    its cache. windows: keys a windowed layer's queries reach back to. recurrent: cache layers with state that is not
+    KV, and its bytes per row. recurrent_modules: the outermost modules that read or write such state, and their cache
+    layers. cache_name: what the model's forward calls its cache.
     """
 
     leaves: list[str] = field(default_factory=list)
-    kv: dict[int, LayerKV] = field(default_factory=dict)
+    kv: dict[int, KVLayer] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)
     recurrent: dict[int, int] = field(default_factory=dict)
     recurrent_modules: dict[str, list[int]] = field(default_factory=dict)
@@ -57,7 +50,7 @@ class _Recorder(DynamicCache):  # type: ignore[misc]  # transformers is untyped
         self.attending: set[str] = set()
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        self.anatomy.kv[layer_idx] = LayerKV(keys.shape[1], keys.shape[3], values.shape[1], values.shape[3])
+        self.anatomy.kv[layer_idx] = KVLayer(keys.shape[1], keys.shape[3], values.shape[1], values.shape[3])
         layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
         self.anatomy.windows[layer_idx] = getattr(layer, "sliding_window", None)
         self.attending.add(self.running[-1])
@@ -184,7 +177,7 @@ def _rotary_by_default(model: nn.Module) -> Iterator[None]:
     """Length-dependent rotary modules read positions, which meta tensors do not have: let them be plain meanwhile."""
     changed = [(m, m.rope_type) for m in model.modules() if depends_on_length(m)]
     for module, kind in changed:
-        module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"  # type: ignore[assignment]
+        module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"  # type: ignore[assignment]  # modules are untyped
     try:
         yield
     finally:

@@ -120,12 +120,11 @@ def blueprint(
     anatomy = dissect(skeleton, decoder_config(source.config))
     sources = _sources(source, skeleton) if sources is None else sources
     layout = lay_out(skeleton, anatomy.leaves, sources, precision.stored, precision.compute, page_bytes=page_bytes)
-    layers = {i: KVLayer(kv.k_heads, kv.k_dim, kv.v_heads, kv.v_dim) for i, kv in sorted(anatomy.kv.items())}
     by_window: dict[int | None, dict[int, KVLayer]] = {}
-    for index, layer in layers.items():
+    for index, layer in sorted(anatomy.kv.items()):
         by_window.setdefault(None if one_group else anatomy.windows[index], {})[index] = layer
     groups = tuple(KVGroup(members, window) for window, members in by_window.items())
-    tokens = block_tokens_for(list(layers.values()), precision.kv)
+    tokens = block_tokens_for(list(anatomy.kv.values()), precision.kv)
     return Blueprint(source, precision, skeleton, anatomy, sources, layout, groups, tokens)
 
 
