@@ -1,13 +1,11 @@
 """What a model weighs, and what a budget would hold of it; from headers alone."""
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from penstock.engine.build import Blueprint
 from penstock.errors import UserError
 from penstock.llm import LLM
-from penstock.machine import limits
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.rule import Asked, Job, Ledger, Placement, decide
 
@@ -23,7 +21,7 @@ def describe(model: str, **flags: Any) -> dict[str, Any]:
     not be run.
     """
     with LLM(model, unchecked=True, **flags) as llm:
-        return {**shape(llm._plan), "holds": holds(llm._plan, llm._budget(), llm._device.compute_tier)}
+        return {**shape(llm.blueprint), "holds": holds(llm.blueprint, llm.ledger(), llm.asked, llm.compute_tier)}
 
 
 def shape(plan: Blueprint) -> dict[str, Any]:
@@ -53,21 +51,21 @@ def shape(plan: Blueprint) -> dict[str, Any]:
     }
 
 
-def holds(plan: Blueprint, budget: Mapping[Tier, int], compute: Tier) -> dict[str, Any]:
+def holds(plan: Blueprint, ledger: Ledger, asked: Asked, compute: Tier) -> dict[str, Any]:
     """What the rule would do with a budget and a job of many rows; less than the process itself takes is refused."""
     footprint = plan.footprint()
     new = min(_NEW_TOKENS, max(1, (plan.context or _NEW_TOKENS * 5) // 5))
     prompt = min(_PROMPT_TOKENS, (plan.context or _PROMPT_TOKENS + new) - new)
     job = Job(_PROMPTS, prompt + new, prompt + new, prompt)
     facts: dict[str, Any] = {
-        "budget_bytes": {tier: budget[tier] for tier in TIERS if budget[tier]},
+        "budget_bytes": {tier: ledger.budget[tier] for tier in TIERS if ledger.budget[tier]},
         "prompts": _PROMPTS,
         "prompt_tokens": prompt,
         "new_tokens": new,
         "row_tokens": prompt + new,
     }
     try:
-        placed = decide(footprint, job, Ledger(budget, {"cpu": limits.resident_bytes()}), Asked(), compute, 0)
+        placed = decide(footprint, job, ledger, asked, compute, 0)
     except UserError as error:
         return {**facts, "refusal": str(error)}
     row_bytes = (-(-job.mean_tokens // footprint.block_tokens) + 1) * footprint.kv_block + footprint.state

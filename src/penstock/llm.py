@@ -65,7 +65,7 @@ class LLM:
         on_event: Event | None = None,
         page_bytes: int | None = None,
     ) -> None:
-        self._asked = Asked(
+        self.asked = Asked(
             weights=None if weights is None else parse_shares(weights, "--weights"),
             kv=None if kv is None else parse_shares(kv, "--kv"),
             activations=None if activations is None else parse_shares(activations, "--activations"),
@@ -77,7 +77,7 @@ class LLM:
             num_batches=_count(num_batches, "--num-batches"),
         )
         give_back_at_once()
-        asked_bytes = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
+        asked_bytes: dict[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
         self._asked_budget = {t: None if b is None else parse_bytes(b, f"--{t}-memory") for t, b in asked_bytes.items()}
         self._event: Event = on_event or (lambda event: None)
         self._trace = trace
@@ -97,7 +97,7 @@ class LLM:
         if chosen.note:
             self._event({"kind": "note", "text": chosen.note})
         self.tokenizer = tokenizer.load(found, trust_remote_code=trust_remote_code)
-        self._plan: Blueprint = blueprint(
+        self.blueprint: Blueprint = blueprint(
             found,
             chosen,
             trust_remote_code=trust_remote_code,
@@ -135,7 +135,7 @@ class LLM:
         if not encoded:
             return []
         ready = self._prepared(job_of(encoded, samplings))
-        around = Surroundings(self._plan, self._device, self._clock, self.tokenizer, self._event)
+        around = Surroundings(self.blueprint, self._device, self._clock, self.tokenizer, self._event)
         run = Run(around, ready, listed, encoded, samplings)
         outputs = run.outputs()
         self.last_run = run.summary()
@@ -149,6 +149,24 @@ class LLM:
         """Answer one conversation, or several."""
         several = [messages] if messages and isinstance(messages[0], Mapping) else messages
         return self.generate([{"messages": conversation} for conversation in several], params)
+
+    @property
+    def compute_tier(self) -> Tier:
+        """The tier that computes, with the memory beside it: ``gpu`` or ``cpu``."""
+        return self._device.compute_tier
+
+    def ledger(self) -> Ledger:
+        """Budgets in force, as asked or what is free less a margin, and what is taken of them now."""
+        resident, cached = limits.resident_bytes(), self.blueprint.cached_bytes
+        memory = min(limits.available_bytes() + resident, limits.memory_limit_bytes())
+        disk = limits.free_disk_bytes(self._offload_root) + cached
+        free: dict[Tier, int] = {
+            "gpu": self._gpu_free(),
+            "cpu": int(memory * (1 - _MARGIN)),
+            "disk": int(disk * (1 - _MARGIN)),
+        }
+        budget = {tier: free[tier] if (asked := self._asked_budget[tier]) is None else asked for tier in TIERS}
+        return Ledger(budget, {"cpu": resident + _UNCOUNTED, "disk": cached})
 
     def close(self) -> None:
         """Give back memory, threads and files; write the trace where one was asked for. Can be called twice."""
@@ -183,7 +201,7 @@ class LLM:
             prompt = {"prompt": prompt}
         if "prompt_token_ids" in prompt:
             ids = list(prompt["prompt_token_ids"])
-            vocabulary = int(self._plan.config.vocab_size)
+            vocabulary = int(self.blueprint.config.vocab_size)
             if not ids or not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
                 allowed = f"at least one whole number from 0 to {vocabulary - 1:,}"
                 raise UserError(f"prompt {index + 1}: prompt_token_ids takes {allowed}")
@@ -195,12 +213,12 @@ class LLM:
             ids = tokenizer.encode_prompt(self.tokenizer, prompt["prompt"])
         if not ids:
             raise UserError(f"prompt {index + 1} has no tokens")
-        check_context(self._plan, len(ids), f"prompt {index + 1}")
+        check_context(self.blueprint, len(ids), f"prompt {index + 1}")
         return ids
 
     def _limited(self, sampling: Sampling, ids: Sequence[int]) -> Sampling:
         """Sampling whose max_tokens stays within the model's context."""
-        context = self._plan.context
+        context = self.blueprint.context
         if context is None or sampling.max_tokens <= context - len(ids):
             return sampling
         return replace(sampling, max_tokens=context - len(ids))
@@ -210,22 +228,19 @@ class LLM:
         if self._ready is not None and self._ready.covers(job):
             return self._ready
         self._drop_engine()
-        budget = self._budget()
-        self._plan = cache_pages(self._plan, self._cache_room(), self._progress("preparing pages"))
-        hidden = self._hidden_tokens()
-        taken: dict[Tier, int] = {"cpu": limits.resident_bytes() + _UNCOUNTED, "disk": self._plan.cached_bytes}
-        placement = decide(
-            self._plan.footprint(), job, Ledger(budget, taken), self._asked, self._device.compute_tier, hidden
-        )
+        disk = self._asked_budget["disk"]
+        self.blueprint = cache_pages(self.blueprint, disk, self._progress("preparing pages"))
+        hidden, ledger = self._hidden_tokens(), self.ledger()
+        placement = decide(self.blueprint.footprint(), job, ledger, self.asked, self.compute_tier, hidden)
         offload: Path | None = None
         progress = self._progress("reading resident pages")
         with ExitStack() as undo:
             if placement.kv.get("disk") or placement.policy.activations.disk:
                 offload = make_offload(self._offload_root)
                 undo.callback(remove_offload, offload)
-            engine = assemble(self._plan, placement, self._device, self._clock, offload, progress)
+            engine = assemble(self.blueprint, placement, self._device, self._clock, offload, progress)
             undo.pop_all()
-        self._ready = Prepared(engine, placement, job, budget, offload)
+        self._ready = Prepared(engine, placement, job, ledger.budget, offload)
         return self._ready
 
     def _drop_engine(self) -> None:
@@ -235,36 +250,23 @@ class LLM:
                 remove_offload(self._ready.offload)
             self._ready = None
 
-    def _budget(self) -> dict[Tier, int]:
-        """Budgets in force: what was asked, or what is free less a margin."""
-        memory = limits.available_bytes() + limits.resident_bytes()
-        default: dict[Tier, int] = {
-            "gpu": self._gpu_free(),
-            "cpu": int(min(memory, limits.memory_limit_bytes()) * (1 - _MARGIN)),
-            "disk": int(limits.free_disk_bytes(self._offload_root) * (1 - _MARGIN)),
-        }
-        return {tier: asked if (asked := self._asked_budget[tier]) is not None else default[tier] for tier in TIERS}
-
     def _gpu_free(self) -> int:
         if self._device.torch_device.type == "cuda":
             free, _ = torch.cuda.mem_get_info()
             return int(free * (1 - _MARGIN))
-        return (1 << 30) if self._device.compute_tier == "gpu" else 0
-
-    def _cache_room(self) -> int | None:
-        return self._asked_budget["disk"]
+        return (1 << 30) if self.compute_tier == "gpu" else 0
 
     def _hidden_tokens(self) -> int:
         """T*: tokens whose compute hides one sweep's page reads, from a probe of a second; 0 without streaming."""
-        pages = [p for p in self._plan.layout.pages if p.kind != "embedding"]
+        pages = [p for p in self.blueprint.layout.pages if p.kind != "embedding"]
         total = sum(p.nbytes for p in pages)
-        if self._device.compute_tier != "cpu" or total < (1 << 30) or self._asked.sweep_tokens:
+        if self.compute_tier != "cpu" or total < (1 << 30) or self.asked.sweep_tokens:
             return 0
         extents = [e for p in pages for e in p.extents or ()]
         if not extents:
             return 0
         rate = probe.probe_disk(extents, 0.7)
-        flops = probe.probe_gemm(self._plan.precision.compute, 256, 0.7)
+        flops = probe.probe_gemm(self.blueprint.precision.compute, 256, 0.7)
         weights = sum(s.nbytes // getattr(torch, s.dtype).itemsize for p in pages for s in p.slices)
         hidden = int(total / rate * flops / (2 * weights))
         text = (

@@ -191,7 +191,7 @@ def test_an_aborted_row_leaves_no_state(tmp_path: Path) -> None:
         rows = [engine.add(str(i), prompt, sampling) for i, prompt in enumerate(PROMPTS[:2])]
         engine.sweep()
         one = engine.states.nbytes // 2
-        assert one == llm._plan.footprint().state > 0
+        assert one == llm.blueprint.footprint().state > 0
         engine.abort(rows[0])
         assert engine.states.nbytes == one
 
