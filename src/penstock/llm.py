@@ -27,6 +27,7 @@ from penstock.plan.shares import parse_shares
 from penstock.sampling import Sampling, SamplingParams, resolve
 from penstock.units import parse_bytes
 
+_FORMS = ("prompt", "messages", "prompt_token_ids")
 _MARGIN = 0.04  # of a default budget, left to the system
 _UNCOUNTED = 96 << 20  # library scratch (GEMM packing, allocator slack) that no ledger line names
 
@@ -35,8 +36,13 @@ class LLM:
     """A model on memory tiers. Keywords mirror the command line's flags.
 
     model: directory, GGUF file, hub id or ``demo``. gpu_memory, cpu_memory, disk_memory: budgets ("4GiB" or bytes).
-    weights, kv, activations: shares ("cpu=40%,disk=60%"). on_event: called with progress, see the README.
-    Mistakes and refusals raise UserError with one line. Use it as a context manager, or call ``close``.
+    weights, kv, activations: shares ("cpu=40%,disk=60%"). trace: the file that ``close`` writes it to. page_bytes:
+    largest page. on_event: called with dictionaries whose ``kind`` is ``note`` (``text``), ``load`` (``what``; bytes
+    ``done`` of ``total``), ``sweep`` (progress after each) or ``text`` (new ``text`` of prompt ``index``, where it is
+    the only one or has stop texts). The others mirror flags: ``penstock generate --help``.
+
+    last_run: figures of the last ``generate``, as ``report.Account.summary`` describes them. Mistakes and refusals
+    raise UserError with one line. Use it as a context manager, or call ``close``.
     """
 
     def __init__(
@@ -199,6 +205,9 @@ class LLM:
         """Token ids of a prompt, checked against the model's context and vocabulary."""
         if isinstance(prompt, str):
             prompt = {"prompt": prompt}
+        given = [form for form in _FORMS if form in prompt] if isinstance(prompt, Mapping) else []
+        if len(given) != 1 or not isinstance(prompt[given[0]], str if given == ["prompt"] else Sequence):
+            raise UserError(f"prompt {index + 1} is no text, nor a mapping with one of {', '.join(_FORMS)}")
         if "prompt_token_ids" in prompt:
             ids = list(prompt["prompt_token_ids"])
             vocabulary = int(self.blueprint.config.vocab_size)
