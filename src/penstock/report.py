@@ -6,11 +6,16 @@ from typing import Any
 
 from penstock.engine.engine import Engine, SweepReport
 from penstock.machine.limits import peak_resident_bytes
-from penstock.memory.clock import Clock, Reading, Summary
+from penstock.memory.clock import Clock, Lane, Reading, Summary
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.rule import Placement
 
-_LINKS = {"disk→cpu": "disk_to_cpu", "cpu→gpu": "cpu_to_gpu", "gpu→cpu": "gpu_to_cpu", "cpu→disk": "cpu_to_disk"}
+_LINKS: Mapping[Lane, str] = {
+    "disk→cpu": "disk_to_cpu",
+    "cpu→gpu": "cpu_to_gpu",
+    "gpu→cpu": "gpu_to_cpu",
+    "cpu→disk": "cpu_to_disk",
+}
 
 
 @dataclass(slots=True)
@@ -24,6 +29,7 @@ class Account:
     sweeps: int = 0
     rows: int = 0
     prefill_tokens: int = 0
+    decode_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     kv_peak: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(TIERS, 0))
@@ -35,6 +41,7 @@ class Account:
         self.rows += sweep.rows
         self.tokens_out += len(sweep.drawn)
         self.prefill_tokens += sweep.prefill_tokens
+        self.decode_tokens += sweep.decode_tokens
         tokens = sweep.prefill_tokens + sweep.decode_tokens
         part = sweep.prefill_tokens / tokens if tokens else 0.0
         self.prefill_s += sweep.seconds * part
@@ -49,10 +56,16 @@ class Account:
     def summary(
         self, clock: Clock, placement: Placement, weights: Mapping[Tier, int], ledger: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """``last_run``: see the README for what each key means."""
+        """``LLM.last_run``.
+
+        total_tok_s: generated tokens over all seconds. prefill_tok_s, decode_tok_s: tokens of each kind over its share
+        of the sweeps' seconds. rows_mean: rows per sweep. lanes, waits: share of the seconds in which a lane was busy,
+        and in which compute waited for it. links: bytes and busy seconds. placed_bytes: weights by home; KV with
+        recurrent state, and activations, when most was held. peak_bytes and budget_bytes: by tier; that of cpu is of
+        the whole process since it began.
+        """
         seen: Summary = clock.summary(self.started)
         seconds = seen["seconds"]
-        decoded = self.tokens_out
         return {
             "prompts": self.prompts,
             "tokens_in": self.tokens_in,
@@ -60,13 +73,13 @@ class Account:
             "seconds": seconds,
             "total_tok_s": self.tokens_out / seconds if seconds else 0.0,
             "prefill_tok_s": self.prefill_tokens / self.prefill_s if self.prefill_s else 0.0,
-            "decode_tok_s": decoded / self.decode_s if self.decode_s else 0.0,
+            "decode_tok_s": self.decode_tokens / self.decode_s if self.decode_s else 0.0,
             "rows_mean": self.rows / self.sweeps if self.sweeps else 0.0,
             "sweeps": self.sweeps,
             "lanes": {lane: use["share"] for lane, use in seen["lanes"].items() if use["seconds"]},
             "waits": {lane: wait["share"] for lane, wait in seen["waits"].items() if wait["seconds"]},
             "links": {
-                name: {"bytes": seen["lanes"][lane]["bytes"], "seconds": seen["lanes"][lane]["seconds"]}  # type: ignore[index]  # a lane's name
+                name: {"bytes": seen["lanes"][lane]["bytes"], "seconds": seen["lanes"][lane]["seconds"]}
                 for lane, name in _LINKS.items()
             },
             "placed_bytes": {
