@@ -91,6 +91,12 @@ def test_a_stop_text_ends_a_row_and_is_not_shown(llm):
     assert cut.text == whole[: whole.index(stop)] and cut.finish_reason == "stop"
 
 
+def test_text_is_the_same_alone_and_among_others(llm, monkeypatch):
+    monkeypatch.setattr(llm.tokenizer, "clean_up_tokenization_spaces", True)
+    several = llm.generate(["Hello", "Goodbye"], GREEDY)
+    assert llm.generate("Hello", GREEDY)[0].outputs == several[0].outputs
+
+
 def test_draws_do_not_depend_on_what_else_runs(llm):
     drawn = SamplingParams(max_tokens=6, temperature=1.0, seed=7, ignore_eos=True)
     alone = tokens(llm.generate(["first"], drawn))

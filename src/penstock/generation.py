@@ -126,7 +126,7 @@ class Run:
                 self.around.event({"kind": "text", "index": index, "text": rest})
             text = self.texts.pop(row).text
         elif self.around.tokenizer is not None:
-            text = self.around.tokenizer.decode(shown, skip_special_tokens=True)
+            text = tokenizer.decode(self.around.tokenizer, shown)
         prompt = self.prompts[index]
         given = prompt if isinstance(prompt, str) else prompt.get("prompt")
         completion = CompletionOutput(0, text, tokens, reason)

@@ -88,6 +88,11 @@ def _ids(encoded: Any) -> list[int]:
     return [int(token) for token in encoded["input_ids"]]
 
 
+def decode(tokenizer: Any, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    """The text of tokens as it was generated: a tokenizer's own clean-up of spaces would change what came before."""
+    return str(tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
+
+
 class Detokenizer:
     """Turns one row's tokens into text as they come.
 
@@ -134,11 +139,7 @@ class Detokenizer:
         return after[len(before) :]
 
     def _string(self, tokens: Sequence[int]) -> str:
-        return str(
-            self._tokenizer.decode(
-                tokens, skip_special_tokens=self._skip_special_tokens, clean_up_tokenization_spaces=False
-            )
-        )
+        return decode(self._tokenizer, tokens, skip_special_tokens=self._skip_special_tokens)
 
     def _release(self, new: str, *, final: bool) -> str:
         """What of the held and the new text can no longer be part of a stop text."""
