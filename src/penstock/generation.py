@@ -72,6 +72,7 @@ class Run:
         self.around, self.prepared, self.engine = around, prepared, prepared.engine
         self.prompts, self.encoded, self.samplings = prompts, encoded, samplings
         self.account = Account(around.clock.read(), sum(map(len, encoded)), len(encoded))
+        self.tokens_left = sum(sampling.max_tokens for sampling in samplings)  # that may still come
         self.index_of: dict[int, int] = {}
         self.done: dict[int, RequestOutput] = {}
         self.texts: dict[int, tokenizer.Detokenizer] = {}
@@ -111,6 +112,7 @@ class Run:
 
     def _after(self, sweep: SweepReport) -> None:
         self.account.add(sweep, self.engine)
+        self.tokens_left -= len(sweep.drawn)
         for row in sweep.finished:
             self._finish(row)
         self._tell()
@@ -118,6 +120,7 @@ class Run:
     def _finish(self, row: int) -> None:
         index, sequence = self.index_of[row], self.engine.sequences.pop(row)
         tokens, reason = sequence.generated, sequence.finish_reason or "length"
+        self.tokens_left -= sequence.sampling.max_tokens - len(tokens)
         shown = tokens[:-1] if reason == "stop" and tokens[-1] in sequence.sampling.stop_ids else tokens
         text = ""
         if row in self.texts:
@@ -137,7 +140,6 @@ class Run:
         account, clock = self.account, self.around.clock.summary(self.account.started)
         seconds = clock["seconds"]
         rate = account.tokens_out / seconds if seconds else 0.0
-        left = sum(s.max_tokens for s in self.samplings) - account.tokens_out - self._saved()
         waiting = {lane: wait["share"] for lane, wait in clock["waits"].items() if wait["share"] > 0}
         self.around.event(
             {
@@ -146,19 +148,15 @@ class Run:
                 "prompts_done": len(self.done),
                 "prompts": len(self.prompts),
                 "tokens_out": account.tokens_out,
-                "tokens_left": left,
+                "tokens_left": self.tokens_left,
                 "seconds": seconds,
                 "tok_s": rate,
                 "rows": self.engine.scheduler.running,
                 "memory": {"cpu": [limits.resident_bytes(), self.prepared.budget["cpu"]]},
                 "waiting": waiting,
-                "eta_s": left / rate if rate else None,
+                "eta_s": self.tokens_left / rate if rate else None,
             }
         )
-
-    def _saved(self) -> int:
-        """Tokens that finished rows were allowed and did not use."""
-        return sum(self.samplings[i].max_tokens - len(out.outputs[0].token_ids) for i, out in self.done.items())
 
     def summary(self) -> dict[str, Any]:
         """``LLM.last_run``."""

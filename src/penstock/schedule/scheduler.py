@@ -106,8 +106,10 @@ class Scheduler:
         row = self._running.pop(row_id, None)
         if row is not None:
             self._free(row)
-        else:
-            self._waiting = deque(row for row in self._waiting if row.id != row_id)
+            return
+        at = next((at for at, waiting in enumerate(self._waiting) if waiting.id == row_id), None)
+        if at is not None:
+            del self._waiting[at]
 
     def recompute(self, row_id: int) -> None:
         """Give up the KV of a row in flight, which keeps its place and computes it again; between sweeps only."""
