@@ -101,16 +101,16 @@ class DirectReader:
 class ScratchFile:
     """``nbytes`` of disk for what was moved out of memory; it has no name, so nothing is left of it however we end.
 
-    Offsets and lengths are whole sectors. Transfers run in threads, in no order among each other.
-    Raises UserError where the file cannot be made or the disk has no room for it.
+    Offsets and lengths are whole sectors. Transfers run in threads, in no order among each other. sparse: disk space is
+    taken as it is written, instead of now. Raises UserError where the file cannot be made or the disk has no room.
     """
 
-    def __init__(self, path: str | Path, nbytes: int, threads: int = 4) -> None:
+    def __init__(self, path: str | Path, nbytes: int, threads: int = 4, *, sparse: bool = False) -> None:
         self.nbytes = nbytes
         self._file = _File(str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL)
         os.unlink(path)
         try:
-            self._file.reserve(nbytes)
+            self._file.reserve(nbytes, sparse)
         except OSError as error:
             self._file.close()
             free = shutil.disk_usage(Path(path).parent).free
@@ -187,9 +187,9 @@ class _File:
         """Writes all of memory to the file."""
         self._repeat(os.pwritev, "write", memory, offset)
 
-    def reserve(self, nbytes: int) -> None:
-        """Takes the disk space now, so that no later write runs out of it."""
-        if nbytes and hasattr(os, "posix_fallocate"):
+    def reserve(self, nbytes: int, sparse: bool) -> None:
+        """Makes the file so long; takes its disk space now, so that no later write runs out of it, unless sparse."""
+        if nbytes and not sparse and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self._descriptor, 0, nbytes)
         else:
             os.ftruncate(self._descriptor, nbytes)

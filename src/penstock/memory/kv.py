@@ -110,7 +110,9 @@ class KVStore:
         if tier == "disk":
             if offload_dir is None:
                 raise ValueError("KV on disk needs a directory")
-            self._files[index] = ScratchFile(offload_dir / f"kv-{index}", base)
+            # each group may take all of the tier's bytes, all groups together not more than that
+            sparse = len(self.groups) > 1
+            self._files[index] = ScratchFile(offload_dir / f"kv-{index}", base, sparse=sparse)
         elif tier == self.device.compute_tier:
             self._arenas[tier, index] = self.device.alloc(base)
         else:
