@@ -8,10 +8,11 @@ _MAPPED_BYTES = 16 << 20
 
 
 def give_back_at_once() -> None:
-    """Map every allocation of 1 MiB or more by itself, so that freeing it returns its memory.
+    """Map every allocation of 16 MiB or more by itself, so that freeing it returns its memory.
 
-    glibc raises that limit to 32 MiB by itself, and freed activations then stay in its heap. Nothing happens where the
-    C library is another one.
+    glibc would raise that limit to 32 MiB as it goes, and freed activations would stay in its heap. What is smaller
+    stays there to be used again: mapped memory is handed out page fault by page fault. Nothing happens where the C
+    library is another one.
     """
     if not sys.platform.startswith("linux"):
         return
