@@ -23,7 +23,7 @@ test: $(VENV)/.installed-dev
 # The oldest torch and transformers that pyproject.toml allows, in a second environment. On Linux torch 2.6.0 brings
 # several GB of CUDA libraries with it: make check-oldest OLDEST_TORCH=2.13.0 tries old transformers alone.
 check-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/pytest -n $(WORKERS)
+	$(OLDEST)/bin/pytest -n $(WORKERS) --dist loadgroup
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
