@@ -110,7 +110,7 @@ def survey(name: str) -> dict[str, Any]:
     import transformers
     from transformers import CONFIG_MAPPING
 
-    from penstock.engine import selfcheck
+    from penstock.engine import selfcheck, tiny_model
     from penstock.errors import UserError
     from penstock.model.source import Source, text_config
 
@@ -130,8 +130,8 @@ def survey(name: str) -> dict[str, Any]:
     torch.manual_seed(1)
     try:
         with torch.no_grad():
-            tiny = selfcheck.tiny(config)
-            model = selfcheck.build(tiny)
+            tiny = tiny_model.tiny_config(config)
+            model = tiny_model.build_tiny(tiny)
             want = [reference(model, prompt) for prompt in prompts(tiny)]
     except Exception as error:  # whatever transformers itself raises: the family cannot be compared
         return {"result": "unbuilt", **said, "reason": first_line(error)}

@@ -4,14 +4,12 @@ The tiny model's logits are compared with transformers' own, row by row, below, 
 its behaviour changes. What differs, or cannot be tried, is refused by name.
 """
 
-import copy
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -19,18 +17,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
 
 from penstock.directories import cache_directory
 from penstock.engine.build import Blueprint, assemble, blueprint
 from penstock.engine.engine import Engine
-from penstock.engine.rotary import depends_on_length, longrope_switch
+from penstock.engine.tiny_model import FAILURES, Logits, build_tiny, own_logits, prompts_for, reason_of, tiny_config
 from penstock.errors import UserError
 from penstock.memory.clock import Clock
 from penstock.memory.device import CpuDevice
 from penstock.model.precision import Precision
-from penstock.model.shrink import LONGEST, lengths, shrink
-from penstock.model.skeleton import build_skeleton
 from penstock.model.source import Source
 from penstock.plan.policy import Policy, Shares, Tier
 from penstock.plan.rule import Placement
@@ -38,24 +33,9 @@ from penstock.sampling import SamplingParams, resolve
 from penstock.schedule.demand import Demand
 
 _TOLERANCE = 1e-4  # of the largest logit; float32 rounding moves logits by about 7e-6 with the batch shape
-_SIGMA = 0.08  # smaller weights make a random model say one token for ever
 _STEPS = 6  # tokens generated per row
-_LARGEST = 64 << 20  # parameters of a tiny model: 256 MiB
 _PAGE_BYTES = 16 << 10
 _PRECISION = Precision(torch.float32, torch.float32, torch.float32)
-# What foreign code raises when it is run in a way that it does not allow.
-_FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
-Logits = list[torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +49,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class Held:
     """A parameter source in memory."""
 
     value: torch.Tensor
@@ -93,8 +73,8 @@ def check(source: Source, *, trust_remote_code: bool = False) -> Verdict:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             difference = _compare(source, trust_remote_code)
-    except (UserError, *_FAILURES) as error:
-        return Verdict(False, _reason(error), time.perf_counter() - started)
+    except (UserError, *FAILURES) as error:
+        return Verdict(False, reason_of(error), time.perf_counter() - started)
     return Verdict(True, None, time.perf_counter() - started, difference)
 
 
@@ -122,117 +102,30 @@ def require_exact(source: Source, *, trust_remote_code: bool, first: Callable[[]
 def _compare(source: Source, trust_remote_code: bool) -> float:
     """The largest relative difference of logits; raises _Differs above the tolerance."""
     torch.manual_seed(0)
-    config = tiny(source.config, trust_remote_code)
-    model = build(config, trust_remote_code)
-    prompts = _prompts(config)
-    want = [_own(model, prompt) for prompt in prompts]
+    config = tiny_config(source.config, trust_remote_code)
+    model = build_tiny(config, trust_remote_code)
+    prompts = prompts_for(config, _STEPS)
+    want = [own_logits(model, prompt, _STEPS) for prompt in prompts]
     _guard(model, prompts[-1], want[-1])
-    values: dict[int, Tensor] = {}
-    held = {n: values.setdefault(id(p), Tensor(p.detach())) for n, p in model.state_dict(keep_vars=True).items()}
+    values: dict[int, Held] = {}
+    held = {n: values.setdefault(id(p), Held(p.detach())) for n, p in model.state_dict(keep_vars=True).items()}
     with _engine(replace(source, config=config, kind="random"), held, prompts, trust_remote_code) as engine:
         got = _flat(engine, prompts)
     return max(_row_difference(*both) for both in zip(prompts, want, got, strict=True))
 
 
-def tiny(config: Any, trust_remote_code: bool = False) -> Any:
-    """A tiny config of the model; UserError where none can be built and run by transformers itself."""
-
-    def runs(small: Any) -> None:
-        skeleton = build_skeleton(small, torch.float32, trust_remote_code=trust_remote_code)
-        count = sum(p.numel() for p in skeleton.parameters())
-        if count > _LARGEST:
-            raise UserError(f"cannot be built small enough to be checked ({count / 1e6:,.0f}M parameters are left)")
-        try:
-            logits = build(small, trust_remote_code)(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True).logits
-        except _FAILURES as error:
-            raise UserError(f"transformers does not run a small one ({_reason(error)})") from error
-        if not bool(logits.isfinite().all()):
-            raise UserError("a small one with random weights computes no finite logits")
-
-    small = shrink(config, runs)
-    if not getattr(small, "tie_word_embeddings", False):
-        return small
-    untied = copy.deepcopy(small)
-    untied.tie_word_embeddings = False  # tied random embeddings repeat the last token for ever
-    try:
-        runs(untied)
-    except UserError:
-        return small
-    return untied
-
-
-@torch.no_grad()
-def build(config: Any, trust_remote_code: bool = False) -> Any:
-    """The model as transformers runs it, with random weights that make every part count."""
-    model: Any = AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=trust_remote_code
-    )
-    model.eval()
-    model.generation_config = transformers.GenerationConfig(pad_token_id=0)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.normal_(std=_SIGMA)
-        elif parameter.is_floating_point():
-            parameter.nan_to_num_(0.0, 0.0, 0.0).add_(torch.randn_like(parameter), alpha=0.02)
-    return model
-
-
-def _prompts(config: Any) -> list[list[int]]:
-    """Prompts below, across and above each length, the longest last; tokens 3 and up."""
-    context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or LONGEST
-    sizes = {5, 11, 23}
-    for length in lengths(config):
-        sizes |= {length // 2, length - 3, length + 5, 2 * length + 1}
-    most = min(int(context), LONGEST) - _STEPS - 1
-    kept = sorted({size for size in sizes if 2 <= size <= most} | {most} if most >= 2 else {1})
-    vocabulary = int(config.get_text_config(decoder=True).vocab_size)
-    return [torch.randint(min(3, vocabulary - 1), vocabulary, (size,)).tolist() for size in kept]
-
-
-def _own(model: Any, prompt: Sequence[int]) -> Logits:
-    """The model's own logits of each step: its ``generate``, or whole forwards where a row that crosses a longrope
-    switch starts again.
-    """
-    with _fresh_rotary(model):
-        if longrope_switch(model.config.get_text_config(decoder=True)) is None:
-            ids = torch.tensor([prompt])
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=_STEPS, do_sample=False,
-                                 output_logits=True, return_dict_in_generate=True)  # fmt: skip
-            return [step[0] for step in out.logits]
-    tokens, steps = list(prompt), []
-    for _ in range(_STEPS):
-        with _fresh_rotary(model):
-            steps.append(model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1])
-        tokens.append(int(steps[-1].argmax()))
-    return steps
-
-
-@contextmanager
-def _fresh_rotary(model: Any) -> Iterator[None]:
-    """Let length-dependent rotary modules forget afterwards what they remembered of a row."""
-    kept = []
-    for module in model.modules():
-        if depends_on_length(module):
-            marks = {n: v for n, v in vars(module).items() if n.endswith("max_seq_len_cached")}
-            kept.append((module, {**marks, **{n: b.clone() for n, b in module._buffers.items() if b is not None}}))
-    try:
-        yield
-    finally:
-        for module, state in kept:
-            for name, value in state.items():
-                setattr(module, name, value)
-
-
 def _guard(model: Any, prompt: Sequence[int], own: Logits) -> None:
     """Raise where the tiny model does not look at the order of its prompt: then equal logits would prove nothing."""
-    turned = _own(model, [*reversed(prompt[:-1]), prompt[-1]])
-    if len(prompt) > 2 and float((turned[0] - own[0]).abs().max()) < 10 * _TOLERANCE * float(own[0].abs().max()):
+    if len(prompt) <= 2:
+        return
+    turned = own_logits(model, [*reversed(prompt[:-1]), prompt[-1]], 1)
+    if float((turned[0] - own[0]).abs().max()) < 10 * _TOLERANCE * float(own[0].abs().max()):
         raise _Differs("a small one with random weights says the same whatever the order of its prompt")
 
 
 @contextmanager
 def _engine(
-    source: Source, held: Mapping[str, Tensor], prompts: Sequence[Sequence[int]], remote: bool
+    source: Source, held: Mapping[str, Held], prompts: Sequence[Sequence[int]], remote: bool
 ) -> Iterator[Engine]:
     """The engine itself over the tiny model: every page streams, calls are short, fewer rows run than there are."""
     plan = blueprint(source, _PRECISION, trust_remote_code=remote, page_bytes=_PAGE_BYTES, sources=held)
@@ -285,12 +178,6 @@ def _row_difference(prompt: Sequence[int], want: Logits, got: Logits) -> float:
     return largest
 
 
-def _reason(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    text = lines[0].strip() if lines else type(error).__name__
-    return text.split(" models are refused: ")[-1].removesuffix(".")
-
-
 def _key(config: Any) -> str:
     """A name for a config and everything else that decides its verdict."""
     said = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
@@ -301,11 +188,11 @@ def _key(config: Any) -> str:
 
 def _keep(path: Path, verdict: Verdict) -> None:
     """Write a verdict whole or not at all; where the cache cannot be written, it is found out again next time."""
+    building = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent)
+        building.write_text(json.dumps(asdict(verdict)))
+        building.replace(path)
     except OSError:
-        return
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(asdict(verdict), file)
-    os.replace(name, path)
+        with suppress(OSError):
+            building.unlink()
