@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from penstock.engine import attention
-from penstock.engine.attention import append, attend, attend_blocks, attend_dense, finish, merge
+from penstock.engine import attention, dense_attention
+from penstock.engine.attention import append, attend, attend_blocks
 from penstock.engine.call_tables import CallTables
+from penstock.engine.dense_attention import attend_dense, finish, merge
 
 
 @dataclass
@@ -149,7 +150,7 @@ def test_spans_at_equal_positions_may_see_different_ranges():
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("low", [None, windows([(20, 18)] * 3 + [(0, 2), (20, 18), (5, 1)], 7)])
 def test_equal_spans_that_adjoin_and_one_that_does_not(low, softcap, monkeypatch):
-    monkeypatch.setattr(attention, "BATCH_BYTES", 50_000)  # two of these spans
+    monkeypatch.setattr(dense_attention, "BATCH_BYTES", 50_000)  # two of these spans
     spans = [(20, 18)] * 3 + [(0, 2), (20, 18), (5, 1)]
     call = make_call(spans, dtype=torch.bfloat16)
     found = attend(call.q, call.k_arena, call.v_arena, call.built(), low, 0.25, softcap)
@@ -171,8 +172,8 @@ def test_queries_and_heads_laid_out_as_a_projection_leaves_them():
 def test_an_older_torch_computes_the_same(shared_heads_are_known, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.9.0" if shared_heads_are_known else "2.8.0")
     fused = []
-    kernel = attention._fused
-    monkeypatch.setattr(attention, "_fused", lambda *given: fused.append(1) or kernel(*given))
+    kernel = dense_attention._fused
+    monkeypatch.setattr(dense_attention, "_fused", lambda *given: fused.append(1) or kernel(*given))
     call = make_call(MIXED)
     found = attend(call.q, call.k_arena, call.v_arena, call.built(), None, 0.25)
     assert bool(fused) is shared_heads_are_known
@@ -199,9 +200,9 @@ def test_small_pieces_and_few_scores_at_a_time_change_nothing(monkeypatch):
     call = make_call(MIXED)
     low = windows(MIXED, 37)
     monkeypatch.setattr(attention, "PIECE_BYTES", 10_000)
-    monkeypatch.setattr(attention, "SCORE_BYTES", 2_000)
-    monkeypatch.setattr(attention, "BATCH_BYTES", 10_000)
-    monkeypatch.setattr(attention, "FUSED_QUERIES", 3)
+    monkeypatch.setattr(dense_attention, "SCORE_BYTES", 2_000)
+    monkeypatch.setattr(dense_attention, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(dense_attention, "FUSED_QUERIES", 3)
     capped = attend(call.q, call.k_arena, call.v_arena, call.built(), low, 0.25, 2.0)
     assert_same(capped, reference(call, low, 0.25, 2.0))
     assert_same(attend(call.q, call.k_arena, call.v_arena, call.built(), low, 0.25), reference(call, low, 0.25))
@@ -246,7 +247,7 @@ def test_dense_keys_that_end_at_the_last_position(heads, kv_heads, window):
 @pytest.mark.parametrize("low", [None, windows([(8, 20)] * 5, 9)])
 @pytest.mark.parametrize("together", [1 << 22, 20_000])
 def test_dense_spans_of_equal_length_are_computed_together(low, together, monkeypatch):
-    monkeypatch.setattr(attention, "BATCH_BYTES", together)
+    monkeypatch.setattr(dense_attention, "BATCH_BYTES", together)
     spans = [(8, 20)] * 5
     call = make_call(spans, heads=4, kv_heads=4, dk=24, dv=16)
     keys, values = (torch.cat([row[which] for row in call.rows], 1).float() for which in (0, 1))

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from penstock.engine.attention import attend, attend_dense
+from penstock.engine.attention import attend
 from penstock.engine.call import current_call
+from penstock.engine.dense_attention import attend_dense
 from penstock.engine.masks import Predicate
 
 NAME = "penstock"
