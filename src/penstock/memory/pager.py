@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
 from queue import SimpleQueue
 
 import torch
@@ -13,52 +12,12 @@ from penstock.memory.buffers import view
 from penstock.memory.clock import Clock, Lane
 from penstock.memory.device import Device, Mark
 from penstock.memory.direct import DirectReader
+from penstock.memory.pager_room import PagerRoom
 from penstock.model.pages import Page
-from penstock.plan.policy import TIERS, Tier
+from penstock.plan.policy import Tier
 
 Views = dict[tuple[str, int], torch.Tensor]
 Convert = Callable[[Page, torch.Tensor], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """What a placement takes: whole arenas per tier, the ring, and host buffers between disk and gpu."""
-
-    fast_bytes: int
-    host_bytes: int
-    slots: int
-    slot_bytes: int
-    loaders: int
-    staging_bytes: int
-
-    @classmethod
-    def of(cls, pages: Sequence[Page], homes: Sequence[Tier], compute_tier: Tier, slots: int) -> "_Sizes":
-        if slots < 1 or len(homes) != len(pages) or (compute_tier == "cpu" and "gpu" in homes):
-            raise ValueError(f"{slots} slots and homes {sorted(set(homes))} for {len(pages)} pages on {compute_tier}")
-        placed = list(zip(pages, homes, strict=True))
-        streamed = [page.nbytes for page, home in placed if home != compute_tier]
-        slots = min(slots, len(streamed))
-        loaders = min(slots, 2) or 1  # two, so that the disk has work while one transfer tails off
-        via_host = [page.nbytes for page, home in placed if compute_tier == "gpu" and home != "cpu"]
-        return cls(
-            fast_bytes=sum(page.nbytes for page, home in placed if home == compute_tier),
-            host_bytes=sum(page.nbytes for page, home in placed if compute_tier == "gpu" and home == "cpu"),
-            slots=slots,
-            slot_bytes=max(streamed, default=0),
-            loaders=loaders,
-            staging_bytes=max(via_host, default=0),
-        )
-
-    def by_tier(self, compute_tier: Tier) -> dict[Tier, int]:
-        total = dict.fromkeys(TIERS, 0)
-        total[compute_tier] = self.fast_bytes + self.slots * self.slot_bytes
-        total["cpu"] += self.host_bytes + self.loaders * self.staging_bytes
-        return total
-
-
-def pager_memory(pages: Sequence[Page], homes: Sequence[Tier], compute_tier: Tier, slots: int) -> dict[Tier, int]:
-    """The bytes per tier that a pager of these arguments allocates: residents, ring and staging."""
-    return _Sizes.of(pages, homes, compute_tier, slots).by_tier(compute_tier)
 
 
 class _Slot:
@@ -94,7 +53,7 @@ class Pager:
         convert: Convert | None = None,
         reader: DirectReader | None = None,
     ) -> None:
-        self._sizes = _Sizes.of(pages, homes, device.compute_tier, slots)
+        self._room = PagerRoom.of(pages, homes, device.compute_tier, slots)
         self._pages, self._homes = tuple(pages), tuple(homes)
         self._device, self._clock, self._convert = device, clock, convert
         self.reader = reader or DirectReader()
@@ -111,15 +70,15 @@ class Pager:
         self._starving = False
         self._closed = False
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(self._sizes.loaders, thread_name_prefix="penstock-page")
+        self._pool = ThreadPoolExecutor(self._room.loaders, thread_name_prefix="penstock-page")
 
     def start(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Allocates everything and reads the resident pages; ``progress(done, total)`` speaks of their bytes."""
-        sizes, device = self._sizes, self._device
-        fast, host = device.alloc(sizes.fast_bytes), device.host_alloc(sizes.host_bytes)
-        for _ in range(sizes.loaders if sizes.staging_bytes else 0):
-            self._staging.put(device.host_alloc(sizes.staging_bytes))
-        done, total = 0, sizes.fast_bytes + sizes.host_bytes
+        room, device = self._room, self._device
+        fast, host = device.alloc(room.fast_bytes), device.host_alloc(room.host_bytes)
+        for _ in range(room.loaders if room.staging_bytes else 0):
+            self._staging.put(device.host_alloc(room.staging_bytes))
+        done, total = 0, room.fast_bytes + room.host_bytes
         fast_at = host_at = 0
         for page, home in zip(self._pages, self._homes, strict=True):
             if home == device.compute_tier:
@@ -137,9 +96,9 @@ class Pager:
             done += page.nbytes
             if progress:
                 progress(done, total)
-        ring = device.alloc(sizes.slots * sizes.slot_bytes)
+        ring = device.alloc(room.slots * room.slot_bytes)
         with self._lock:
-            self._slots = [_Slot(ring[at * sizes.slot_bytes :][: sizes.slot_bytes]) for at in range(sizes.slots)]
+            self._slots = [_Slot(ring[at * room.slot_bytes :][: room.slot_bytes]) for at in range(room.slots)]
             self._prefetch()
 
     def expect(self, order: Sequence[int]) -> None:
@@ -178,15 +137,6 @@ class Pager:
             raise ValueError(f"page {index} is not held")
         slot.last_use = self._device.mark()
         self._let_go(slot)
-
-    def bytes_by_home(self) -> dict[Tier, int]:
-        """The bytes of all pages by the tier they rest on."""
-        placed = list(zip(self._pages, self._homes, strict=True))
-        return {tier: sum(page.nbytes for page, home in placed if home == tier) for tier in TIERS}
-
-    def memory_bytes(self) -> dict[Tier, int]:
-        """The bytes per tier that this pager allocates in ``start``."""
-        return self._sizes.by_tier(self._device.compute_tier)
 
     def close(self) -> None:
         """Ends loads and threads, and lets go of all memory; views handed out keep theirs alive."""
@@ -272,7 +222,7 @@ class Pager:
                 return
             if index not in self._where:
                 busy = sum(slot.loading for slot in self._slots)
-                slot = self._free_slot() if busy < self._sizes.loaders else None
+                slot = self._free_slot() if busy < self._room.loaders else None
                 if slot is None:
                     return
                 self._load(slot, index)
