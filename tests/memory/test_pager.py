@@ -3,6 +3,7 @@ import random
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -322,6 +323,21 @@ def test_memory_on_a_cpu(pages):
     assert pager_memory(pages, homes, "cpu", 2) == {"gpu": 0, "cpu": resident + 2 * 3 * SECTOR, "disk": 0}
     assert pager_memory(pages, ["cpu"] * COUNT, "cpu", 2)["cpu"] == sum(NBYTES)
     assert pager_memory(pages, ["disk"] + ["cpu"] * (COUNT - 1), "cpu", 4)["cpu"] == sum(NBYTES)  # a slot is enough
+
+
+def test_an_embedding_takes_no_slot(pages):
+    table = replace(pages[0], kind="embedding", nbytes=100 * SECTOR)
+    assert pager_memory([table, *pages[1:]], ["disk"] * COUNT, "cpu", 2)["cpu"] == 2 * max(NBYTES[1:])
+
+
+def test_pages_at_rest_in_memory_can_be_looked_at(pages, reader, truth):
+    homes = [["gpu", "cpu", "disk"][index % 3] for index in range(COUNT)]
+    with Kit(pages, homes, EmulatedGpu(1e9), 2, reader) as pager:
+        for index, home in enumerate(homes):
+            views = pager.at_rest(index)
+            assert (views is None) == (home == "disk")
+            if views is not None:
+                check(views, truth[index])
 
 
 @pytest.mark.parametrize(("homes", "slots"), [(["disk"] * COUNT, 0), (["gpu"] * COUNT, 2), (["disk"], 2)])

@@ -128,6 +128,12 @@ class Pager:
             undo.pop_all()
         return _views(self._pages[index], slot.buffer)
 
+    def at_rest(self, index: int) -> Views | None:
+        """The page's tensors where they rest in memory, the device's or the host's; None where that is the disk."""
+        if index in self._hosted:
+            return _views(self._pages[index], self._hosted[index])
+        return self._resident.get(index)
+
     def release(self, index: int) -> None:
         """Ends the use of a page; its slot is filled anew once the compute issued so far has read it."""
         if index in self._resident:

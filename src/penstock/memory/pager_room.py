@@ -9,7 +9,10 @@ from penstock.plan.policy import TIERS, Tier
 
 @dataclass(frozen=True, slots=True)
 class PagerRoom:
-    """What a placement takes: whole arenas per tier, the ring, and host buffers between disk and gpu."""
+    """What a placement takes: whole arenas per tier, the ring, and host buffers between disk and gpu.
+
+    Embeddings do not pass through the ring: their rows are read where they rest.
+    """
 
     fast_bytes: int
     host_bytes: int
@@ -24,7 +27,7 @@ class PagerRoom:
         if slots < 1 or len(homes) != len(pages) or (compute_tier == "cpu" and "gpu" in homes):
             raise ValueError(f"{slots} slots and homes {sorted(set(homes))} for {len(pages)} pages on {compute_tier}")
         placed = list(zip(pages, homes, strict=True))
-        streamed = [page.nbytes for page, home in placed if home != compute_tier]
+        streamed = [page.nbytes for page, home in placed if home != compute_tier and page.kind != "embedding"]
         slots = min(slots, len(streamed))
         loaders = min(slots, 2) or 1  # two, so that the disk has work while one transfer tails off
         via_host = [page.nbytes for page, home in placed if compute_tier == "gpu" and home != "cpu"]
