@@ -13,10 +13,8 @@ from torch import Tensor
 from penstock.sampling import Sampling
 
 _CHUNK_BYTES = 8 * 2**20  # of float32 logits at a time
-_BEST = (
-    256,
-    4096,
-)  # best tokens that top-p looks at before it sorts the whole vocabulary, which takes 20 times as long
+# Best tokens that top-p looks at before it sorts the whole vocabulary, which takes 20 times as long.
+_BEST = (256, 4096)
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,21 +147,15 @@ def _cut_layers(config: Any) -> None:
 
     def kind(i: int) -> str:
         parts: list[Any] = [f.value[i] for f in listed] + [i + (max(f.value) == count) in f.value for f in indices]
-        parts += (
-            [overrides.get(i)]
-            + [i % p for p in periods]
-            + [i < f.value for f in firsts]
-            + [i >= count - f.value for f in lasts]
-        )
+        parts += [overrides.get(i), *(i % p for p in periods)]
+        parts += [*(i < f.value for f in firsts), *(i >= count - f.value for f in lasts)]
         return repr(parts)
 
     kept = _shown(count, kind, bool(periods or indices))
     for f in listed:
         f.set("".join(f.value[i] for i in kept) if isinstance(f.value, str) else [f.value[i] for i in kept])
-    for f in indices:
-        f.set(
-            [i for i in f.value if i - (max(f.value) == count) < len(kept)]
-        )  # a list that counts from 1 names the last
+    for f in indices:  # a list that counts from 1 names the last
+        f.set([i for i in f.value if i - (max(f.value) == count) < len(kept)])
     for f in firsts:
         f.set(sum(i < f.value for i in kept))
     for f in lasts:
@@ -172,16 +166,12 @@ def _cut_layers(config: Any) -> None:
 
 
 def _indexes_layers(field: _Field, count: int) -> bool:
+    """Whether a field lists layers by number: a list of one value per layer repeats them, or is not in order."""
+    value = field.value
     named = re.search(r"layer|idx|indices|hybrid", field.name) and not re.search(r"token|type", field.name)
-    if (
-        not named
-        or not isinstance(field.value, list | tuple)
-        or not all(_whole(i) and 0 <= i <= count for i in field.value)
-    ):
+    if not named or not isinstance(value, list | tuple) or not value:
         return False
-    return bool(field.value) and list(field.value) == sorted(
-        set(field.value)
-    )  # a list of one value per layer repeats them, or is not in order
+    return all(_whole(i) and 0 <= i <= count for i in value) and list(value) == sorted(set(value))
 
 
 def _shown(count: int, kind: Callable[[int], str], prefix: bool) -> Sequence[int]:
