@@ -151,10 +151,10 @@ def test_generation_stops_at_the_context(llm):
         ({"prompt_token_ids": [260]}, "0 to 259"),
         ({"prompt_token_ids": [-1]}, "0 to 259"),
         ({"prompt_token_ids": ["1"]}, "prompt_token_ids"),
-        ({"prompt_token_ids": 1}, "prompt 1 is no text"),
+        ({"prompt_token_ids": 1}, "prompt 2 is no text"),
         ({"prompt": "a", "messages": []}, "one of prompt, messages"),
         ({"text": "a"}, "one of prompt, messages"),
-        (7, "prompt 1 is no text"),
+        (7, "prompt 2 is no text"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "image"),
     ],
 )
