@@ -113,14 +113,14 @@ def test_an_interrupted_sweep_gives_its_page_back(llama):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    with engine_of(path, [9, 3], 8, weights="disk", slots=2) as engine:
-        for attempt in range(4):  # more often than there are slots
+    with engine_of(path, [9, 3], 8, weights="disk", slots=1) as engine:
+        for attempt in range(2):
             row, engine.observe = engine.add(str(attempt), PROMPTS[0], greedy(8)), interrupt
             with pytest.raises(KeyboardInterrupt):
                 engine.sweep()
             engine.abort(row)
         engine.observe = None
-        row = engine.add("4", PROMPTS[0], greedy(8))
+        row = engine.add("2", PROMPTS[0], greedy(8))
         assert finish(engine) == [row]
         assert engine.sequences[row].generated == answers[0]
 
