@@ -30,6 +30,7 @@ from penstock.units import parse_bytes
 _FORMS = ("prompt", "messages", "prompt_token_ids")
 _MARGIN = 0.04  # of a default budget, left to the system
 _UNCOUNTED = 96 << 20  # library scratch (GEMM packing, allocator slack) that no ledger line names
+_SLACK = 50  # one part in so many of the budget: holes in the heap, page tables
 
 
 class LLM:
@@ -172,7 +173,7 @@ class LLM:
             "disk": int(disk * (1 - _MARGIN)),
         }
         budget = {tier: free[tier] if (asked := self._asked_budget[tier]) is None else asked for tier in TIERS}
-        return Ledger(budget, {"cpu": resident + _UNCOUNTED, "disk": cached})
+        return Ledger(budget, {"cpu": resident + _UNCOUNTED + budget["cpu"] // _SLACK, "disk": cached})
 
     def close(self) -> None:
         """Give back memory, threads and files; write the trace where one was asked for. Can be called twice."""

