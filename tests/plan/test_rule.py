@@ -72,6 +72,21 @@ def test_a_placement_never_takes_more_than_its_budget(budget, prompts, rows, sha
     assert 1 <= placement.policy.rows <= (rows or prompts)
 
 
+def test_calls_that_wait_for_a_page_are_counted():
+    roomy, tight = (placed(8 << 30, Asked(batch_tokens=n, sweep_tokens=1024)).reserved["cpu"] for n in (1024, 32))
+    assert roomy - 1024 * 100_000 < tight - 992 * 50_000 < roomy
+    parked = Asked(batch_tokens=32, sweep_tokens=1024, activations=Shares(disk=1.0))
+    assert tight - 992 * 50_000 < placed(8 << 30, parked).reserved["cpu"] < tight - 900 * 50_000
+    small = replace(JOB, prompts=1)
+    assert placed(8 << 30, Asked(batch_tokens=32, sweep_tokens=1024), small).reserved["cpu"] < tight - 900 * 50_000
+
+
+def test_a_tight_budget_makes_sweeps_shorter_before_rows_become_fewer():
+    policies = [placed(megabytes * MiB, job=replace(JOB, prompts=1000)).policy for megabytes in (750, 2000)]
+    assert policies[0].sweep_tokens < policies[1].sweep_tokens == 1024
+    assert policies[0].rows == policies[1].rows == 1000
+
+
 @pytest.mark.parametrize("asked", [Asked(), Asked(weights=Shares(cpu=0.5, disk=0.5)), Asked(slots=1)])
 def test_the_least_that_a_refusal_names_works_and_a_little_less_does_not(asked):
     with pytest.raises(UserError, match="The least that works is") as refused:

@@ -4,7 +4,7 @@ It stands where a planner will come: it fixes a Policy, the tier of every page a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from penstock.errors import UserError
 from penstock.plan.placement import place_within, spread
@@ -14,6 +14,7 @@ from penstock.units import format_bytes
 _SWEEP_TOKENS = 1024  # of one call: GEMM rates level off here
 _MOST_ROWS = 4096
 _JITTER = 16 << 20  # what the interpreter and its libraries take differs by this from one start to the next
+_HELD = 2  # a suspended call keeps less than 1/2 of what it takes when it runs (measured: 0.20 to 0.45)
 _STATE_COPIES = 4  # of one layer's states in a call: gathered, updated in two steps, put back
 
 
@@ -101,17 +102,20 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
     wanted_tokens = asked.sweep_tokens or max(_SWEEP_TOKENS, 2 * hidden_tokens)
     batch = asked.batch_tokens or min(wanted_tokens, _SWEEP_TOKENS)
     sizes = _Sizes(model, job, ledger, asked, compute)
-    # Smaller calls before fewer rows: halve what the workspace takes until everything needed fits.
+    cut = _Cut(slots, batch, rows, asked.sweep_tokens or max(batch, wanted_tokens))
+    # Smaller calls before fewer rows: halve what activations take until everything needed fits.
     least_batch = asked.batch_tokens or min(batch, 32)
-    while not sizes.fits(slots, batch, rows) and batch > least_batch:
-        batch = max(least_batch, batch // 2)
-    while not sizes.fits(slots, batch, rows) and asked.slots is None and slots > 2:
-        slots -= 1
-    while not sizes.fits(slots, batch, rows) and asked.batch_size is None and rows > 1:
-        rows //= 2
-    if not sizes.fits(slots, batch, rows):
-        raise UserError(sizes.refusal(asked.slots or 2, least_batch))
-    return sizes.placement(slots, batch, rows, asked.sweep_tokens or max(batch, wanted_tokens))
+    while not sizes.fits(cut) and cut.batch > least_batch:
+        cut = replace(cut, batch=max(least_batch, cut.batch // 2))
+    while not sizes.fits(cut) and asked.sweep_tokens is None and cut.sweep > cut.batch:
+        cut = replace(cut, sweep=max(cut.batch, cut.sweep // 2))
+    while not sizes.fits(cut) and asked.slots is None and cut.slots > 2:
+        cut = replace(cut, slots=cut.slots - 1)
+    while not sizes.fits(cut) and asked.batch_size is None and cut.rows > 1:
+        cut = replace(cut, rows=cut.rows // 2)
+    if not sizes.fits(cut):
+        raise UserError(sizes.refusal(_Cut(asked.slots or 2, least_batch, 1, asked.sweep_tokens or least_batch)))
+    return sizes.placement(cut)
 
 
 def _check(asked: Asked, compute: Tier) -> None:
@@ -129,8 +133,18 @@ def _least_mib(nbytes: int) -> int:
     return -(-(nbytes + _JITTER) // (1 << 20))
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """How the work is cut: page slots, tokens of a call, rows, tokens of a sweep."""
+
+    slots: int
+    batch: int
+    rows: int
+    sweep: int
+
+
 class _Sizes:
-    """Memory of a run as a function of slots, tokens per call and rows."""
+    """Memory of a run as a function of how the work is cut."""
 
     def __init__(self, model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Tier) -> None:
         self.model, self.job, self.ledger, self.asked, self.compute = model, job, ledger, asked, compute
@@ -141,14 +155,27 @@ class _Sizes:
         """KV of one row of so many tokens, with the block that it grows into."""
         return (-(-tokens // self.model.block_tokens) + 1) * self.model.kv_block
 
-    def fixed(self, slots: int, batch: int, rows: int) -> int:
+    def fixed(self, cut: _Cut) -> int:
         """Bytes of the compute tier before KV and resident pages."""
-        tokens = max(batch, self.job.longest_prompt) if self.model.state else batch
-        logits = min(rows, batch) * self.model.logit_bytes
+        tokens = max(cut.batch, self.job.longest_prompt) if self.model.state else cut.batch
+        logits = min(cut.rows, cut.batch) * self.model.logit_bytes
         workspace = max(tokens * self.model.call_bytes, logits + tokens * self.model.call_bytes // 4)
-        workspace += _STATE_COPIES * min(rows, batch) * self.model.state_layer
-        ring = min(slots, len(self.streamable)) * self.page
+        workspace += _STATE_COPIES * min(cut.rows, cut.batch) * self.model.state_layer
+        workspace += self.suspended(cut)
+        ring = min(cut.slots, len(self.streamable)) * self.page
         return self.model.core + workspace + ring + 2 * self.staging() + self.model.fixed.get(self.compute, 0)
+
+    def suspended(self, cut: _Cut) -> int:
+        """Bytes of activations on the compute tier of the calls that wait for a page while another one runs."""
+        held, asked = self.model.call_bytes // _HELD, self.asked
+        tokens = min(cut.sweep, self.job.prompts * self.job.longest_prompt)
+        if asked.batch_size is not None:
+            tokens = (asked.num_batches or 1) * max(cut.batch, asked.batch_size)
+        waiting = max(0, tokens - cut.batch) * held
+        if asked.activations is None or not waiting:
+            return waiting
+        passing = cut.batch * held if self.compute == "cpu" else 0  # to the disk and back, through one buffer
+        return int(waiting * asked.activations.of(self.compute)) + passing
 
     def staging(self) -> int:
         """Bytes of one buffer for KV that comes from slower tiers: the longest row's blocks of one layer, at least."""
@@ -194,37 +221,36 @@ class _Sizes:
             return rows
         return min(rows, max(1, spare // (state + int(share * self.row_bytes(self.job.mean_tokens)))))
 
-    def least(self, slots: int, batch: int) -> int:
-        """The smallest budget of the compute tier that works, with what is taken already."""
-        needed = self.fixed(slots, batch, 1) + self.row_least() + self.resident_asked()
-        return self.ledger.taken.get(self.compute, 0) + needed
+    def needed(self, cut: _Cut) -> int:
+        """Bytes of the compute tier without which nothing runs so."""
+        return self.fixed(cut) + self.row_least() + self.resident_asked()
 
-    def fits(self, slots: int, batch: int, rows: int) -> bool:
-        needed = self.fixed(slots, batch, rows) + self.row_least() + self.resident_asked()
-        return needed <= self.ledger.free(self.compute)
+    def fits(self, cut: _Cut) -> bool:
+        """Whether the budget of the compute tier allows that."""
+        return self.needed(cut) <= self.ledger.free(self.compute)
 
-    def refusal(self, slots: int, batch: int) -> str:
-        """Why the budget is too small, and the least that works."""
-        taken = self.ledger.taken.get(self.compute, 0)
-        parts = [f"{slots} page slots {format_bytes(slots * self.page)}", f"one row {format_bytes(self.row_least())}"]
+    def refusal(self, least: _Cut) -> str:
+        """Why the budget is too small even for the least cut, and the least budget that works."""
+        taken, ring = self.ledger.taken.get(self.compute, 0), least.slots * self.page
+        parts = [f"{least.slots} page slots {format_bytes(ring)}", f"one row {format_bytes(self.row_least())}"]
         if self.compute == "cpu":
             parts.insert(0, f"the interpreter takes {format_bytes(taken)}")
         if resident := self.resident_asked():
             parts.append(f"resident pages {format_bytes(resident)}")
-        least = _least_mib(self.least(slots, batch))
         budget = format_bytes(self.ledger.budget.get(self.compute, 0))
-        parts.append(f"a call {format_bytes(self.fixed(slots, batch, 1) - slots * self.page)}")
+        parts.append(f"a call {format_bytes(self.fixed(least) - ring)}")
         given = f"--{self.compute}-memory {budget} is too small for this model"
-        return f"{given}: {', '.join(parts)}. The least that works is {least}MiB."
+        return f"{given}: {', '.join(parts)}. The least that works is {_least_mib(taken + self.needed(least))}MiB."
 
-    def placement(self, slots: int, batch: int, rows: int, sweep_tokens: int) -> Placement:
+    def placement(self, cut: _Cut) -> Placement:
         """Room for KV first, as the rows want it; what is left holds resident pages."""
-        room = self.ledger.free(self.compute) - self.fixed(slots, batch, rows) - self.resident_asked()
-        rows = self.rows_held(room, rows)
+        room = self.ledger.free(self.compute) - self.fixed(cut) - self.resident_asked()
+        rows = self.rows_held(room, cut.rows)
+        cut = replace(cut, rows=rows)
         room -= rows * self.model.state
         share = self.kv_share()
         full = rows * self.row_bytes(self.job.mean_tokens) + 2 * self.row_bytes(self.job.longest_tokens)
-        tails = rows * 2 * self.model.kv_block + batch * self.model.kv_block // self.model.block_tokens
+        tails = rows * 2 * self.model.kv_block + cut.batch * self.model.kv_block // self.model.block_tokens
         wanted = max(int(share * full) + (tails if share < 1 else 0), self.kv_least())
         kv: dict[Tier, int] = {self.compute: min(wanted, room)}
         for tier in TIERS:
@@ -246,14 +272,14 @@ class _Sizes:
             kv=self.asked.kv or Shares.from_mapping({self.compute: 1.0}),
             activations=self.asked.activations or Shares.from_mapping({self.compute: 1.0}),
             rows=rows,
-            sweep_tokens=max(sweep_tokens, rows if static else 1),
-            batch_tokens=batch,
-            slots=slots,
+            sweep_tokens=max(cut.sweep, rows if static else 1),
+            batch_tokens=cut.batch,
+            slots=cut.slots,
             admission="static" if static else "continuous",
             batch_size=self.asked.batch_size,
             num_batches=self.asked.num_batches,
         )
-        reserved = {self.compute: self.fixed(slots, batch, rows) + rows * self.model.state}
+        reserved = {self.compute: self.fixed(cut) + rows * self.model.state}
         return Placement(policy, tuple(homes), kv, self.staging(), reserved)
 
     def _check_host(self, homes: list[Tier], kv: Mapping[Tier, int]) -> None:
