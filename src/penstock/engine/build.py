@@ -173,7 +173,7 @@ def assemble(
         pager = Pager(plan.layout.pages, placement.homes, device, slots, clock, convert)
         undo.callback(pager.close)
         pager.start(progress)
-        model = _bound(plan, placement, pager, device)
+        model = _bound(plan, pager, device)
         kv = KVStore(plan.groups, plan.block_tokens, plan.precision.kv, placement.kv, device, clock, offload_dir)
         undo.callback(kv.close)
         scheduler = Scheduler(
@@ -192,12 +192,12 @@ def assemble(
     return engine
 
 
-def _bound(plan: Blueprint, placement: Placement, pager: Pager, device: Device) -> Model:
+def _bound(plan: Blueprint, pager: Pager, device: Device) -> Model:
     """The skeleton with its core loaded, and every other weight tied to the page that brings it."""
     materialise_buffers(plan.skeleton, device.torch_device)
     _load_core(plan, device.torch_device)
     rotary.take_by_span(plan.skeleton)
-    _bind_embeddings(plan, placement, pager, device)
+    _bind_embeddings(plan, pager, device)
     binding = Binding(plan.skeleton, plan.layout, plan.precision.compute, device.torch_device)
     recurrent.take_by_row(plan.skeleton, plan.anatomy.recurrent_modules, plan.config)
     order = tuple(page.index for page in plan.layout.pages if page.kind != "embedding")
@@ -232,27 +232,16 @@ def _place(model: nn.Module, name: str, tensor: torch.Tensor, kind: str) -> None
     getattr(model.get_submodule(owner), kind)[attribute] = tensor
 
 
-def _bind_embeddings(plan: Blueprint, placement: Placement, pager: Pager, device: Device) -> None:
+def _bind_embeddings(plan: Blueprint, pager: Pager, device: Device) -> None:
     """Put a table of rows where each paged embedding's weight was."""
     compute = plan.precision.compute
-    resident = {
-        page.index for page, home in zip(plan.layout.pages, placement.homes, strict=True) if home == device.compute_tier
-    }
-
-    def views_of(index: int) -> Mapping[tuple[str, int], torch.Tensor] | None:
-        if index not in resident:
-            return None
-        views = pager.acquire(index)
-        pager.release(index)
-        return views
-
     for param, names in plan.layout.names.items():
         for name in names:
             owner, _, attribute = name.rpartition(".")
             module = plan.skeleton.get_submodule(owner)
             if isinstance(module, nn.Embedding):
                 read = _row_reader(plan, pager.reader)
-                rows = EmbeddingRows(plan.layout.where(param), views_of, read, compute, device.torch_device)
+                rows = EmbeddingRows(plan.layout.where(param), pager.at_rest, read, compute, device.torch_device)
                 table = RowTable(tuple(module.weight.shape), compute, device.torch_device, rows)
                 module._parameters[attribute] = table  # type: ignore[assignment]  # stands where the weight was
 
