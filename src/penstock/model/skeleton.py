@@ -9,6 +9,8 @@ from torch import nn
 
 from penstock.errors import UserError
 
+_WARNS = "warn_if_padding_and_no_attention_mask"
+
 
 def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> nn.Module:
     """A causal LM of transformers on the meta device, weights tied as the config says, in eval mode.
@@ -25,6 +27,9 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
         raise UserError(f"{config.model_type} models cannot be built by this transformers: {reason}") from error
     model.eval()
     model.tie_weights()
+    for part in model.modules():
+        if hasattr(part, _WARNS):  # it reads ids, which meta tensors do not have; and nothing is padded here
+            vars(part)[_WARNS] = lambda input_ids, attention_mask: None
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise UserError(f"{config.model_type} models are refused: their forward does not take logits_to_keep")
     return model  # type: ignore[no-any-return]  # transformers is untyped here
