@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,10 @@ def cache_pages(plan: Blueprint, disk_budget: int | None, progress: Progress | N
     missing = [page for page in plan.layout.pages if page.extents is None]
     if not missing:
         return plan
-    if plan.source.kind == "random":
-        files, facts = [plan.source.path / "config.json"], ("random",)
-    elif plan.source.kind == "gguf":
-        files, facts = [plan.source.path], ("gguf",)
-    else:
-        files, facts = sorted(plan.source.path.glob("*.safetensors")), ("safetensors",)
-    key = page_cache.cache_key([f for f in files if f.is_file()], missing, *facts)
+    path, kind = plan.source.path, plan.source.kind
+    files = [path] if kind == "gguf" else sorted(path.glob("*.safetensors")) if kind == "safetensors" else []
+    converters = [f"{name} {metadata.version(name)}" for name in ("transformers", "gguf") if files]
+    key = page_cache.cache_key(files, missing, kind, *converters)
     cached = page_cache.open_or_build(key, missing, plan.sources, progress=progress, disk_budget=disk_budget)
     if cached is None:
         return plan
