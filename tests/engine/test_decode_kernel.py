@@ -59,7 +59,7 @@ def test_numba_waits_until_a_row_decodes():
 
 @pytest.mark.parametrize("own", [None, "elsewhere"])
 def test_compiled_code_is_kept_in_the_users_cache(own, tmp_path):
-    kept = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    kept = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "PENSTOCK_CACHE")}
     environment = kept | {"XDG_CACHE_HOME": str(tmp_path)} | ({"NUMBA_CACHE_DIR": own} if own else {})
     code = "import numba, penstock.engine.decode_kernel; print(numba.config.CACHE_DIR)"
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

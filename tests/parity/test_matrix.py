@@ -35,7 +35,7 @@ def test_reference_depends_on_its_input(subject, family):
     prompt = model.prompts[0]
     turned = generate(model.model, prompt[::-1], 1)
     assert (turned.logits[0] - model.answers[0].logits[0]).abs().max() > 0.01 * turned.logits.abs().max()
-    assert sum(len(set(answer.tokens)) > 1 for answer in model.answers) > len(model.answers) / 2
+    assert sum(len(set(answer.tokens)) > 1 for answer in model.answers) >= len(model.answers) / 2
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
