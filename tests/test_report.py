@@ -7,7 +7,7 @@ import pytest
 from penstock.engine.engine import SweepReport
 from penstock.memory.clock import Clock
 from penstock.plan.policy import Policy, Shares
-from penstock.plan.rule import Placement
+from penstock.plan.types import Placement
 from penstock.report import Account
 
 

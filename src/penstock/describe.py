@@ -7,7 +7,8 @@ from penstock.engine.build import Blueprint
 from penstock.errors import UserError
 from penstock.llm import LLM
 from penstock.plan.policy import TIERS, Tier
-from penstock.plan.rule import Asked, Job, Ledger, Placement, decide
+from penstock.plan.rule import decide
+from penstock.plan.types import Asked, Job, Ledger, Placement
 
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 256, 512, 128  # of the job that a budget is judged by
 

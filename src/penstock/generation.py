@@ -13,7 +13,7 @@ from penstock.memory.device import Device
 from penstock.model import tokenizer
 from penstock.outputs import CompletionOutput, RequestOutput
 from penstock.plan.policy import TIERS, Tier
-from penstock.plan.rule import Job, Placement
+from penstock.plan.types import Job, Placement
 from penstock.report import Account
 from penstock.sampling import Sampling
 

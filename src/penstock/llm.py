@@ -22,8 +22,9 @@ from penstock.memory.offload import make_offload, offload_root, remove_offload
 from penstock.model import precision, source, tokenizer
 from penstock.outputs import RequestOutput
 from penstock.plan.policy import TIERS, Tier
-from penstock.plan.rule import Asked, Job, Ledger, decide
+from penstock.plan.rule import decide
 from penstock.plan.shares import parse_shares
+from penstock.plan.types import Asked, Job, Ledger
 from penstock.sampling import Sampling, SamplingParams, resolve
 from penstock.units import parse_bytes
 

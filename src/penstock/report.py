@@ -8,7 +8,7 @@ from penstock.engine.engine import Engine, SweepReport
 from penstock.machine.limits import peak_resident_bytes
 from penstock.memory.clock import Clock, Lane, Reading, Summary
 from penstock.plan.policy import TIERS, Tier
-from penstock.plan.rule import Placement
+from penstock.plan.types import Placement
 
 _LINKS: Mapping[Lane, str] = {
     "disk→cpu": "disk_to_cpu",

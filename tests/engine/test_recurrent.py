@@ -11,7 +11,8 @@ import transformers as hf
 from penstock.engine.engine import Engine
 from penstock.errors import UserError
 from penstock.llm import LLM
-from penstock.plan.rule import Asked, Footprint, Job, Ledger, Placement, decide
+from penstock.plan.rule import decide
+from penstock.plan.types import Asked, Footprint, Job, Ledger, Placement
 from penstock.sampling import SamplingParams, resolve
 
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

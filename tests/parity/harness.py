@@ -15,8 +15,9 @@ from penstock.memory.clock import Clock
 from penstock.memory.device import open_device
 from penstock.model import precision, source
 from penstock.plan.policy import Tier
-from penstock.plan.rule import Asked, Job, Ledger, decide
+from penstock.plan.rule import decide
 from penstock.plan.shares import parse_shares
+from penstock.plan.types import Asked, Job, Ledger
 from penstock.sampling import Sampling
 from penstock.schedule.types import Sweep
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from penstock.errors import UserError
 from penstock.plan.policy import Shares
-from penstock.plan.rule import Asked, Footprint, Job, Ledger, Placement, decide
+from penstock.plan.rule import decide
+from penstock.plan.types import Asked, Footprint, Job, Ledger, Placement
 
 MiB = 1 << 20
 MODEL = Footprint(

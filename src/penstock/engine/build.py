@@ -32,7 +32,7 @@ from penstock.model.precision import Precision
 from penstock.model.safetensors_index import SafetensorsIndex
 from penstock.model.skeleton import build_skeleton, decoder_config, materialise_buffers
 from penstock.model.source import Source
-from penstock.plan.rule import Footprint, Placement
+from penstock.plan.types import Footprint, Placement
 from penstock.schedule.scheduler import Scheduler
 
 Progress = Callable[[int, int], None]

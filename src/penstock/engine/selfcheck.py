@@ -28,7 +28,7 @@ from penstock.memory.device import CpuDevice
 from penstock.model.precision import Precision
 from penstock.model.source import Source
 from penstock.plan.policy import Policy, Shares, Tier
-from penstock.plan.rule import Placement
+from penstock.plan.types import Placement
 from penstock.sampling import SamplingParams, resolve
 from penstock.schedule.demand import Demand
 

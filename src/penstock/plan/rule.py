@@ -3,12 +3,13 @@
 It stands where a planner will come: it fixes a Policy, the tier of every page and the KV bytes per tier.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from penstock.errors import UserError
 from penstock.plan.placement import place_within, spread
 from penstock.plan.policy import TIERS, Policy, Shares, Tier
+from penstock.plan.types import Asked, Footprint, Job, Ledger, Placement
 from penstock.units import format_bytes
 
 _SWEEP_TOKENS = 1024  # of one call: GEMM rates level off here
@@ -16,78 +17,6 @@ _MOST_ROWS = 4096
 _JITTER = 16 << 20  # what the interpreter and its libraries take differs by this from one start to the next
 _HELD = 2  # a suspended call keeps less than 1/2 of what it takes when it runs (measured: 0.20 to 0.45)
 _STATE_COPIES = 4  # of one layer's states in a call: gathered, updated in two steps, put back
-
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """What a model takes, in bytes.
-
-    pages: every page that streams or rests, in order. tables: indices of embedding pages, which are read by row when
-    they do not rest in memory. core: always resident. call_bytes: per token of a call. logit_bytes: per row whose
-    logits are wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row, kept on the
-    compute tier; where there is any, prompts are not cut. state_layer: the largest part of it at one layer.
-    staged_layer: the largest block of a single layer.
-    """
-
-    pages: Sequence[int]
-    tables: frozenset[int]
-    core: int
-    call_bytes: int
-    logit_bytes: int
-    kv_block: int
-    block_tokens: int
-    state: int = 0
-    state_layer: int = 0
-    staged_layer: int = 0
-    fixed: Mapping[Tier, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What is to be generated: prompts, their mean and largest length with the tokens that follow."""
-
-    prompts: int
-    mean_tokens: int
-    longest_tokens: int
-    longest_prompt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a person fixed; None where the rule decides."""
-
-    weights: Shares | None = None
-    kv: Shares | None = None
-    activations: Shares | None = None
-    rows: int | None = None
-    sweep_tokens: int | None = None
-    batch_tokens: int | None = None
-    slots: int | None = None
-    batch_size: int | None = None
-    num_batches: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """The rule's answer. homes: tier per page. kv: block bytes per tier. staging: bytes of one KV staging buffer."""
-
-    policy: Policy
-    homes: tuple[Tier, ...]
-    kv: Mapping[Tier, int]
-    staging: int
-    reserved: Mapping[Tier, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """Budgets and what is taken already (interpreter, libraries), in bytes per tier."""
-
-    budget: Mapping[Tier, int]
-    taken: Mapping[Tier, int]
-
-    def free(self, tier: Tier) -> int:
-        """Bytes that may still be taken."""
-        return self.budget.get(tier, 0) - self.taken.get(tier, 0)
 
 
 def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Tier, hidden_tokens: int) -> Placement:
@@ -163,7 +92,7 @@ class _Sizes:
         workspace += _STATE_COPIES * min(cut.rows, cut.batch) * self.model.state_layer
         workspace += self.suspended(cut)
         ring = min(cut.slots, len(self.streamable)) * self.page
-        return self.model.core + workspace + ring + 2 * self.staging() + self.model.fixed.get(self.compute, 0)
+        return self.model.core + workspace + ring + 2 * self.staging()
 
     def suspended(self, cut: _Cut) -> int:
         """Bytes of activations on the compute tier of the calls that wait for a page while another one runs."""
@@ -287,7 +216,7 @@ class _Sizes:
         if self.compute == "cpu":
             return
         pages = sum(n for n, home in zip(self.model.pages, homes, strict=True) if home == "cpu")
-        needed = pages + kv.get("cpu", 0) + self.model.fixed.get("cpu", 0) + 2 * self.page
+        needed = pages + kv.get("cpu", 0) + 2 * self.page
         if needed > self.ledger.free("cpu"):
             least = _least_mib(self.ledger.taken.get("cpu", 0) + needed)
             budget = format_bytes(self.ledger.budget.get("cpu", 0))
@@ -309,7 +238,7 @@ class _Sizes:
             return spread(pages, self.asked.weights)
         budgets: dict[Tier, int] = {self.compute: max(0, resident_room)}
         if self.compute == "gpu":
-            budgets["cpu"] = max(0, self.ledger.free("cpu") - self.model.fixed.get("cpu", 0) - 2 * self.page)
+            budgets["cpu"] = max(0, self.ledger.free("cpu") - 2 * self.page)
         budgets["disk"] = sum(pages)
         # Embedding tables stream for nothing (their rows are read): let them rest in memory last.
         first = [i for i in range(len(pages)) if i not in self.model.tables]

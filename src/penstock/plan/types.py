@@ -1,0 +1,81 @@
+"""What the rule is told, a model's footprint, a job, budgets and wishes, and what it answers. No torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from penstock.plan.policy import Policy, Shares, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a model takes, in bytes.
+
+    pages: every page that streams or rests, in order. tables: indices of embedding pages, which are read by row when
+    they do not rest in memory. core: always resident. call_bytes: per token of a call. logit_bytes: per row whose
+    logits are wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row, kept on the
+    compute tier; where there is any, prompts are not cut. state_layer: the largest part of it at one layer.
+    staged_layer: the largest block of a single layer.
+    """
+
+    pages: Sequence[int]
+    tables: frozenset[int]
+    core: int
+    call_bytes: int
+    logit_bytes: int
+    kv_block: int
+    block_tokens: int
+    state: int = 0
+    state_layer: int = 0
+    staged_layer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be generated: prompts, their mean and largest length with the tokens that follow."""
+
+    prompts: int
+    mean_tokens: int
+    longest_tokens: int
+    longest_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a person fixed; None where the rule decides."""
+
+    weights: Shares | None = None
+    kv: Shares | None = None
+    activations: Shares | None = None
+    rows: int | None = None
+    sweep_tokens: int | None = None
+    batch_tokens: int | None = None
+    slots: int | None = None
+    batch_size: int | None = None
+    num_batches: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The rule's answer.
+
+    homes: tier per page. kv: block bytes per tier. staging: bytes of one KV staging buffer. reserved: bytes of the
+    compute tier that neither KV nor resident pages may take.
+    """
+
+    policy: Policy
+    homes: tuple[Tier, ...]
+    kv: Mapping[Tier, int]
+    staging: int
+    reserved: Mapping[Tier, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Budgets and what is taken already (interpreter, libraries), in bytes per tier."""
+
+    budget: Mapping[Tier, int]
+    taken: Mapping[Tier, int]
+
+    def free(self, tier: Tier) -> int:
+        """Bytes that may still be taken."""
+        return self.budget.get(tier, 0) - self.taken.get(tier, 0)
