@@ -48,6 +48,3 @@ class Policy:
     admission: Admission = "continuous"
     batch_size: int | None = None
     num_batches: int | None = None
-    attention: Literal["device"] = "device"
-    weight_bits: int = 16
-    kv_bits: int = 16
