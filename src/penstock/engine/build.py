@@ -171,7 +171,7 @@ def assemble(
         pager = Pager(plan.layout.pages, placement.homes, device, slots, clock, convert)
         undo.callback(pager.close)
         pager.start(progress)
-        model = _bound(plan, pager, device)
+        model = _bound(plan, pager, device, clock)
         kv = KVStore(plan.groups, plan.block_tokens, plan.precision.kv, placement.kv, device, clock, offload_dir)
         undo.callback(kv.close)
         scheduler = Scheduler(
@@ -190,12 +190,12 @@ def assemble(
     return engine
 
 
-def _bound(plan: Blueprint, pager: Pager, device: Device) -> Model:
+def _bound(plan: Blueprint, pager: Pager, device: Device, clock: Clock) -> Model:
     """The skeleton with its core loaded, and every other weight tied to the page that brings it."""
     materialise_buffers(plan.skeleton, device.torch_device)
     _load_core(plan, device.torch_device)
     rotary.take_by_span(plan.skeleton)
-    _bind_embeddings(plan, pager, device)
+    _bind_embeddings(plan, pager, device, clock)
     binding = Binding(plan.skeleton, plan.layout, plan.precision.compute, device.torch_device)
     recurrent.take_by_row(plan.skeleton, plan.anatomy.recurrent_modules, plan.config)
     order = tuple(page.index for page in plan.layout.pages if page.kind != "embedding")
@@ -230,7 +230,7 @@ def _place(model: nn.Module, name: str, tensor: torch.Tensor, kind: str) -> None
     getattr(model.get_submodule(owner), kind)[attribute] = tensor
 
 
-def _bind_embeddings(plan: Blueprint, pager: Pager, device: Device) -> None:
+def _bind_embeddings(plan: Blueprint, pager: Pager, device: Device, clock: Clock) -> None:
     """Put a table of rows where each paged embedding's weight was."""
     compute = plan.precision.compute
     for param, names in plan.layout.names.items():
@@ -238,18 +238,24 @@ def _bind_embeddings(plan: Blueprint, pager: Pager, device: Device) -> None:
             owner, _, attribute = name.rpartition(".")
             module = plan.skeleton.get_submodule(owner)
             if isinstance(module, nn.Embedding):
-                read = _row_reader(plan, pager.reader)
+                read = _row_reader(plan, pager.reader, clock)
                 rows = EmbeddingRows(plan.layout.where(param), pager.at_rest, read, compute, device.torch_device)
                 table = RowTable(tuple(module.weight.shape), compute, device.torch_device, rows)
                 module._parameters[attribute] = table  # type: ignore[assignment]  # stands where the weight was
 
 
-def _row_reader(plan: Blueprint, reader: DirectReader) -> Callable[[Page, Slice, list[int]], torch.Tensor]:
-    """Rows of a slice from its page's files; converted one by one where the page has none."""
+def _row_reader(
+    plan: Blueprint, reader: DirectReader, clock: Clock
+) -> Callable[[Page, Slice, list[int]], torch.Tensor]:
+    """Rows of a slice from its page's files; converted one by one where the page has none. Compute waits for them."""
 
     def read(page: Page, part: Slice, rows: list[int]) -> torch.Tensor:
-        dtype: torch.dtype = getattr(torch, part.dtype)
         row_bytes = part.nbytes // (part.stop - part.start)
+        with clock.wait("disk→cpu"), clock.lane("disk→cpu", len(rows) * row_bytes, f"rows of {page.name}"):
+            return stored(page, part, rows, row_bytes)
+
+    def stored(page: Page, part: Slice, rows: list[int], row_bytes: int) -> torch.Tensor:
+        dtype: torch.dtype = getattr(torch, part.dtype)
         for extent in page.extents or ():
             if extent.at <= part.offset and part.offset + part.nbytes <= extent.at + extent.nbytes:
                 offset = extent.offset + part.offset - extent.at
