@@ -1,29 +1,92 @@
-"""KV blocks on tiers: what they take."""
+"""KV blocks keep their bytes wherever the scheduler sends them."""
 
-import os
-
+import pytest
 import torch
 
 from penstock.memory.clock import Clock
-from penstock.memory.device import CpuDevice
-from penstock.memory.direct import ScratchFile
-from penstock.memory.kv import KVGroup, KVLayer, KVStore
+from penstock.memory.device import CpuDevice, EmulatedGpu
+from penstock.memory.kv import KVGroup, KVLayer, KVStore, block_tokens_for
+from penstock.model.pages import SECTOR
+from penstock.schedule.types import Block, Move
 
-LAYER = KVLayer(k_heads=2, k_dim=16, v_heads=2, v_dim=16)
-CAPACITY = 4 << 20
-
-
-def taken_bytes(files: list[ScratchFile]) -> int:
-    return sum(os.fstat(file._file._descriptor).st_blocks * 512 for file in files)
+LAYERS = {0: KVLayer(2, 8, 2, 8), 1: KVLayer(1, 24, 1, 4), 2: KVLayer(2, 8, 2, 8)}
+TOKENS = 16
 
 
-def test_groups_on_disk_do_not_each_take_the_whole_budget(tmp_path):
-    groups = [KVGroup({0: LAYER}, None), KVGroup({1: LAYER}, 8)]
-    capacity = {"cpu": CAPACITY, "disk": CAPACITY}
-    store = KVStore(groups, 16, torch.float32, capacity, CpuDevice(), Clock(), tmp_path)
-    assert taken_bytes(list(store._files.values())) <= CAPACITY
-    store.close()
-    store = KVStore(groups[:1], 16, torch.float32, capacity, CpuDevice(), Clock(), tmp_path)
-    assert taken_bytes(list(store._files.values())) >= CAPACITY * 9 // 10, "one group's space is taken beforehand"
-    store.close()
-    assert not list(tmp_path.iterdir())
+@pytest.fixture(params=["cpu", "gpu"])
+def store(request, tmp_path):
+    device = CpuDevice() if request.param == "cpu" else EmulatedGpu()
+    groups = [KVGroup({0: LAYERS[0], 1: LAYERS[1]}), KVGroup({2: LAYERS[2]}, window=32)]
+    capacity = dict.fromkeys(("cpu", "disk", device.compute_tier), 1 << 20)
+    made = KVStore(groups, TOKENS, torch.bfloat16, capacity, device, Clock(), tmp_path)
+    yield made
+    made.close()
+    device.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def filled(store, layer, block, value):
+    keys, values = store.arenas(layer)
+    keys[block], values[block] = value, value + 0.5
+    return keys[block].clone(), values[block].clone()
+
+
+def test_views_have_the_shapes_of_their_layer(store):
+    for layer, shape in LAYERS.items():
+        keys, values = store.arenas(layer)
+        assert keys.shape[1:] == (shape.k_heads, TOKENS, shape.k_dim)
+        assert values.shape[1:] == (shape.v_heads, TOKENS, shape.v_dim)
+
+
+def test_blocks_and_layers_do_not_touch_each_other(store):
+    kept = {(layer, block): filled(store, layer, block, 10 * layer + block) for layer in LAYERS for block in range(3)}
+    for (layer, block), (keys, values) in kept.items():
+        assert torch.equal(store.arenas(layer)[0][block], keys)
+        assert torch.equal(store.arenas(layer)[1][block], values)
+
+
+@pytest.mark.parametrize("away", ["disk", "cpu"])
+def test_a_block_comes_back_as_it_went(store, away):
+    here = store.device.compute_tier
+    if away == here:
+        pytest.skip("that is where it is already")
+    kept = {layer: filled(store, layer, 1, 3 + layer) for layer in (0, 1)}
+    store.move([Move(0, (here, 1), (away, 4))])
+    for layer in (0, 1):
+        filled(store, layer, 1, -1)
+    store.move([Move(0, (away, 4), (here, 2))])
+    for layer, (keys, values) in kept.items():
+        assert torch.equal(store.arenas(layer)[0][2], keys)
+        assert torch.equal(store.arenas(layer)[1][2], values)
+
+
+def test_a_place_that_is_used_again_at_once_keeps_both_blocks(store):
+    here = store.device.compute_tier
+    first, second = filled(store, 0, 0, 1), filled(store, 0, 1, 2)
+    store.move([Move(0, (here, 0), ("disk", 0)), Move(0, (here, 1), ("disk", 1)), Move(0, ("disk", 1), (here, 0))])
+    assert torch.equal(store.arenas(0)[0][0], second[0])
+    store.move([Move(0, ("disk", 0), (here, 5))])
+    assert torch.equal(store.arenas(0)[0][5], first[0])
+
+
+def test_staging_mixes_what_is_here_with_what_is_elsewhere(store):
+    here = store.device.compute_tier
+    away, near = filled(store, 0, 0, 1), filled(store, 0, 3, 2)
+    store.move([Move(0, (here, 0), ("disk", 7))])
+    filled(store, 0, 0, -1)
+    blocks = [Block(0, 7, "disk"), Block(0, 3, here)]
+    staging = store.device.alloc(2 * store.stride(0))
+    for pending in store.fetch(0, blocks, staging):
+        pending.result()
+    store.copy_local(0, blocks, staging)
+    keys, values = store.staged_views(0, staging, 2)
+    assert torch.equal(keys[0], away[0]) and torch.equal(values[1], near[1])
+
+
+def test_blocks_are_whole_sectors_and_seldom_mostly_empty():
+    for layers in ([KVLayer(8, 128, 8, 128)], [KVLayer(1, 512, 1, 64)], [KVLayer(1, 8, 1, 8)]):
+        tokens = block_tokens_for(layers, torch.bfloat16)
+        assert tokens in (16, 32, 64)
+        assert layers[0].block_bytes(tokens, torch.bfloat16) % SECTOR == 0
+    assert block_tokens_for([KVLayer(8, 128, 8, 128)], torch.bfloat16) == 16
+    assert block_tokens_for([KVLayer(1, 8, 1, 8)], torch.bfloat16) == 64
