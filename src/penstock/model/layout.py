@@ -159,7 +159,7 @@ class _Planner:
             return
         count = -(-size // self.page_bytes)
         rows = -(-(piece.stop - piece.start) // count)
-        rows = min(-(-rows // 64) * 64, self.page_bytes * (piece.stop - piece.start) // size)
+        rows = max(1, min(-(-rows // 64) * 64, self.page_bytes * (piece.stop - piece.start) // size))
         for first in range(piece.start, piece.stop, rows):
             yield Piece(piece.param, first, min(first + rows, piece.stop))
 
