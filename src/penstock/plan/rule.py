@@ -35,7 +35,11 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
     # Smaller calls before fewer rows: halve what activations take until everything needed fits.
     least_batch = asked.batch_tokens or min(batch, 32)
     while not sizes.fits(cut) and cut.batch > least_batch:
-        cut = replace(cut, batch=max(least_batch, cut.batch // 2))
+        # a sweep of more than two calls takes much from the calls and gives little more to the sweep
+        if asked.sweep_tokens is None and cut.sweep > 2 * cut.batch:
+            cut = replace(cut, sweep=cut.sweep // 2)
+        else:
+            cut = replace(cut, batch=max(least_batch, cut.batch // 2))
     while not sizes.fits(cut) and asked.sweep_tokens is None and cut.sweep > cut.batch:
         cut = replace(cut, sweep=max(cut.batch, cut.sweep // 2))
     while not sizes.fits(cut) and asked.slots is None and cut.slots > 2:
