@@ -118,7 +118,7 @@ def test_hub_refuses_by_config_before_weights_come(tmp_path, monkeypatch):
         ({"model_type": "nonesuch", "auto_map": {"AutoConfig": "x.Y"}}, "--trust-remote-code"),
         ({"quantization_config": {"quant_method": "fp8"}}, "is stored in fp8, which is not read yet"),
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "is stored in awq, which is not read yet"),
-        ({"hidden_size": "wide"}, "is no valid config of a llama"),
+        ({"hidden_size": "wide"}, "got str (value: 'wide')"),
     ],
 )
 def test_configs_that_are_refused(changes, what, tmp_path):

@@ -218,6 +218,8 @@ def _pickles(directory: Path, example: Path) -> UserError:
 
 
 def _one_line(error: Exception) -> str:
-    """The first line that says something, without the exception's class."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines()]
-    return next((line for line in lines if line), type(error).__name__)
+    """The first line that says something, with the next where it ends in a colon, without the exception's class."""
+    lines = [told for line in str(error).splitlines() if (told := " ".join(line.split()))]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
