@@ -216,3 +216,9 @@ def test_the_demo_answers_a_chat():
             SamplingParams(max_tokens=12, temperature=0),
         )
     assert "Paris" in out.outputs[0].text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a gpu to give memory on")
+def test_memory_on_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="--gpu-memory is given, and there is no gpu here"):
+        LLM("no-such-model", gpu_memory="4GiB")

@@ -94,6 +94,8 @@ class LLM:
         self.last_run: dict[str, Any] = {}
         self._offload_root = offload_root(offload_dir)
         self._device: Device = open_device(device)
+        if gpu_memory is not None and self._device.compute_tier != "gpu":
+            raise UserError("--gpu-memory is given, and there is no gpu here: leave it out")
         self._clock = Clock(
             compute_lane="gpu-compute" if self._device.compute_tier == "gpu" else "cpu-compute",
             tracing=trace is not None,

@@ -50,3 +50,23 @@ def test_what_needs_no_model_loads_no_heavy_library(words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == ""
+
+
+def test_sigterm_leaves_by_the_ordinary_way_out():
+    code = """
+import os, signal, sys, time, typer
+from penstock import cli
+
+class Command:
+    def main(self, *args, **kwargs):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        finally:
+            print("tidied")
+
+typer.main.get_command = lambda app: Command()
+sys.exit(cli.main([]))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25)
+    assert (found.returncode, found.stdout) == (128 + 15, "tidied\n")

@@ -2,10 +2,13 @@
 
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments: those of the process if None. 2: a mistake that the person can mend, told in one line on stderr.
     """
     _settle_environment()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     command = typer.main.get_command(app)
     try:
         status = command.main(
@@ -70,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if status == INTERRUPTED:
         return _complain("stopped before the end; nothing is kept of this run", INTERRUPTED)
     return status or 0
+
+
+def _terminated(signal_number: int, frame: FrameType | None) -> NoReturn:
+    """Leave by the ordinary way out, which removes what a run keeps on disk; the status is what shells expect."""
+    raise SystemExit(128 + signal_number)
 
 
 def _usage(error: Exception) -> str:

@@ -72,7 +72,8 @@ def _table(run: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _sweeps(run: Mapping[str, Any]) -> str:
-    rows = f"{figures.speed(run['rows_mean'])} rows on average"
+    mean = figures.speed(run["rows_mean"])
+    rows = f"{mean} row{'' if mean == '1' else 's'} on average"
     return f"{run['sweeps']:,}, with {rows}" if run.get("sweeps") else rows
 
 
