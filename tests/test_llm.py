@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from tests.model.test_tokenizer import TEMPLATE, byte_tokenizer
 from tests.parity import families
 from transformers import AutoModelForCausalLM, LlamaConfig
