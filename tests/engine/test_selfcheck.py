@@ -9,7 +9,9 @@ import torch
 import transformers as hf
 
 from penstock.engine import masks, rotary, selfcheck
+from penstock.engine.anatomy import dissect
 from penstock.errors import UserError
+from penstock.model.skeleton import build_skeleton
 from penstock.model.source import Source
 
 WIDTHS: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "vocab_size": 300}
@@ -87,3 +89,12 @@ def test_a_broken_memory_is_made_again(tmp_path: Path, monkeypatch: pytest.Monke
     selfcheck.require_exact(asked, trust_remote_code=False, first=lambda: told.append(1))
     assert told == [1]
     assert "true" in kept.read_text()
+
+
+def test_a_config_that_a_skeleton_was_made_from_is_still_checked_against_transformers():
+    config = hf.Qwen3MoeConfig(
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=64, vocab_size=100, head_dim=16,
+        intermediate_size=128, moe_intermediate_size=32, num_experts=8, num_experts_per_tok=2,
+    )  # fmt: skip
+    dissect(build_skeleton(config, torch.float32), config)
+    assert selfcheck.check(source(config)).exact

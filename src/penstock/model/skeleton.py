@@ -1,5 +1,6 @@
 """The model's own code on the meta device: transformers' modules with no weights behind them."""
 
+import copy
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,9 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
 
     try:
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            # a copy: what is set on the skeleton's config must not reach other models made from it
+            own = copy.deepcopy(config)
+            model: Any = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=trust_remote_code)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{config.model_type} models cannot be built by this transformers: {reason}") from error
