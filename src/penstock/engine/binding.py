@@ -47,7 +47,8 @@ class Binding:
         groups: dict[int, tuple[int, int]] = {}
         for param in names.values():
             groups |= {page.index: (part.start, part.stop) for page, part in layout.where(param)}
-        use_groups(module, [ExpertGroup(page, *span, dict(names)) for page, span in sorted(groups.items())])
+        parts = [ExpertGroup(page, *span, dict(names)) for page, span in sorted(groups.items())]
+        use_groups(module, parts, self._widening)
 
     def _bind_leaf(self, module: nn.Module, attribute: str, page: int, key: tuple[str, int]) -> None:
         users = self._users.setdefault(page, [])

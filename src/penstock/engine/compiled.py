@@ -3,20 +3,24 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from hashlib import sha256
 from itertools import pairwise
+from pathlib import Path
 
 import numba
 
 from penstock.directories import cache_directory
 
+# numba looks at a kernel's own file to see whether what it kept is still true, not at the file that emits its vectors.
+_VECTORS = sha256(Path(__file__).with_name("vectors.py").read_bytes()).hexdigest()[:12]
 if not numba.config.CACHE_DIR:
-    numba.config.CACHE_DIR = str(cache_directory() / "numba")
+    numba.config.CACHE_DIR = str(cache_directory() / "numba" / _VECTORS)
 
 
 @cache
 def _threads(number: int) -> ThreadPoolExecutor:
     """Threads beside the calling one, which takes a part too."""
-    return ThreadPoolExecutor(number, "penstock-attention")
+    return ThreadPoolExecutor(number, "penstock-kernel")
 
 
 def in_threads(work: Callable[[int, int], None], cuts: Sequence[int]) -> None:

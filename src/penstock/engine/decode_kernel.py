@@ -6,11 +6,10 @@ Importing this module imports numba (about half a second); what it compiles is k
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import llvmlite.binding
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -21,121 +20,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from penstock.engine.compiled import in_threads
+from penstock.engine.vectors import LANES, STORED, WIDE, Emitter, Integer, element_bytes, pieces
 
-WIDE = "avx512f" in llvmlite.binding.get_host_cpu_features()
-LANES = 16 if WIDE else 8
 TILE = 4 if WIDE else 2  # keys, or vectors of values, worked on together: times 4 heads, what the registers hold
 HEADS = 4
 INLINE_BYTES = 1 << 19  # less KV than this is read before another thread has woken up
 UNSEEN = -1e30  # the highest score before any key: finite, so that differences with it stay numbers
 LOG2_E = math.log2(math.e)
-
-# Stored elements travel as integers of their size where numpy has no such type: uint16 holds bfloat16, int16 float16.
-STORED = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
-Integer = types.intp
-
-
-def _float(lanes: int) -> ir.Type:
-    return ir.FloatType() if lanes == 1 else ir.VectorType(ir.FloatType(), lanes)
-
-
-class _Emitter:
-    """Emits loads, stores and products of ``lanes`` floats at a time; one lane is a plain float (ends of odd sizes)."""
-
-    def __init__(self, builder: ir.IRBuilder, lanes: int) -> None:
-        self.builder = builder
-        self.lanes = lanes
-        self.float = _float(lanes)
-
-    def at(self, base: ir.Value, *terms: tuple[ir.Value | int, ir.Value | int]) -> ir.Value:
-        """``base`` plus the sum of index × stride, in bytes."""
-        for index, stride in terms:
-            index, stride = (ir.Constant(base.type, x) if isinstance(x, int) else x for x in (index, stride))
-            base = self.builder.add(base, self.builder.mul(index, stride))
-        return base
-
-    def load(self, address: ir.Value, kind: types.Type = types.float32) -> ir.Value:
-        """Floats from what is stored at an address."""
-        builder = self.builder
-        element = {types.float32: ir.FloatType(), types.uint16: ir.IntType(16), types.int16: ir.HalfType()}[kind]
-        stored = element if self.lanes == 1 else ir.VectorType(element, self.lanes)
-        value = builder.load(builder.inttoptr(address, stored.as_pointer()), typ=stored, align=element_bytes(kind))
-        if kind == types.float32:
-            return value
-        if kind == types.int16:
-            return builder.fpext(value, self.float)
-        words = ir.IntType(32) if self.lanes == 1 else ir.VectorType(ir.IntType(32), self.lanes)
-        shift = ir.Constant(words, 16 if self.lanes == 1 else [16] * self.lanes)
-        return builder.bitcast(builder.shl(builder.zext(value, words), shift), self.float)
-
-    def store(self, value: ir.Value, address: ir.Value) -> None:
-        """Floats to an address."""
-        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=4)
-
-    def prefetch(self, address: ir.Value) -> None:
-        """Begin to bring the cache line at an address into the second-level cache."""
-        place, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [place, flag, flag, flag])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        self.builder.call(function, [self.builder.inttoptr(address, place), flag(0), flag(2), flag(1)])
-
-    def spread(self, scalar: ir.Value) -> ir.Value:
-        """One float in all lanes."""
-        if self.lanes == 1:
-            return scalar
-        vector = self.builder.insert_element(ir.Constant(self.float, ir.Undefined), scalar, ir.IntType(32)(0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(vector, ir.Constant(self.float, ir.Undefined), zeros)
-
-    def add_product(self, total: ir.Value, a: ir.Value, b: ir.Value) -> None:
-        """``*total += a · b``."""
-        product = self.builder.fmul(a, b, flags=("contract",))
-        self.builder.store(self.builder.fadd(self.builder.load(total), product, flags=("contract",)), total)
-
-    def lane_sums(self, vectors: list[ir.Value]) -> ir.Value:
-        """A vector with the sum over the lanes of each of 1, 2 or 4 vectors: neighbours are added until one is left."""
-        count = len(vectors)
-        while len(vectors) > 1:
-            vectors = [self._neighbours(a, b, self.lanes) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-        [sums] = vectors
-        while sums.type.count > count:
-            sums = self._neighbours(sums, ir.Constant(sums.type, ir.Undefined), sums.type.count // 2)
-        return sums
-
-    def _neighbours(self, a: ir.Value, b: ir.Value, count: int) -> ir.Value:
-        """The first ``count`` sums of neighbours in a and b, end to end."""
-        index = ir.VectorType(ir.IntType(32), count)
-        even, odd = (
-            self.builder.shuffle_vector(a, b, ir.Constant(index, [2 * i + side for i in range(count)]))
-            for side in (0, 1)
-        )
-        return self.builder.fadd(even, odd)
-
-    def zero(self) -> ir.Value:
-        """A local sum that starts at 0."""
-        return self.local(ir.Constant(self.float, 0.0 if self.lanes == 1 else [0.0] * self.lanes))
-
-    def local(self, value: ir.Value) -> ir.Value:
-        """A local variable with a value; it ends up in a register."""
-        variable = cgutils.alloca_once(self.builder, self.float)
-        self.builder.store(value, variable)
-        return variable
-
-
-def element_bytes(kind: types.Type) -> int:
-    """Bytes of one stored element."""
-    return 4 if kind == types.float32 else 2
-
-
-def _pieces(builder: ir.IRBuilder, total: ir.Value, steps: tuple[int, ...]) -> Iterator[tuple[int, ir.Value]]:
-    """For each step size, from large to 1: the body of a loop over what the larger ones left, as (step, index)."""
-    start = ir.Constant(total.type, 0)
-    for step in steps:
-        size = ir.Constant(total.type, step)
-        stop = builder.sub(total, builder.srem(total, size))
-        with cgutils.for_range_slice(builder, start, stop, size, total.type) as (index, _):
-            yield step, index
-        start = stop
 
 
 @intrinsic
@@ -149,12 +40,12 @@ def score_tile(context, tile, stored, queries, keys, count, dim, scores, stride,
 
     def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         _, _, queries, keys, count, dim, scores, stride, ahead = arguments
-        wide, single = _Emitter(builder, LANES), _Emitter(builder, 1)
+        wide, single = Emitter(builder, LANES), Emitter(builder, 1)
         q_stride = single.at(ir.Constant(dim.type, 0), (dim, 4))
         k_stride = single.at(ir.Constant(dim.type, 0), (dim, element_bytes(kind)))
-        for step, key in _pieces(builder, count, (TILE, 1)):
+        for step, key in pieces(builder, count, (TILE, 1)):
             totals = [[wide.zero() for _ in range(step)] for _ in range(number)]
-            for _, d in _pieces(builder, dim, (LANES,)):
+            for _, d in pieces(builder, dim, (LANES,)):
                 row = single.at(keys, (key, k_stride), (d, element_bytes(kind)))
                 next_row = single.at(ahead, (key, k_stride), (d, element_bytes(kind)))
                 loaded = [wide.load(single.at(row, (t, k_stride)), kind) for t in range(step)]
@@ -191,10 +82,10 @@ def weigh_tile(context, tile, stored, weights, stride, values, count, dim, sums,
 
     def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         _, _, weights, stride, values, count, dim, sums, ahead = arguments
-        wide, single = _Emitter(builder, LANES), _Emitter(builder, 1)
+        wide, single = Emitter(builder, LANES), Emitter(builder, 1)
         s_stride = single.at(ir.Constant(dim.type, 0), (dim, 4))
         v_stride = single.at(ir.Constant(dim.type, 0), (dim, element_bytes(kind)))
-        for step, d in _pieces(builder, dim, (TILE * LANES, LANES, 1)):
+        for step, d in pieces(builder, dim, (TILE * LANES, LANES, 1)):
             emitter, width = (single, 1) if step == 1 else (wide, step // LANES)
             places = {
                 (h, w): single.at(sums, (h, s_stride), (d, 4), (w, 4 * LANES))
@@ -202,7 +93,7 @@ def weigh_tile(context, tile, stored, weights, stride, values, count, dim, sums,
                 for w in range(width)
             }
             totals = {at: emitter.local(emitter.load(place)) for at, place in places.items()}
-            for _, key in _pieces(builder, count, (1,)):
+            for _, key in pieces(builder, count, (1,)):
                 row = single.at(values, (key, v_stride), (d, element_bytes(kind)))
                 loaded = [emitter.load(single.at(row, (w, LANES * element_bytes(kind))), kind) for w in range(width)]
                 next_row = single.at(ahead, (key, v_stride), (d, element_bytes(kind)))

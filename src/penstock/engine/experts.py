@@ -3,7 +3,7 @@
 Registered with transformers' experts interface; a call asks for each group of experts that its tokens chose, in order.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from penstock.engine.call import current_call
+from penstock.engine.linear import Widening
 
 NAME = "penstock"
 
@@ -26,9 +27,10 @@ class ExpertGroup:
     params: Mapping[str, str]
 
 
-def use_groups(module: nn.Module, groups: Sequence[ExpertGroup]) -> None:
-    """Tell an experts module where its groups' pages are."""
-    module.penstock_groups = tuple(groups)  # type: ignore[assignment]  # a plain attribute, not a parameter
+def use_groups(module: nn.Module, groups: Sequence[ExpertGroup], widening: Widening) -> None:
+    """Tell an experts module where its groups' pages are, and what multiplies by their stored weights."""
+    module.penstock_groups = tuple(groups)  # type: ignore[assignment]  # plain attributes, not parameters
+    module.penstock_widening = widening  # type: ignore[assignment]
 
 
 def paged_experts(
@@ -46,7 +48,7 @@ def paged_experts(
         views = current_call().hold(group.page)
         stacked = {name: views[param, group.start] for name, param in group.params.items()}
         for expert in mine:
-            tensors = {name: stack[expert - group.start].to(hidden.dtype) for name, stack in stacked.items()}
+            tensors = {name: stack[expert - group.start] for name, stack in stacked.items()}
             small = {
                 n: p[expert]
                 for n, p in module._parameters.items()
@@ -60,16 +62,17 @@ def paged_experts(
 
 def _expert(module: Any, x: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """One expert on its tokens, by the flags that transformers' decorator left on the module."""
-    product: Callable[[torch.Tensor, str], torch.Tensor] = (
-        (lambda x, name: x @ tensors[name]) if module.is_transposed else (lambda x, name: x @ tensors[name].T)
-    )
+
+    widening: Widening = module.penstock_widening
+
+    def product(x: torch.Tensor, name: str) -> torch.Tensor:
+        weight = tensors[name]
+        y = x @ weight.to(x.dtype) if module.is_transposed else widening.linear(x, weight, None)
+        return y + tensors[name + "_bias"].to(x.dtype) if module.has_bias else y
+
     up = "gate_up_proj" if module.has_gate else "up_proj"
     y = product(x, up)
-    if module.has_bias:
-        y = y + tensors[up + "_bias"]
     y = product(module._apply_gate(y) if module.has_gate else module.act_fn(y), "down_proj")
-    if module.has_bias:
-        y = y + tensors["down_proj_bias"]
     return module.post_expert_norm(y) if module.has_post_expert_norm else y
 
 

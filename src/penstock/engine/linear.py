@@ -2,42 +2,64 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from penstock.engine.call import current_call
 
-_PANEL_BYTES = 12 << 20  # of widened weights at a time: still in cache at the product
+if TYPE_CHECKING:
+    from penstock.engine.product_kernel import Multiplier
+
+_PANEL_BYTES = 12 << 20  # of widened weights or packed activations at a time: still in cache at the product
 
 
 class Widening:
-    """Products with weights stored in another dtype than they are computed in; holds the one panel it widens into."""
+    """Products with weights stored in another dtype than they are computed in; holds the one scratch for all of them.
+
+    On the CPU a compiled kernel widens while it multiplies and the scratch holds its activations; what the kernel does
+    not take is widened into the scratch, panel by panel.
+    """
 
     def __init__(self, compute: torch.dtype, device: torch.device) -> None:
         self._panel = torch.empty(_PANEL_BYTES // compute.itemsize, dtype=compute, device=device)
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x (…, in) times weight (out, in) in x's dtype, whatever dtype the weight is stored in; exact widening.
+    @cached_property
+    def _multiplier(self) -> "Multiplier | None":
+        if self._panel.device.type != "cpu" or self._panel.dtype != torch.float32:
+            return None
+        from penstock.engine.product_kernel import Multiplier  # imports numba: only where it is needed
 
-        Panels of rows are widened into one scratch that the product then reads from cache.
-        """
+        return Multiplier(self._panel)
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x (…, in) times weight (out, in) in x's dtype, whatever dtype the weight is stored in; exact widening."""
         if weight.dtype == x.dtype:
             return nn.functional.linear(x.contiguous(), weight, bias)
         out_features, in_features = weight.shape
         flat = x.reshape(-1, in_features).contiguous()
         out = x.new_empty((len(flat), out_features))
+        if self._multiplier is not None and self._multiplier.takes(flat, weight):
+            self._multiplier.multiply(flat, weight, out)
+        else:
+            self._by_panels(flat, weight, out)
+        if bias is not None:
+            out += bias
+        return out.view(*x.shape[:-1], out_features)
+
+    def _by_panels(self, flat: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+        """The product by rows of weights that are widened into the scratch, and read by the product from cache."""
+        out_features, in_features = weight.shape
         rows = max(1, min(out_features, self._panel.numel() // in_features))
-        scratch = self._panel if in_features <= self._panel.numel() else x.new_empty(in_features)
+        scratch = self._panel if in_features <= self._panel.numel() else flat.new_empty(in_features)
         scratch = scratch[: rows * in_features].view(rows, in_features)
         for first in range(0, out_features, rows):
             stop = min(first + rows, out_features)
             panel = scratch[: stop - first]
             panel.copy_(weight[first:stop])
             torch.mm(flat, panel.T, out=out[:, first:stop])
-        if bias is not None:
-            out += bias
-        return out.view(*x.shape[:-1], out_features)
 
 
 @dataclass(frozen=True, slots=True)

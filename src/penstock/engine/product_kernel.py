@@ -1,0 +1,252 @@
+"""Products of float32 activations with 16-bit weights on the CPU, widened inside the kernel.
+
+A tile of rows of weights times tokens is held in registers; the rows are widened just before, into the nearest cache.
+So widening costs what the packing of any matrix product costs, and the weights are read from memory at half the bytes.
+The order is that of Goto and van de Geijn (Anatomy of high-performance matrix multiplication, 2008): tokens are packed
+once per call, a panel of weights per tile, and sums over a depth of DEPTH are added to the result.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from penstock.engine.compiled import in_threads
+from penstock.engine.vectors import LANES, STORED, WIDE, Emitter, Integer, element_bytes, pieces
+
+ROWS = 14 if WIDE else 6  # of weights in a tile: times 2 vectors of tokens, what the registers hold
+TILE_TOKENS = 2 * LANES
+DEPTH = 384  # elements of a row of weights that are widened, and multiplied, at a time
+BAND = 8 * ROWS  # rows of weights whose results stay in cache until they are whole
+CHUNK = 256  # tokens multiplied by a widened panel; more would not stay in cache
+PANEL_STRIDE = 4 * (DEPTH + 16)  # bytes from row to row: not a power of two, so rows do not share cache sets
+BAND_STRIDE = 4 * (CHUNK + 16)
+FEWEST = 4  # tokens: for fewer, widening first and one product of a vector is faster
+AHEAD = 2  # rows of weights prefetched during a tile
+LINE = 64  # bytes of a cache line, to which vectors are aligned
+
+
+@intrinsic
+def multiply_tile(context, rows, vectors, panel, tokens, depth, band, ahead, stride):  # type: ignore[no-untyped-def]
+    """Add to ``band`` (rows, tokens) the product of ``panel`` (rows, depth) and packed ``tokens`` (depth, TILE_TOKENS).
+
+    As many rows and vectors of tokens as the two tuples are long; then addresses of float32. AHEAD rows of 16-bit
+    weights, ``stride`` bytes apart, are prefetched at the pace of the products: in bursts they would hold these up.
+    """
+    numbers = range(rows.count), range(vectors.count)
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        _, _, panel, tokens, depth, band, ahead, stride = arguments
+        wide, single = Emitter(builder, LANES), Emitter(builder, 1)
+        totals = [[wide.zero() for _ in numbers[1]] for _ in numbers[0]]
+        with cgutils.for_range(builder, depth) as loop:
+            column = single.at(tokens, (loop.index, 4 * TILE_TOKENS))
+            loaded = [wide.load(single.at(column, (v, 4 * LANES))) for v in numbers[1]]
+            for r in range(AHEAD):
+                single.prefetch(single.at(ahead, (loop.index, 2), (r, stride)))
+            for r in numbers[0]:
+                weight = wide.spread(single.load(single.at(panel, (loop.index, 4), (r, PANEL_STRIDE))))
+                for v in numbers[1]:
+                    wide.add_product(totals[r][v], weight, loaded[v])
+        for r in numbers[0]:
+            for v in numbers[1]:
+                place = single.at(band, (r, BAND_STRIDE), (v, 4 * LANES))
+                wide.store(builder.fadd(wide.load(place), builder.load(totals[r][v])), place)
+        return context.get_dummy_value()
+
+    return types.void(rows, vectors, *[Integer] * 6), emit
+
+
+@intrinsic
+def widen(context, stored, source, count, target):  # type: ignore[no-untyped-def]
+    """Write ``count`` elements of the kind of ``stored`` as float32; addresses."""
+    kind = stored.dtype
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        _, source, count, target = arguments
+        wide, single = Emitter(builder, LANES), Emitter(builder, 1)
+        for step, k in pieces(builder, count, (LANES, 1)):
+            emitter = single if step == 1 else wide
+            value = emitter.load(single.at(source, (k, element_bytes(kind))), kind)
+            emitter.store(value, single.at(target, (k, 4)))
+        return context.get_dummy_value()
+
+    return types.void(stored, *[Integer] * 3), emit
+
+
+@intrinsic
+def transpose_square(context, source, source_stride, target, target_stride):  # type: ignore[no-untyped-def]
+    """Write a square of LANES × LANES floats with rows made columns; addresses, and bytes from row to row."""
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        source, source_stride, target, target_stride = arguments
+        wide = Emitter(builder, LANES)
+        rows = [wide.load(wide.at(source, (row, source_stride))) for row in range(LANES)]
+        for row, value in enumerate(wide.transposed(rows)):
+            wide.store(value, wide.at(target, (row, target_stride)))
+        return context.get_dummy_value()
+
+    return types.void(*[Integer] * 4), emit
+
+
+@intrinsic
+def prefetch(context, address):  # type: ignore[no-untyped-def]
+    """Begin to bring the cache line at an address into the second-level cache."""
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        Emitter(builder, 1).prefetch(arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(Integer), emit
+
+
+def _pack(x, packed, start, stop):  # type: ignore[no-untyped-def]
+    """Tiles start ≤ b < stop of x (T, in) to packed (tiles, in, TILE_TOKENS), tokens past the last as zeros."""
+    tokens, depth = x.shape
+    whole = depth // LANES * LANES
+    x_at, packed_at, stride = x.ctypes.data, packed.ctypes.data, x.strides[0]
+    for b in range(start, stop):
+        for first in range(b * TILE_TOKENS, (b + 1) * TILE_TOKENS, LANES):
+            place = packed_at + 4 * (b * depth * TILE_TOKENS + first - b * TILE_TOKENS)
+            done = 0
+            if first + LANES <= tokens:
+                for k in range(0, whole, LANES):
+                    source, target = x_at + first * stride + 4 * k, place + 4 * k * TILE_TOKENS
+                    transpose_square(source, stride, target, 4 * TILE_TOKENS)
+                done = whole
+            for k in range(done, depth):
+                for t in range(first, first + LANES):
+                    packed[b, k, t - b * TILE_TOKENS] = x[t, k] if t < tokens else np.float32(0.0)
+
+
+def _multiply(rows, two, one, packed, weight, out, panel, band, start, stop):  # type: ignore[no-untyped-def]
+    """The product of packed tokens with the rows start ≤ n < stop of weight, written to those columns of out (T, n).
+
+    panel (ROWS, PANEL_STRIDE) and band (BAND, BAND_STRIDE) are scratch, aligned as packed is.
+    """
+    tiles, in_features = packed.shape[:2]
+    tokens = out.shape[0]
+    size, stride = weight.itemsize, weight.strides[0]
+    weight_at, packed_at, out_at = weight.ctypes.data, packed.ctypes.data, out.ctypes.data
+    panel_at, band_at = panel.ctypes.data, band.ctypes.data
+    for first in range(start, stop, BAND):
+        last = min(first + BAND, stop)
+        band[:] = np.float32(0.0)
+        for k in range(0, in_features, DEPTH):
+            depth = min(DEPTH, in_features - k)
+            lines = (depth * size + LINE - 1) // LINE
+            for n in range(first, last, ROWS):
+                for r in range(min(ROWS, last - n)):
+                    widen(weight, weight_at + (n + r) * stride + k * size, depth, panel_at + r * PANEL_STRIDE)
+                # the next panel's weights come while this one is multiplied
+                ahead, ahead_k = (n + ROWS, k) if n + ROWS < last else (first, k + DEPTH)
+                if ahead_k >= in_features:
+                    ahead, ahead_k = last, 0
+                wanted = max(0, min(ROWS, stop - ahead))
+                ahead_at = weight_at + ahead * stride + ahead_k * size
+                for r in range(AHEAD * tiles, wanted):
+                    for line in range(lines):
+                        prefetch(ahead_at + r * stride + line * LINE)
+                for b in range(tiles):
+                    rows_at = ahead_at + min(AHEAD * b, max(0, wanted - AHEAD)) * stride
+                    tile = packed_at + 4 * (b * in_features + k) * TILE_TOKENS
+                    place = band_at + (n - first) * BAND_STRIDE + 4 * b * TILE_TOKENS
+                    if tokens - b * TILE_TOKENS > LANES:
+                        multiply_tile(rows, two, panel_at, tile, depth, place, rows_at, stride)
+                    else:
+                        multiply_tile(rows, one, panel_at, tile, depth, place, rows_at, stride)
+        for n in range(first, last, LANES):
+            for t in range(0, tokens, LANES):
+                if n + LANES <= last and t + LANES <= tokens:
+                    source = band_at + (n - first) * BAND_STRIDE + 4 * t
+                    transpose_square(source, BAND_STRIDE, out_at + t * out.strides[0] + 4 * n, out.strides[0])
+                else:
+                    for token in range(t, min(t + LANES, tokens)):
+                        for row in range(n, min(n + LANES, last)):
+                            out[token, row] = band[row - first, token]
+
+
+@cache
+def _compiled_pack() -> Callable[..., None]:
+    signature = types.void(
+        types.Array(types.float32, 2, "A"), types.Array(types.float32, 3, "C"), types.intp, types.intp
+    )
+    compiled: Callable[..., None] = numba.njit(signature, nogil=True, cache=True)(_pack)
+    return compiled
+
+
+@cache
+def _compiled_multiply(stored: str) -> Callable[..., None]:
+    """The kernel for a kind of stored weight: compiled now (seconds) or read from the disk."""
+    scratch = types.Array(types.float32, 2, "C")
+    signature = types.void(
+        *(types.UniTuple(types.int64, number) for number in (ROWS, 2, 1)),
+        types.Array(types.float32, 3, "C"),
+        types.Array(getattr(types, stored), 2, "A"),
+        types.Array(types.float32, 2, "A"),
+        *(scratch, scratch, types.intp, types.intp),
+    )
+    compiled: Callable[..., None] = numba.njit(signature, nogil=True, cache=True)(_multiply)
+    return compiled
+
+
+class Multiplier:
+    """Products of float32 activations with 16-bit weights; ``packed``, one long float32 tensor, is their scratch."""
+
+    def __init__(self, packed: torch.Tensor) -> None:
+        self._packed = packed.numpy()
+        self._scratch: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = []  # of each thread
+
+    def takes(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whether there is compiled code for x (T, in), weight (out, in), and it is worth its start."""
+        narrow = weight.dtype in (torch.bfloat16, torch.float16) and weight.stride(1) == 1
+        fits = 0 < weight.shape[1] * TILE_TOKENS <= self._packed.size
+        return narrow and fits and x.dtype == torch.float32 and x.device.type == "cpu" and len(x) >= FEWEST
+
+    def multiply(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+        """Write x (T, in) times weight (out, in) to out (T, out), float32; the last dimensions are contiguous."""
+        chunk = min(CHUNK, self._packed.size // (weight.shape[1] * TILE_TOKENS) * TILE_TOKENS)
+        stored = STORED[weight.dtype]
+        kernel = _compiled_multiply(str(stored).removeprefix("torch."))
+        weights = weight.view(stored).numpy()
+        for first in range(0, len(x), chunk):
+            packed = self._pack(x[first : first + chunk].numpy())
+            self._multiply(kernel, packed, weights, out[first : first + chunk].numpy())
+
+    def _pack(self, tokens: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        tiles = -(-len(tokens) // TILE_TOKENS)
+        shape = tiles, tokens.shape[1], TILE_TOKENS
+        packed = self._packed[: tiles * tokens.shape[1] * TILE_TOKENS].reshape(shape)
+        parts = min(tiles, torch.get_num_threads())
+        pack = _compiled_pack()
+        in_threads(
+            lambda start, stop: pack(tokens, packed, start, stop), [tiles * p // parts for p in range(parts + 1)]
+        )
+        return packed
+
+    def _multiply(self, kernel: Callable[..., None], packed: Any, weights: Any, out: Any) -> None:
+        panels = -(-len(weights) // ROWS)
+        parts = min(panels, torch.get_num_threads())
+        cuts = [min(panels * p // parts * ROWS, len(weights)) for p in range(parts + 1)]
+        while len(self._scratch) < parts:
+            self._scratch.append((_aligned(ROWS, PANEL_STRIDE // 4), _aligned(BAND, BAND_STRIDE // 4)))
+        registers = (0,) * ROWS, (0,) * 2, (0,)
+
+        def work(start: int, stop: int) -> None:
+            kernel(*registers, packed, weights, out, *self._scratch[cuts.index(start)], start, stop)
+
+        in_threads(work, cuts)
+
+
+def _aligned(rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """Zeros that begin at a cache line, as torch's memory does: vectors across two lines would take twice the loads."""
+    room = np.zeros(rows * columns + LINE // 4, np.float32)
+    skipped = -room.ctypes.data % LINE // 4
+    return room[skipped : skipped + rows * columns].reshape(rows, columns)
