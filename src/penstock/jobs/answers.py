@@ -1,0 +1,178 @@
+"""The answers that a file holds already: what is done, what is torn, what is to run again."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from penstock.errors import UserError
+from penstock.jobs.errors import JobStopped, one_line
+from penstock.jobs.identity import DUPLICATE, ID_HEX, ID_PREFIX, key_of_custom_id, key_of_line
+from penstock.jobs.index import Index
+
+_BEGIN = b'{"id": "' + ID_PREFIX.encode()
+_ID = re.compile(ID_PREFIX + f"[0-9a-f]{{{ID_HEX}}}")
+_SHORTENED = (1 << 62) - 1  # the bits of an id that are kept: enough to tell a changed request
+_WAYS_OUT = "or use another -o, or --overwrite"
+
+
+class Done:
+    """What an output file holds, by key; 36 to 72 bytes a line.
+
+    answered, errors: lines with an answer and error lines. whole_bytes: of the file, up to where it is whole;
+    torn_bytes: what follows there.
+    """
+
+    def __init__(self) -> None:
+        self.answered = self.errors = 0
+        self.whole_bytes = self.torn_bytes = 0
+        self._marks = Index()  # an id's bits, then 1 for an error line, then 1, since 0 is absent
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._marks.get(key) != 0
+
+    def is_error(self, key: bytes) -> bool:
+        """Whether the key's line is an error line."""
+        return self._marks.get(key) & 2 != 0
+
+    def matches(self, key: bytes, id: str) -> bool:
+        """Whether the key's line has this id."""
+        return self._marks.get(key) >> 2 == _shortened(id)
+
+    def add(self, key: bytes, id: str, is_error: bool) -> bool:
+        """Count a line in; False, and nothing is changed, where the key has one."""
+        if not self._marks.add(key, _shortened(id) << 2 | is_error << 1 | 1):
+            return False
+        self.errors += is_error
+        self.answered += not is_error
+        return True
+
+
+def scan(path: str | os.PathLike[str]) -> Done:
+    """What an output file holds; nothing where there is no file. Nothing is changed: see ``repair``.
+
+    A torn last line is left out. UserError names a line before it that is damaged, a line that is not an answer, and
+    one that answers what another has answered.
+    """
+    done, name = Done(), Path(path).name
+    if not os.path.lexists(path):
+        return done
+    with _opened(path) as file:
+        size, place = os.fstat(file.fileno()).st_size, 0
+        for number, line in enumerate(file, start=1):
+            start, place = place, place + len(line)
+            last = place >= size
+            if last and not line.endswith(b"\n") and _ours(line):
+                done.torn_bytes = len(line)
+                break
+            done.whole_bytes = place
+            if line.isspace():
+                continue
+            try:
+                key, id, is_error = _read(line)
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if last and isinstance(error, json.JSONDecodeError | UnicodeDecodeError) and _ours(line):
+                    done.whole_bytes, done.torn_bytes = start, len(line)
+                    break
+                what = f"line {number:,} of {name}"
+                if not _ours(line):
+                    raise UserError(
+                        f"{what} is not an answer that penstock wrote: use another -o, or --overwrite"
+                    ) from error
+                raise UserError(f"{what} is damaged ({one_line(str(error), 80)}): delete it, {_WAYS_OUT}") from error
+            if not done.add(key, id, is_error):
+                what = one_line(str(json.loads(line)["custom_id"]), 80)
+                raise UserError(f"line {number:,} of {name} answers {what} again: delete one of the two, {_WAYS_OUT}")
+    return done
+
+
+def repair(path: str | os.PathLike[str], done: Done) -> int:
+    """Cut a torn last line off; returns its bytes. done: of a scan since the file was written to."""
+    if done.torn_bytes:
+        with open(path, "r+b") as file:
+            file.truncate(done.whole_bytes)
+            os.fsync(file.fileno())
+    return done.torn_bytes
+
+
+def drop_errors(path: str | os.PathLike[str], done: Done) -> int:
+    """Take the error lines out, all or none of them, so that they run again; returns how many.
+
+    The file is replaced by a copy without them (and without a torn last line): scan it again afterwards. JobStopped
+    where there is no room for the copy; the file is as it was then.
+    """
+    if not done.errors:
+        return 0
+    target = Path(os.path.realpath(path))
+    copy: Path | None = None
+    try:
+        descriptor, copied = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".retry", dir=target.parent)
+        copy = Path(copied)
+        with open(descriptor, "wb") as file, open(target, "rb") as whole:
+            shutil.copymode(target, copy)
+            file.writelines(line for line in _lines(whole, done.whole_bytes) if not _read(line)[2])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(copy, target)
+        copy = None
+        sync_directory(target.parent)
+    except OSError as error:
+        raise JobStopped(
+            f"{target.name} cannot be written again without its error lines ({error.strerror}): make room for a copy of"
+            f" it, {done.whole_bytes:,} bytes, and start the same command again"
+        ) from error
+    finally:
+        if copy is not None:
+            copy.unlink(missing_ok=True)
+    return done.errors
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): use another -o") from error
+
+
+def _read(line: bytes) -> tuple[bytes, str, bool]:
+    """Key, id and whether it is an error, of a line of the output."""
+    record = json.loads(line.decode())
+    id, custom_id, number, error = (record[field] for field in ("id", "custom_id", "line", "error"))
+    if not _ID.fullmatch(id) or not isinstance(custom_id, str) or not isinstance(number, int):
+        raise ValueError("its id, custom_id or line is not one of penstock's")
+    by_line = record.get("implicit_id") is True or (error is not None and error["code"] == DUPLICATE)
+    return key_of_line(number) if by_line else key_of_custom_id(custom_id), id, error is not None
+
+
+def _ours(line: bytes) -> bool:
+    """Whether a line begins as the output's do; zeros are what a power failure leaves of what was not yet on disk."""
+    return line.startswith(_BEGIN) or _BEGIN.startswith(line) or not line.strip(b"\0\n")
+
+
+def _shortened(id: str) -> int:
+    return int(id.removeprefix(ID_PREFIX), 16) & _SHORTENED
+
+
+def _lines(file: BinaryIO, nbytes: int) -> Iterator[bytes]:
+    """Lines up to a place in the file, blank ones left out."""
+    place = 0
+    while place < nbytes and (line := file.readline()):
+        place += len(line)
+        if not line.isspace():
+            yield line

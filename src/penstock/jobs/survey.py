@@ -1,0 +1,121 @@
+"""One pass over the input before anything runs: what is to go, what was changed, how much it is."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from penstock.errors import UserError
+from penstock.jobs.answers import Done
+from penstock.jobs.errors import one_line
+from penstock.jobs.identity import DUPLICATE, answer_id, as_duplicate, identity, key
+from penstock.jobs.index import Index
+from penstock.jobs.lines import Line, read_lines
+from penstock.jobs.request import Parsed, Prompt, parse
+
+_TOKEN_BYTES = 4  # that a token id stands for
+
+
+@dataclass(slots=True)
+class Survey:
+    """What the input holds: lines is done + to_go + faults + duplicates.
+
+    done: lines with an answer or error line. to_go: requests to run. faults, duplicates: lines without an error line
+    yet. strangers: answers in the output of which the input has no line. changed: the first identity whose request is
+    another one than was answered, or None; changed_error: whether that answer is an error line. prompt_bytes,
+    longest_prompt_bytes: of the prompts to go, in UTF-8, a token id counting 4. max_tokens: summed over the requests to
+    go that say it, longest_max_tokens the largest, unsaid the number of those that do not. owners: first line number by
+    key of custom_id.
+    """
+
+    lines: int = 0
+    done: int = 0
+    to_go: int = 0
+    faults: int = 0
+    duplicates: int = 0
+    strangers: int = 0
+    changed: str | None = None
+    changed_error: bool = False
+    prompt_bytes: int = 0
+    longest_prompt_bytes: int = 0
+    max_tokens: int = 0
+    longest_max_tokens: int = 0
+    unsaid: int = 0
+    owners: Index = field(default_factory=Index, repr=False)
+
+    def check_unchanged(self, out: str | os.PathLike[str]) -> None:
+        """Raise UserError where a request is another one than was answered, naming it and the ways out."""
+        if self.changed is None:
+            return
+        name, retry = Path(out).name, ", or --retry-errors" if self.changed_error else ""
+        raise UserError(
+            f"{one_line(self.changed, 80)} is answered in {name}, but its request or the job's settings changed since."
+            f" Use another -o, or --overwrite{retry}."
+        )
+
+    def parse(self, line: Line) -> Parsed:
+        """What a line asks for; it is a duplicate where an earlier one owns its custom_id."""
+        parsed = parse(line)
+        if parsed.custom_id is None:
+            return parsed
+        first = self.owners.get(key(parsed))
+        return as_duplicate(parsed, first) if 0 < first < parsed.number else parsed
+
+    def _look(self, line: Line, fingerprint: str, done: Done) -> None:
+        self.lines += 1
+        parsed = parse(line)
+        digest = key(parsed)
+        if parsed.custom_id is not None and not self.owners.add(digest, line.number):
+            parsed = as_duplicate(parsed, self.owners.get(digest))
+            digest = key(parsed)
+        if digest in done:
+            self.done += 1
+            if self.changed is None and not done.matches(digest, answer_id(fingerprint, parsed)):
+                self.changed, self.changed_error = identity(parsed), done.is_error(digest)
+        elif parsed.fault is None:
+            self._count(parsed)
+        elif parsed.code == DUPLICATE:
+            self.duplicates += 1
+        else:
+            self.faults += 1
+
+    def _count(self, parsed: Parsed) -> None:
+        self.to_go += 1
+        nbytes, tokens = prompt_bytes(parsed.prompt), parsed.params.max_tokens
+        self.prompt_bytes += nbytes
+        self.longest_prompt_bytes = max(self.longest_prompt_bytes, nbytes)
+        self.unsaid += tokens is None
+        self.max_tokens += tokens or 0
+        self.longest_max_tokens = max(self.longest_max_tokens, tokens or 0)
+
+
+def survey(path: str | os.PathLike[str], fingerprint: str, done: Done) -> Survey:
+    """Read the input once, against what is done; memory is the index of custom_ids. UserError as of ``read_lines``."""
+    found = Survey()
+    for line in read_lines(path):
+        found._look(line, fingerprint, done)
+    found.strangers = len(done) - found.done
+    return found
+
+
+def lines_to_go(path: str | os.PathLike[str], surveyed: Survey, done: Done) -> Iterator[Parsed]:
+    """The lines without an answer, in order, as they are read; those with a fault need their error line only."""
+    for line in read_lines(path):
+        parsed = surveyed.parse(line)
+        if key(parsed) not in done:
+            yield parsed
+
+
+def prompt_bytes(prompt: Prompt) -> int:
+    """About how long a prompt is: its texts in UTF-8, a token id counting 4."""
+    if "prompt" in prompt:
+        return len(prompt["prompt"].encode())
+    if "messages" in prompt:
+        return sum(_content_bytes(message["content"]) for message in prompt["messages"])
+    return _TOKEN_BYTES * len(prompt.get("prompt_token_ids", ()))
+
+
+def _content_bytes(content: object) -> int:
+    if isinstance(content, str):
+        return len(content.encode())
+    return sum(len(part["text"].encode()) for part in content) if isinstance(content, list) else 0

@@ -1,0 +1,118 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.errors import UserError
+from penstock.jobs.answers import Done, scan
+from penstock.jobs.identity import answer_id, identity
+from penstock.jobs.lines import Line
+from penstock.jobs.records import answer_record, encode, fault_record
+from penstock.jobs.request import Parsed
+from penstock.jobs.survey import Survey, lines_to_go, survey
+from penstock.outputs import CompletionOutput, RequestOutput
+
+OUTPUT = RequestOutput("0", None, [1], [CompletionOutput(0, "b", [2], "stop")])
+REQUESTS: list[Any] = [
+    {"prompt": "é", "custom_id": "a", "max_tokens": 5},
+    {"messages": [{"role": "user", "content": "12345"}, {"role": "user", "content": [{"type": "text", "text": "67"}]}]},
+    {"prompt": "other", "custom_id": "a"},
+    {"prompt": 5, "custom_id": "b"},
+    {"prompt": "fine", "custom_id": "b"},
+    {"prompt_token_ids": [1, 2, 3], "max_tokens": 7},
+    "not a request",
+]
+
+
+def written(path: Path, requests: list[Any]) -> Path:
+    path.write_text("\n\n".join(json.dumps(request) for request in requests))
+    return path
+
+
+def answered(path: Path, parsed: list[Parsed]) -> Done:
+    """What is done once these lines were answered."""
+    with path.open("ab") as file:
+        for one in parsed:
+            id = answer_id("model", one)
+            file.write(encode(answer_record(one, id, OUTPUT, "m", 0) if one.fault is None else fault_record(one, id)))
+    return scan(path)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return written(tmp_path / "in.jsonl", REQUESTS)
+
+
+def test_a_new_job(source: Path) -> None:
+    found = survey(source, "model", Done())
+    assert (found.lines, found.done, found.to_go, found.faults, found.duplicates) == (7, 0, 3, 2, 2)
+    assert (found.prompt_bytes, found.longest_prompt_bytes) == (2 + 7 + 12, 12)
+    assert (found.max_tokens, found.longest_max_tokens, found.unsaid) == (12, 7, 1)
+    assert (found.changed, found.strangers) == (None, 0)
+
+
+def test_what_is_to_go_is_every_line_until_it_is_done(source: Path, tmp_path: Path) -> None:
+    out, done = tmp_path / "out.jsonl", Done()
+    for count in range(1, 8):
+        found = survey(source, "model", done)
+        found.check_unchanged(out)
+        assert found.lines == 7 == found.done + found.to_go + found.faults + found.duplicates
+        left = list(lines_to_go(source, found, done))
+        assert found.done == 7 - len(left) == count - 1
+        assert found.to_go == sum(parsed.fault is None for parsed in left)
+        done = answered(out, left[-1:] if count % 2 else left[:1])
+    assert survey(source, "model", done).done == 7
+    assert len({json.loads(line)["id"] for line in out.read_text().splitlines()}) == 7
+
+
+def test_the_first_line_with_a_custom_id_owns_it_though_it_has_a_fault(source: Path) -> None:
+    left = list(lines_to_go(source, survey(source, "model", Done()), Done()))
+    assert [(identity(parsed), parsed.code) for parsed in left] == [
+        ("a", None),
+        ("line-3", None),
+        ("a", "duplicate"),
+        ("b", "invalid_request"),
+        ("b", "duplicate"),
+        ("line-11", None),
+        ("line-13", "invalid_json"),
+    ]
+    assert left[4].fault == 'custom_id "b" is that of line 7 already: give each line its own'
+
+
+def test_duplicates_are_never_compared_with_the_first(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    left = list(lines_to_go(source, survey(source, "model", Done()), Done()))
+    found = survey(source, "model", answered(out, left[:1]))
+    assert (found.changed, found.done, found.duplicates) == (None, 1, 2)
+
+
+@pytest.mark.parametrize(("changed", "name", "retry"), [(0, "a", False), (1, "line-3", False), (3, "b", True)])
+def test_a_request_that_changed_is_named(source: Path, tmp_path: Path, changed: int, name: str, retry: bool) -> None:
+    out = tmp_path / "out.jsonl"
+    done = answered(out, list(lines_to_go(source, survey(source, "model", Done()), Done())))
+    requests = [*REQUESTS]
+    requests[changed] = {**requests[changed], "prompt": "new", "messages": None}
+    found = survey(written(source, requests), "model", done)
+    assert (found.changed, found.changed_error) == (name, retry)
+    with pytest.raises(
+        UserError, match=f"^{name} is answered in out.jsonl, but .* Use another -o, or --overwrite"
+    ) as said:
+        found.check_unchanged(out)
+    assert ("--retry-errors" in str(said.value)) == retry
+
+
+def test_another_model_changes_every_request(source: Path, tmp_path: Path) -> None:
+    done = answered(tmp_path / "out.jsonl", list(lines_to_go(source, survey(source, "model", Done()), Done())))
+    assert survey(source, "other", done).changed == "a"
+
+
+def test_answers_without_a_line_are_counted(source: Path, tmp_path: Path) -> None:
+    done = answered(tmp_path / "out.jsonl", list(lines_to_go(source, survey(source, "model", Done()), Done())))
+    found = survey(written(source, REQUESTS[:2]), "model", done)
+    assert (found.done, found.strangers, found.changed) == (2, 5, None)
+
+
+def test_a_line_that_the_survey_has_not_seen_owns_its_name() -> None:
+    parsed = Survey().parse(Line(3, b'{"prompt": "a", "custom_id": "a"}'))
+    assert (parsed.custom_id, parsed.fault) == ("a", None)
