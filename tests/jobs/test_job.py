@@ -27,14 +27,32 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "answers.jsonl"
 
 
+def begin(out: Path) -> None:
+    """A job with an answer."""
+    JobFile.open(out, SETTINGS).close()
+    out.write_text("an answer\n")
+
+
 def test_settings_are_stored_once_and_read_again(out: Path) -> None:
     with JobFile.open(out, SETTINGS) as job:
         assert job.stored == SETTINGS
+    out.write_text("an answer\n")
     with JobFile.open(out, {"model": "other"}) as job:
         assert job.stored == SETTINGS
     with JobFile.open(out) as job:
         assert job.stored == SETTINGS
-    assert not out.exists()
+    assert out.read_text() == "an answer\n"
+
+
+def test_a_job_without_an_answer_begins_anew(out: Path) -> None:
+    begin(out)
+    for empty in (lambda: out.write_text(""), out.unlink):
+        empty()
+        with JobFile.open(out) as job:
+            assert job.stored is None
+            assert status(out)["settings"] == SETTINGS
+    with JobFile.open(out, {"model": "new"}) as job:
+        assert job.stored == status(out)["settings"] == {"model": "new"}
 
 
 def test_a_job_that_never_began_leaves_nothing(out: Path) -> None:
@@ -51,11 +69,10 @@ def test_settings_may_come_after_the_lock(out: Path) -> None:
 
 
 def test_overwriting_waits_until_the_new_job_begins(out: Path) -> None:
-    JobFile.open(out, SETTINGS).close()
-    out.write_text("answers\n")
+    begin(out)
     with JobFile.open(out, overwrite=True) as job:
         assert job.stored is None
-    assert (out.read_text(), status(out)["settings"]) == ("answers\n", SETTINGS)
+    assert (out.read_text(), status(out)["settings"]) == ("an answer\n", SETTINGS)
     with JobFile.open(out, {"model": "new"}, overwrite=True) as job:
         job.save_progress({"answered": 1})
     assert (out.read_text(), status(out)["settings"]) == ("", {"model": "new"})
@@ -83,6 +100,7 @@ def test_a_second_process_is_refused_until_the_first_ends(out: Path, state: str)
         holder.kill()
         holder.communicate()
     assert (status(out)["pid"], status(out)["eta_s"]) == (None, None)
+    out.write_text("an answer\n")
     with JobFile.open(out, SETTINGS) as job:
         assert job.stored == ({"model": "demo"} if state == "begun" else SETTINGS)
         assert status(out)["pid"] == os.getpid()
@@ -105,13 +123,14 @@ def test_progress_is_written_now_and_then_and_at_the_end(out: Path) -> None:
         assert status(out)["answered"] == 1
     found = status(out)
     assert (found["answered"], found["tok_s"]) == (2, 2.5)
+    out.write_text("an answer\n")
     assert found["started"] <= found["updated"]
     with JobFile.open(out):
         assert (status(out)["answered"], status(out)["tok_s"]) == (2, None)
 
 
 def test_a_torn_job_file_keeps_what_is_whole(out: Path) -> None:
-    JobFile.open(out, SETTINGS).close()
+    begin(out)
     whole = job_path(out).read_bytes()
     head = whole.index(b"\n")
     for size in range(0, len(whole), 7):

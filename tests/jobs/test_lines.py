@@ -1,7 +1,9 @@
 import gzip
 import importlib.util
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,7 +51,7 @@ def test_every_torn_or_damaged_gzip_is_named(tmp_path: Path) -> None:
             read(tmp_path, damaged)
 
 
-# `printf 'first\n\nsecond\n' | zstd`, an uncompressed block; then a skippable frame as parallel compressors write it
+# a frame of one block that is stored as it is, and a frame to be skipped, as parallel compressors write it first
 ZSTD = bytes.fromhex("28b52ffd200e710000") + b"first\n\nsecond\n"
 SKIPPED = bytes.fromhex("502a4d1804000000") + bytes(4)
 HAS_ZSTD = any(importlib.util.find_spec(name) for name in ("compression", "zstandard"))
@@ -68,6 +70,34 @@ def test_zstd(tmp_path: Path) -> None:
 def test_without_zstd_its_package_is_named(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(UserError, match=r"job\.jsonl is compressed with zstd: pip install zstandard"):
         read(tmp_path, data)
+
+
+class FakeFrame:
+    """What zstandard hands out, for frames of zstd's first bytes, a length and text as it is."""
+
+    def __init__(self) -> None:
+        self.eof, self.unused_data, self._got = False, b"", b""
+
+    def decompress(self, data: bytes) -> bytes:
+        if self.eof or (self._got + data)[:4] != ZSTD[:4]:
+            raise ValueError("not a frame")
+        before, self._got = len(self._got), self._got + data
+        size = 5 + self._got[4]
+        self.eof, self.unused_data = len(self._got) >= size, self._got[size:]
+        return self._got[max(before, 5) : size]
+
+
+def test_zstandard_is_asked_frame_by_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = SimpleNamespace(decompressobj=FakeFrame)
+    fake = SimpleNamespace(ZstdDecompressor=lambda: maker, ZstdError=ValueError)
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    monkeypatch.setitem(sys.modules, "zstandard", fake)
+    texts = [f"line {number:<200}\n".encode() for number in range(100)]
+    frames = [ZSTD[:4] + bytes([len(text)]) + text for text in texts]
+    assert b"".join(line.data + b"\n" for line in read(tmp_path, b"".join(frames), 300)) == b"".join(texts)
+    for torn in (b"".join(frames)[:-1], b"".join(frames) + b"more than this"):
+        with pytest.raises(UserError, match=r"job\.jsonl is not a whole zstd file"):
+            read(tmp_path, torn, 300)
 
 
 def test_what_is_no_file_is_said(tmp_path: Path) -> None:

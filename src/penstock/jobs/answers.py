@@ -13,6 +13,7 @@ from penstock.errors import UserError
 from penstock.jobs.errors import JobStopped, one_line
 from penstock.jobs.identity import DUPLICATE, ID_HEX, ID_PREFIX, key_of_custom_id, key_of_line
 from penstock.jobs.index import Index
+from penstock.units import format_bytes
 
 _BEGIN = b'{"id": "' + ID_PREFIX.encode()
 _ID = re.compile(ID_PREFIX + f"[0-9a-f]{{{ID_HEX}}}")
@@ -96,9 +97,12 @@ def scan(path: str | os.PathLike[str]) -> Done:
 def repair(path: str | os.PathLike[str], done: Done) -> int:
     """Cut a torn last line off; returns its bytes. done: of a scan since the file was written to."""
     if done.torn_bytes:
-        with open(path, "r+b") as file:
-            file.truncate(done.whole_bytes)
-            os.fsync(file.fileno())
+        try:
+            with open(path, "r+b") as file:
+                file.truncate(done.whole_bytes)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}): use another -o") from error
     return done.torn_bytes
 
 
@@ -125,8 +129,8 @@ def drop_errors(path: str | os.PathLike[str], done: Done) -> int:
         sync_directory(target.parent)
     except OSError as error:
         raise JobStopped(
-            f"{target.name} cannot be written again without its error lines ({error.strerror}): make room for a copy of"
-            f" it, {done.whole_bytes:,} bytes, and start the same command again"
+            f"{target.name} cannot be written again without its error lines ({error.strerror}): a copy of it needs"
+            f" {format_bytes(done.whole_bytes)} in {target.parent}. Make room there, then start the same command again"
         ) from error
     finally:
         if copy is not None:
@@ -153,7 +157,7 @@ def _opened(path: str | os.PathLike[str]) -> BinaryIO:
 def _read(line: bytes) -> tuple[bytes, str, bool]:
     """Key, id and whether it is an error, of a line of the output."""
     record = json.loads(line.decode())
-    id, custom_id, number, error = (record[field] for field in ("id", "custom_id", "line", "error"))
+    id, custom_id, number, error = record["id"], record["custom_id"], record["line"], record["error"]
     if not _ID.fullmatch(id) or not isinstance(custom_id, str) or not isinstance(number, int):
         raise ValueError("its id, custom_id or line is not one of penstock's")
     by_line = record.get("implicit_id") is True or (error is not None and error["code"] == DUPLICATE)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -117,7 +118,7 @@ def _checked(said: dict[str, Any]) -> tuple[SamplingParams, dict[str, Any]]:
         elif isinstance(value, int) and abs(value) >= 2**64:  # too large for arithmetic, or even to be told
             raise Fault("invalid_request", f"{name} is a number beyond 64 bits")
     try:
-        params = SamplingParams(**said)
+        params = _params(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
     except UserError as error:
         raise Fault("invalid_request", str(error)) from None
     for name in ("max_tokens", "top_k"):
@@ -130,6 +131,11 @@ def _checked(said: dict[str, Any]) -> tuple[SamplingParams, dict[str, Any]]:
     if isinstance(said.get("stop"), str):
         spelled["stop"] = [said["stop"]]
     return params, spelled
+
+
+@lru_cache(maxsize=256, typed=True)  # most lines of a job say the same, and checking it takes longer than reading it
+def _params(**said: Any) -> SamplingParams:
+    return SamplingParams(**said)
 
 
 def check_token_ids(name: str, value: Any) -> None:

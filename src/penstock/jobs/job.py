@@ -5,6 +5,7 @@ empty until they are known. The second is progress, padded with spaces so that i
 was replaced would lose its lock, and a crash can only tear what is of no use by then.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -48,7 +49,8 @@ else:
 class JobFile:
     """A job's file, locked as long as this process lives or until ``close``.
 
-    stored: the settings of the run that began the job, or None where this one begins it.
+    stored: the settings of the run that began the job, or None where this one begins it, which it also does as long as
+    the output is empty.
     """
 
     def __init__(self, out: Path, file: int, overwrite: bool) -> None:
@@ -61,7 +63,8 @@ class JobFile:
         self._head = data.partition(b"\n")[0] if head else b""
         self._progress = {name: said for name, said in progress.items() if name not in ("tok_s", "eta_s")}
         self._saved_at = -SAVE_EVERY_S
-        self.stored: Settings | None = head["settings"] if head and not overwrite else None
+        resumes = bool(head) and not overwrite and out.exists() and out.stat().st_size > 0
+        self.stored: Settings | None = head["settings"] if resumes else None
 
     @classmethod
     def open(cls, out: str | os.PathLike[str], settings: Settings | None = None, overwrite: bool = False) -> "JobFile":
@@ -72,14 +75,13 @@ class JobFile:
         """
         out = Path(out)
         file = _open_locked(out)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, file)
             job = cls(out, file, overwrite)
             job._announce()
-        except BaseException:
-            os.close(file)
-            raise
-        if settings is not None and job.stored is None:
-            job.store(settings)
+            if settings is not None and job.stored is None:
+                job.store(settings)
+            undo.pop_all()
         return job
 
     def __enter__(self) -> Self:
