@@ -1,148 +1,13 @@
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.schedule.fake_engine import CPU, HALF, ONE, ROOMY, STEPS, FakeEngine, engines, policy
 
 from penstock.errors import UserError
-from penstock.plan.policy import TIERS, Policy, Shares, Tier
-from penstock.schedule.scheduler import Scheduler
-from penstock.schedule.types import Block, GroupSpec, Request, Row, Sweep
-
-CPU = Shares(cpu=1.0)
-HALF = Shares(cpu=0.5, disk=0.5)
-Place = tuple[int, Tier, int]
-
-
-def policy(rows: int = 8, sweep: int = 64, batch: int = 64, kv: Shares = CPU, b: int = 0, number: int = 0) -> Policy:
-    return Policy(
-        CPU, kv, CPU, rows, sweep, batch, admission="static" if b else "continuous", batch_size=b, num_batches=number
-    )
-
-
-@dataclass
-class FakeEngine:
-    """Executes sweeps on blocks that hold (row, position) marks, and checks everything that a sweep promises."""
-
-    policy: Policy
-    groups: Sequence[GroupSpec]
-    capacity: Mapping[Tier, int]
-    block_tokens: int
-    chunking: bool = True
-    compute_tier: Tier = "cpu"
-    ends: Mapping[int, int] = field(default_factory=dict)  # row: generated tokens after which it says it ended
-    computed: dict[int, int] = field(default_factory=dict)
-    sampled: dict[int, int] = field(default_factory=dict)
-    finished: list[int] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
-    moved: int = 0
-
-    def __post_init__(self) -> None:
-        self.scheduler = Scheduler(
-            self.policy, self.groups, self.capacity, self.block_tokens, self.compute_tier, self.chunking
-        )
-        self.bytes: dict[Place, dict[int, tuple[int, int]]] = {}
-        self.rows: dict[int, Row] = {}
-
-    def add(self, prompt: int, max_tokens: int) -> int:
-        row_id = self.scheduler.add(Request(f"r{len(self.rows)}", range(prompt), max_tokens))
-        self.rows[row_id] = self.scheduler.row(row_id)
-        return row_id
-
-    def sweeps(self) -> Iterator[Sweep]:
-        while (sweep := self.scheduler.next()) is not None:
-            self.check_places()
-            self.execute(sweep)
-            yield sweep
-
-    def run(self) -> "FakeEngine":
-        for count, _ in enumerate(self.sweeps()):
-            assert count < 20_000
-        return self
-
-    def live(self) -> Iterator[tuple[Row, int, Block]]:
-        for row in self.rows.values():
-            for table in row.tables if row.id not in self.finished else ():
-                yield from ((row, index, block) for index, block in enumerate(table) if block is not None)
-
-    def check_places(self) -> None:
-        places = [(block.group, block.tier, block.id) for _, _, block in self.live()]
-        assert len(places) == len(set(places)), "a block serves two rows"
-        for tier in TIERS:
-            used = sum(self.groups[group].block_bytes for group, at, _ in places if at == tier)
-            assert used == self.scheduler.blocks_in_use(tier) <= self.capacity.get(tier, 0)
-        for row, index, block in self.live():
-            if block.tier != self.compute_tier:
-                assert block.tier == row.home and (index + 1) * self.block_tokens <= row.computed, "a tail left home"
-
-    def execute(self, sweep: Sweep) -> None:
-        for move in sweep.moves:
-            assert move.source[0] != move.target[0]
-            self.bytes[move.group, *move.target] = dict(self.bytes[move.group, *move.source])
-            self.moved += 1
-        for row_id in sweep.dropped:
-            self.computed[row_id] = 0
-            self.dropped.append(row_id)
-        assert sweep.micro_batches
-        samples = []
-        for batch in sweep.micro_batches:
-            tokens = sum(span.count for span in batch)
-            assert tokens <= self.policy.batch_tokens or (not self.chunking and len(batch) == 1)
-            for span in batch:
-                row = self.rows[span.row]
-                assert span.count > 0 and span.first == self.computed.get(span.row, 0), "out of order, or twice"
-                assert span.row not in self.finished
-                self.write_and_read(row, span.first, span.count)
-                self.computed[span.row] = span.first + span.count
-                assert span.samples == (self.computed[span.row] == row.length)
-                assert self.chunking or span.samples
-                samples += [span.row] * span.samples
-        assert len(samples) == len(set(samples))
-        assert self.chunking is False or self.policy.admission == "static" or sweep.tokens <= self.policy.sweep_tokens
-        for row_id in samples:
-            self.sampled[row_id] = self.sampled.get(row_id, 0) + 1
-        ended = {row_id for row_id in samples if self.sampled[row_id] == self.ends.get(row_id)}
-        finished = self.scheduler.done(sweep, ended)
-        assert ended <= set(finished)
-        self.finished += finished
-
-    def write_and_read(self, row: Row, first: int, count: int) -> None:
-        for group, (spec, table) in enumerate(zip(self.groups, row.tables, strict=True)):
-            for position in range(first, first + count):
-                block = table[position // self.block_tokens]
-                assert block is not None and block.tier == self.compute_tier
-                self.bytes.setdefault((group, block.tier, block.id), {})[position % self.block_tokens] = (
-                    row.id,
-                    position,
-                )
-            reach = 0 if spec.window is None else max(0, first - spec.window + 1)
-            for position in range(reach, first + count):
-                block = table[position // self.block_tokens]
-                assert block is not None, "a window's block was freed too early"
-                held = self.bytes[group, block.tier, block.id]
-                assert held[position % self.block_tokens] == (row.id, position), "KV was lost or overwritten"
-
-
-@st.composite
-def engines(draw: st.DrawFn) -> FakeEngine:
-    groups = draw(
-        st.lists(
-            st.builds(GroupSpec, st.integers(1, 3), st.none() | st.integers(1, 12)),
-            min_size=1,
-            max_size=3,
-        )
-    )
-    stride = sum(group.block_bytes for group in groups)
-    tiers: list[Tier] = draw(st.sampled_from([["cpu"], ["disk"], ["cpu", "disk"], ["gpu", "cpu", "disk"]]))
-    kv = Shares(**{tier: 1 / len(tiers) for tier in tiers})
-    compute_tier: Tier = "gpu" if "gpu" in tiers else "cpu"
-    capacity = {tier: stride * draw(st.integers(1, 12)) for tier in {*tiers, compute_tier}}
-    rows, batch = draw(st.integers(1, 6)), draw(st.integers(1, 20))
-    static = draw(st.booleans())
-    made = policy(rows, draw(st.integers(1, 40)), batch, kv, *((draw(st.integers(1, 3)), 2) if static else (0, 0)))
-    ends = draw(st.dictionaries(st.integers(0, 7), st.integers(1, 6), max_size=4))
-    return FakeEngine(made, groups, capacity, draw(st.integers(1, 4)), draw(st.booleans()), compute_tier, ends)
+from penstock.plan.policy import TIERS, Shares
+from penstock.schedule.types import GroupSpec, Sweep
 
 
 @settings(max_examples=120, deadline=None)
@@ -164,34 +29,11 @@ def test_every_request_is_served_to_its_end(engine: FakeEngine, requests: list[t
 
 
 @settings(max_examples=50, deadline=None)
-@given(engines(), st.lists(st.sampled_from(["add", "sweep", "abort", "recompute"]), max_size=40), st.randoms())
-def test_rows_may_come_and_go_between_sweeps(engine: FakeEngine, steps: list[str], chance: st.DrawFn) -> None:
-    aborted = set()
-    sweeps = engine.sweeps()
-    for step in steps:
-        if step == "add":
-            try:
-                engine.add(chance.randint(1, 20), chance.randint(1, 9))
-            except UserError:
-                continue
-        elif step == "sweep":
-            if next(sweeps, None) is None:
-                sweeps = engine.sweeps()
-        elif engine.rows and step == "recompute":
-            engine.scheduler.recompute(chance.choice(sorted(engine.rows)))
-        elif engine.rows:
-            row_id = chance.choice(sorted(engine.rows))
-            engine.scheduler.abort(row_id)
-            if row_id not in engine.finished:
-                aborted.add(row_id)
-                engine.finished.append(row_id)
-    engine.run()
-    assert sorted(engine.finished) == sorted(engine.rows)
+@given(engines(), st.lists(st.sampled_from(STEPS), max_size=40), st.randoms())
+def test_rows_may_come_and_go_between_sweeps(engine: FakeEngine, steps: list[str], chance: random.Random) -> None:
+    rows = engine.take(steps, chance, range(1, 21))
+    assert sorted(engine.run().finished) == rows
     assert all(engine.scheduler.blocks_in_use(tier) == 0 for tier in TIERS)
-
-
-ROOMY = dict.fromkeys(TIERS, 10000)
-ONE = [GroupSpec(10)]
 
 
 def shape(sweep: Sweep) -> list[list[tuple[int, int, int]]]:
@@ -323,7 +165,7 @@ def test_a_row_told_to_recompute_keeps_its_place() -> None:
     for _ in range(3):
         engine.add(6, 4)
     next(sweeps := engine.sweeps())
-    engine.scheduler.recompute(0)
+    engine.recompute(0)
     sweep = next(sweeps)
     assert shape(sweep) == [[(0, 0, 7), (1, 6, 1)]] and sweep.dropped == (0,)
     assert engine.run().sampled == {0: 4, 1: 4, 2: 4}

@@ -16,14 +16,15 @@ class Demand:
         self._block_tokens = block_tokens
         self._compute_tier = compute_tier
         self._whole = whole
-        # A window of w keys that ends inside a block reaches into ceil((w - 1) / block_tokens) full blocks before it.
         self._windows = [
-            (group.block_bytes, -(-(group.window - 1) // block_tokens))
+            (group.block_bytes, reach)
             for group in groups
-            if group.window is not None and not whole
+            if (reach := group.reach(block_tokens)) is not None and not whole
         ]
         self.stride_bytes = sum(group.block_bytes for group in groups)  # one block in every group
-        self._endless_bytes = self.stride_bytes - sum(size for size, _ in self._windows)
+        self.endless_bytes = self.stride_bytes - sum(
+            size for size, _ in self._windows
+        )  # one in every group without window
 
     def blocks(self, tokens: int) -> int:
         """Blocks of each group that cover this many positions."""
@@ -35,7 +36,7 @@ class Demand:
 
     def _full_bytes(self, blocks: int) -> int:
         """Bytes of this many full blocks in a row, less what windows have left behind."""
-        return blocks * self._endless_bytes + sum(size * min(blocks, reach) for size, reach in self._windows)
+        return blocks * self.endless_bytes + sum(size * min(blocks, reach) for size, reach in self._windows)
 
     def peak(self, length: int, home: Tier) -> dict[Tier, int]:
         """Bytes per tier at most while positions up to ``length`` are computed and full blocks rest on ``home``."""

@@ -8,11 +8,16 @@ from penstock.plan.policy import Tier
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to be generated: its prompt's token ids and how many tokens may follow."""
+    """One sequence to be generated: its prompt's token ids and how many tokens may follow.
+
+    regime: what besides the tokens decides the KV of the prompt, so that only prompts of one regime share blocks; None
+    where this one shares none.
+    """
 
     key: str
     prompt: Sequence[int]
     max_tokens: int
+    regime: str | None = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +31,23 @@ class GroupSpec:
     block_bytes: int
     window: int | None = None
 
+    def reach(self, block_tokens: int) -> int | None:
+        """Full blocks at most that a query reaches into before its own block; None for all of them."""
+        return None if self.window is None else -(-(self.window - 1) // block_tokens)
+
 
 @dataclass(slots=True)
 class Block:
-    """``block_tokens`` tokens of KV in one group; ``id`` counts from 0 per (group, tier)."""
+    """``block_tokens`` tokens of KV in one group; ``id`` counts from 0 per (group, tier).
+
+    references: rows whose tables hold it. digest: the hash that the prefix index knows it by, None where it does not.
+    """
 
     group: int
     id: int
     tier: Tier
     references: int = 1
+    digest: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +94,14 @@ class Sweep:
 @dataclass(slots=True)
 class Row:
     """One sequence in flight. ``computed``: positions whose KV exists. ``tables[g]``: its blocks of group g in order;
-    None where a window has left a block behind. ``home``: the tier that holds its full blocks. ``limit``: tokens it may
-    generate, which is the request's max_tokens unless memory holds no row of that length.
+    None where a window has left a block behind. ``home``: the tier that holds its full blocks, other than leading ones
+    that it shares with rows of another home. ``limit``: tokens it may generate, which is the request's max_tokens
+    unless memory holds no row of that length. ``turn``: rows admitted before it, ever. ``rested``: leading blocks known
+    to lie off the compute tier.
+
+    Sharing: ``chain``: hashes of the prompt blocks that it may share. ``begun``: whether it has taken over what was
+    computed of them. ``listed``: how many of them it took over or gave to the index. ``awaits``: the hash that an older
+    row computes first.
     """
 
     id: int
@@ -92,6 +111,12 @@ class Row:
     generated: int = 0
     computed: int = 0
     tables: list[list[Block | None]] = field(default_factory=list)
+    turn: int = 0
+    rested: int = 0
+    chain: tuple[bytes, ...] = ()
+    begun: bool = False
+    listed: int = 0
+    awaits: bytes | None = None
 
     @property
     def length(self) -> int:

@@ -1,0 +1,65 @@
+"""What rows in flight ask of each tier, and where one more would find room."""
+
+from penstock.plan.policy import TIERS, Shares, Tier
+from penstock.schedule.room import Room
+from penstock.schedule.types import Block, Row
+
+
+class Claims:
+    """Bytes that rows in flight claim: for the tokens they know, and one block ahead of each.
+
+    Every row that shares a block claims it; what that counts twice comes off again when room is looked for. kv: shares
+    that homes are to have of all KV.
+    """
+
+    def __init__(self, room: Room, kv: Shares) -> None:
+        self._room, self._demand, self._pool, self._kv = room, room.demand, room.pool, kv
+        self._promised = dict.fromkeys(TIERS, 0)
+        self._resting = dict.fromkeys(TIERS, 0)  # what will lie on each home
+        for row in room.rows.values():
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """Count the claims of a row in flight."""
+        stride = self._demand.stride_bytes
+        self._promised[row.home] += self._demand.peak(row.length, row.home)[row.home] + stride
+        if row.home != self._room.compute_tier:
+            self._promised[self._room.compute_tier] += stride  # its tail; prefills take what room they find there
+        self._resting[row.home] += self._demand.held(row.length)
+
+    def home_with_room(self, row: Row) -> Tier | None:
+        """The tier furthest below its share of KV among those that hold the row's known tokens."""
+        total = sum(self._resting.values()) + self._demand.held(row.length)
+
+        def short(home: Tier) -> float:
+            return self._kv.of(home) * total - self._resting[home]
+
+        shared = self._shared(row)
+        for home in sorted(self._room.homes, key=short, reverse=True):
+            needs = self._demand.peak(row.length, home)
+            needs[home] -= sum(self._room.groups[b.group].block_bytes for b in shared if b.tier == home)
+            if all(
+                self._promised[tier] - self._counted_twice(tier) + need <= self._pool.capacity(tier)
+                for tier, need in needs.items()
+            ):
+                return home
+        return None
+
+    def _shared(self, row: Row) -> list[Block]:
+        """Blocks of rows in flight that the row would take over, for as long as it lives.
+
+        Lingering ones cost their bytes. Windows leave theirs behind, and the row needs as many of its own then.
+        """
+        blocks = (block for table in self._room.prefixes.longest(row) for block in table if block is not None)
+        return [b for b in blocks if b.references and self._room.groups[b.group].window is None]
+
+    def _counted_twice(self, tier: Tier) -> int:
+        """Bytes of a tier that its rows claim more than once, at least.
+
+        References of rows with another home claim nothing here; of those no more is known than how many there may be.
+        """
+        doubled = self._pool.doubled(tier)
+        if not doubled:
+            return 0
+        elsewhere = sum(row.listed for row in self._room.rows.values() if row.home != tier)
+        return max(0, doubled - elsewhere * self._demand.endless_bytes)
