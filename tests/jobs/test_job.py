@@ -116,6 +116,29 @@ def test_the_lock_survives_progress_of_any_length(out: Path) -> None:
     assert status(out)["settings"] == SETTINGS
 
 
+def test_progress_takes_no_more_disk_as_it_goes_on(out: Path) -> None:
+    with JobFile.open(out, SETTINGS) as job:
+        began = job.path.stat().st_size
+        for answered in (1, 10**9):
+            job.save_progress({"answered": answered, "input": "in.jsonl", "eta_s": 1 / 3}, every_s=0)
+            assert job.path.stat().st_size == began
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_no_lock(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = []
+
+    def lock(file: int) -> bool:
+        if not removed:
+            job_path(out).unlink()
+            removed.append(file)
+        return True
+
+    monkeypatch.setattr("penstock.jobs.job._lock", lock)
+    with JobFile.open(out, SETTINGS):
+        assert removed
+        assert job_path(out).exists()
+
+
 def test_progress_is_written_now_and_then_and_at_the_end(out: Path) -> None:
     with JobFile.open(out, SETTINGS) as job:
         job.save_progress({"answered": 1, "tok_s": 2.5}, every_s=0)
