@@ -21,7 +21,7 @@ def test_a_header_of_many_requests_is_computed_once(rows: int, bytes_: int) -> N
     engine = FakeEngine(policy(rows=rows, sweep=512, batch=512, kv=CPU), ONE, {"cpu": bytes_}, 16)
     tails = [17 + tail % 7 for tail in range(200)]
     for at, tail in enumerate(tails):
-        engine.add((*range(400), *[1000 + at] * tail), 8)
+        engine.add((*range(400), *[1000 + at] * tail), 2)
     engine.run()
     assert len(engine.finished) == 200
     assert engine.prefilled <= 1.1 * (400 + sum(tails))

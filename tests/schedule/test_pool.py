@@ -17,11 +17,41 @@ def test_ids_count_per_group_and_tier_lowest_free_first() -> None:
 def test_a_shared_block_lives_until_its_last_reference() -> None:
     pool = BlockPool([GroupSpec(10)], {"cpu": 10})
     block = pool.take(0, "cpu")
-    block.references += 1
+    pool.share(block)
     pool.release(block)
     assert pool.used("cpu") == 10
     pool.release(block)
     assert pool.used("cpu") == 0
+
+
+def test_references_beyond_the_first_are_counted_where_their_block_lies() -> None:
+    pool = BlockPool([GroupSpec(10), GroupSpec(3, window=8)], {"cpu": 100, "disk": 100})
+    block, window = pool.take(0, "cpu"), pool.take(1, "cpu")
+    for shared in (block, block, window):
+        pool.share(shared)
+    assert pool.doubled("cpu") == 20
+    pool.move(block, "disk")
+    assert (pool.doubled("cpu"), pool.doubled("disk")) == (0, 20)
+    for left in (10, 0, 0):
+        pool.release(block)
+        assert pool.doubled("disk") == left
+    assert pool.used("disk") == 0
+
+
+def test_lingering_blocks_count_as_free_and_are_evicted_in_the_order_of_release() -> None:
+    forgotten: list[int] = []
+    pool = BlockPool([GroupSpec(10)], {"cpu": 30}, lambda block: forgotten.append(block.id))
+    blocks = [pool.take(0, "cpu") for _ in range(3)]
+    for block in blocks:
+        block.digest = b"%d" % block.id
+    for at in (2, 0, 1):
+        pool.release(blocks[at], linger=True)
+    assert pool.used("cpu") == pool.free("cpu") == 30
+    pool.share(blocks[2])
+    assert pool.free("cpu") == 20 and pool.doubled("cpu") == 0
+    assert pool.take(0, "cpu").id == 0 and forgotten == [0]
+    pool.evict(blocks[1])
+    assert forgotten == [0, 1] and pool.used("cpu") == 20 and pool.take(0, "cpu").id == 1
 
 
 def test_a_move_keeps_the_block_and_changes_its_place() -> None:

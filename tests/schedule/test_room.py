@@ -26,7 +26,7 @@ def alike(draw: st.DrawFn) -> list[Prompt]:
     return prompts
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(engines(sharing=True), alike(), st.lists(st.integers(1, 9), min_size=9, max_size=9))
 def test_rows_that_share_are_served_to_their_ends(engine: FakeEngine, prompts: list[Prompt], most: list[int]) -> None:
     for prompt, max_tokens in zip(prompts, most, strict=False):
@@ -41,7 +41,7 @@ def test_rows_that_share_are_served_to_their_ends(engine: FakeEngine, prompts: l
     assert_empty(engine)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(engines(sharing=True), alike(), st.lists(st.sampled_from([*STEPS, "add", "sweep"]), max_size=50), st.randoms())
 def test_rows_that_share_may_come_and_go(
     engine: FakeEngine, prompts: list[Prompt], steps: list[str], chance: random.Random
@@ -60,9 +60,9 @@ def assert_empty(engine: FakeEngine) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(engines(), st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=8), st.data())
+@given(engines(), st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=8))
 def test_prompts_that_begin_differently_are_scheduled_as_ever(
-    engine: FakeEngine, requests: list[tuple[int, int]], data: st.DataObject
+    engine: FakeEngine, requests: list[tuple[int, int]]
 ) -> None:
     without = FakeEngine(
         engine.policy,
@@ -209,4 +209,4 @@ def test_blocks_taken_over_on_the_compute_tier_leave_it_for_the_tail() -> None:
     assert spans(next(sweeps))[0][:2] == (1, 8)
     engine.scheduler.abort(1)
     engine.finished.append(1)
-    assert engine.run().sampled == {0: 1, 1: 1, 2: 3} or engine.sampled == {0: 1, 2: 3}
+    assert engine.run().sampled == {0: 1, 1: 1, 2: 3}

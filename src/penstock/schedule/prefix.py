@@ -1,13 +1,14 @@
 """Prompts that begin alike: which of their blocks are computed, which are on their way, and which are still wanted."""
 
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
+from struct import pack
 
 from penstock.schedule.types import Block, GroupSpec, Request, Row
 
 _DIGEST_BYTES = 16
+_TOKEN_BYTES = 8
 
 
 def chain(request: Request, block_tokens: int) -> tuple[bytes, ...]:
@@ -17,15 +18,14 @@ def chain(request: Request, block_tokens: int) -> tuple[bytes, ...]:
     """
     if request.regime is None:
         return ()
-    ids = array("q", request.prompt)
-    stride = block_tokens * ids.itemsize
-    blocks = (len(ids) - 1) // block_tokens
-    data = ids.tobytes()
-    digest = blake2b(request.regime.encode(), digest_size=_DIGEST_BYTES).digest()
+    stride = block_tokens * _TOKEN_BYTES
+    end = (len(request.prompt) - 1) // block_tokens * stride
+    tokens = memoryview(pack(f"{len(request.prompt)}q", *request.prompt))
+    so_far = blake2b(blake2b(request.regime.encode()).digest(), digest_size=_DIGEST_BYTES)
     digests = []
-    for at in range(0, blocks * stride, stride):
-        digest = blake2b(digest + data[at : at + stride], digest_size=_DIGEST_BYTES).digest()
-        digests.append(digest)
+    for at in range(0, end, stride):
+        so_far.update(tokens[at : at + stride])
+        digests.append(so_far.digest())
     return tuple(digests)
 
 
@@ -41,7 +41,10 @@ class PrefixIndex:
 
     def __init__(self, groups: Sequence[GroupSpec], block_tokens: int) -> None:
         self._block_tokens = block_tokens
-        self._reach = [group.reach(block_tokens) for group in groups]
+        reaches = [group.reach(block_tokens) for group in groups]
+        self._endless = [group for group, reach in enumerate(reaches) if reach is None]
+        self._windows = [(group, reach) for group, reach in enumerate(reaches) if reach is not None]
+        self._nothing: Sequence[Block | None] = (None,) * len(groups)
         self._blocks: dict[bytes, list[Block | None]] = {}
         self._wanted: Counter[bytes] = Counter()
         self._owners: dict[bytes, Row] = {}
@@ -54,10 +57,13 @@ class PrefixIndex:
         """Count a row no longer; returns the blocks without references that nobody wants any more."""
         unwanted: list[Block] = []
         for digest in row.chain:
-            self._wanted[digest] -= 1
-            if not self._wanted[digest]:
-                del self._wanted[digest]
-                unwanted += [b for b in self._blocks.get(digest, ()) if b is not None and not b.references]
+            others = self._wanted[digest] - 1
+            if others:
+                self._wanted[digest] = others
+                continue
+            self._wanted.pop(digest)  # unlike del, not a call of Python code
+            if digest in self._blocks:
+                unwanted += [b for b in self._blocks[digest] if b is not None and not b.references]
         return unwanted
 
     def wanted(self, block: Block) -> bool:
@@ -77,23 +83,32 @@ class PrefixIndex:
 
         Endless groups have all its blocks, groups with a window those that it reaches back to, and None before.
         """
-        found: list[list[Block | None]] = [[] for _ in self._reach]
-        usable = 0
-        present = [0] * len(found)  # blocks without a gap, up to the one looked at
-        for count, digest in enumerate(row.chain, 1):
-            blocks = self._blocks.get(digest) or [None] * len(found)
-            for group, block in enumerate(blocks):
-                found[group].append(block)
-                present[group] = present[group] + 1 if block is not None else 0
-            if any(reach is None and run < count for reach, run in zip(self._reach, present, strict=True)):
+        known: list[Sequence[Block | None]] = []
+        for digest in row.chain:
+            blocks = self._blocks.get(digest, self._nothing)
+            if any(blocks[group] is None for group in self._endless):
                 break
-            if all(reach is None or run >= min(reach, count) for reach, run in zip(self._reach, present, strict=True)):
-                usable = count
-        for table, reach in zip(found, self._reach, strict=True):
-            del table[usable:]
-            left_behind = 0 if reach is None else max(0, usable - reach)
-            table[:left_behind] = [None] * left_behind
-        return found
+            known.append(blocks)
+        usable = len(known)
+        while (gap := self._last_gap(known, usable)) is not None:
+            usable = gap
+        tables = [[blocks[group] for blocks in known[:usable]] for group in range(len(self._nothing))]
+        for group, reach in self._windows:
+            tables[group][: max(0, usable - reach)] = [None] * max(0, usable - reach)
+        return tables
+
+    def _last_gap(self, known: Sequence[Sequence[Block | None]], end: int) -> int | None:
+        """A block that is gone of those that windows reach back to from ``end``; a window of one key needs one, too.
+
+        No prefix between it and ``end`` can be gone on from.
+        """
+        gaps = (
+            index
+            for group, reach in self._windows
+            for index in range(end - 1, max(-1, end - 1 - max(reach, 1)), -1)
+            if known[index][group] is None
+        )
+        return next(gaps, None)
 
     def awaited(self, row: Row, known: int) -> bytes | None:
         """The last hash that the owner of the one at index ``known`` computes; None where no older row owns that."""
@@ -123,9 +138,11 @@ class PrefixIndex:
 
     def register(self, row: Row) -> None:
         """Enter the prompt blocks that a row has completed since the last time, where there are none yet."""
+        if row.listed == len(row.chain):
+            return
         for index in range(row.listed, min(row.computed // self._block_tokens, len(row.chain))):
             digest = row.chain[index]
-            known = self._blocks.setdefault(digest, [None] * len(row.tables))
+            known = self._blocks.setdefault(digest, list(self._nothing))
             for group, table in enumerate(row.tables):
                 block = table[index]
                 if known[group] is None and block is not None:
