@@ -86,9 +86,13 @@ def test_chat_goes_through_the_template(llm):
 
 
 def test_a_stop_text_ends_a_row_and_is_not_shown(llm):
-    whole = llm.generate("Stop", GREEDY)[0].outputs[0].text
-    stop = next(c for c in whole if c != "\ufffd" and c.isprintable()) if whole else ""
-    cut = llm.generate("Stop", SamplingParams(max_tokens=6, temperature=0, ignore_eos=True, stop=[stop]))[0].outputs[0]
+    def printable(text):
+        return next((c for c in text if c != "\ufffd" and c.isprintable()), None)
+
+    texts = {prompt: llm.generate(prompt, GREEDY)[0].outputs[0].text for prompt in ("Stop", "Halt", "End", "Enough")}
+    prompt, whole = next((prompt, text) for prompt, text in texts.items() if printable(text))
+    stop = printable(whole)
+    cut = llm.generate(prompt, SamplingParams(max_tokens=6, temperature=0, ignore_eos=True, stop=[stop]))[0].outputs[0]
     assert cut.text == whole[: whole.index(stop)] and cut.finish_reason == "stop"
 
 

@@ -1,24 +1,25 @@
-"""One call of ``generate``: from requests to results, with progress on the way."""
+"""One run of an engine: from a stream of prompts to their answers, with progress on the way."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from penstock.encoding import Item
 from penstock.engine.build import Blueprint
 from penstock.engine.engine import Engine, SweepReport
+from penstock.errors import UserError
 from penstock.machine import limits
 from penstock.memory.clock import Clock
 from penstock.memory.device import Device
 from penstock.model import tokenizer
+from penstock.outlook import Outlook
 from penstock.outputs import CompletionOutput, RequestOutput
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.types import Job, Placement
 from penstock.report import Account
-from penstock.sampling import Sampling
 
 Event = Callable[[Mapping[str, Any]], None]
-Prompt = str | Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -52,110 +53,134 @@ class Surroundings:
     event: Event
 
 
-def job_of(encoded: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Job:
-    """What a list of prompts asks for, every row at its longest."""
-    totals = [len(ids) + s.max_tokens for ids, s in zip(encoded, samplings, strict=True)]
-    return Job(len(encoded), -(-sum(totals) // len(totals)), max(totals), max(map(len, encoded)))
-
-
 class Run:
-    """Feeds the engine, watches stop texts, tells progress and collects results in input order."""
+    """Feeds the engine from ``items``, watches stop texts, tells progress, and yields each answer as its row ends.
+
+    ahead: rows that wait for room, so many or as many as may run; None takes all items at once. What the engine
+    refuses (a prompt whose KV no memory holds) is yielded as the UserError. ``stop`` ends the run after the sweep that
+    is under way.
+    """
 
     def __init__(
         self,
         around: Surroundings,
         prepared: Prepared,
-        prompts: Sequence[Prompt],
-        encoded: Sequence[list[int]],
-        samplings: Sequence[Sampling],
+        items: Iterable[Item],
+        outlook: Outlook,
+        ahead: int | None = None,
     ) -> None:
         self.around, self.prepared, self.engine = around, prepared, prepared.engine
-        self.prompts, self.encoded, self.samplings = prompts, encoded, samplings
-        self.account = Account(around.clock.read(), sum(map(len, encoded)), len(encoded))
-        self.tokens_left = sum(sampling.max_tokens for sampling in samplings)  # that may still come
-        self.index_of: dict[int, int] = {}
-        self.done: dict[int, RequestOutput] = {}
-        self.texts: dict[int, tokenizer.Detokenizer] = {}
+        self.items, self.outlook = iter(items), outlook
+        self.ahead = None if ahead is None else max(ahead, prepared.placement.policy.rows)
+        self.account = Account(around.clock.read())
+        self.alone = outlook.prompts == 1
+        self.answered = 0
+        self._rows: dict[int, Item] = {}
+        self._texts: dict[int, tokenizer.Detokenizer] = {}
+        self._exhausted = self._stopping = False
 
-    def outputs(self) -> list[RequestOutput]:
+    def __iter__(self) -> Iterator[tuple[Item, RequestOutput | UserError]]:
         """Run to the end; an interruption leaves the engine empty and usable."""
         try:
-            for index, (ids, sampling) in enumerate(zip(self.encoded, self.samplings, strict=True)):
-                self.index_of[self.engine.add(str(index), ids, sampling)] = index
-            for row, index in self.index_of.items():
-                self._watch(row, index)
-            while (sweep := self.engine.sweep()) is not None:
-                self._after(sweep)
+            while not self._stopping:
+                yield from self._fill()
+                sweep = self.engine.sweep()
+                if sweep is not None:
+                    yield from self._after(sweep)
+                elif self._exhausted:
+                    return
         finally:
-            for row in self.index_of:
+            for row in self._rows:
                 self.engine.abort(row)
-        return [self.done[index] for index in range(len(self.prompts))]
 
-    def _watch(self, row: int, index: int) -> None:
+    def stop(self) -> None:
+        """End after the sweep that is under way; rows in flight are given up."""
+        self._stopping = True
+
+    def _fill(self) -> Iterator[tuple[Item, UserError]]:
+        """Add items until enough of them wait."""
+        while not self._exhausted and (self.ahead is None or self.engine.scheduler.waiting < self.ahead):
+            item = next(self.items, None)
+            if item is None:
+                self._exhausted = True
+                return
+            try:
+                row = self.engine.add(item.key, item.ids, item.sampling)
+            except UserError as refusal:
+                yield item, refusal
+                continue
+            self._rows[row] = item
+            self._watch(row, item)
+            self.account.prompts += 1
+            self.account.tokens_in += len(item.ids)
+            self.outlook.added(item)
+
+    def _watch(self, row: int, item: Item) -> None:
         """Detokenise as tokens come, where a stop text or a listener needs it."""
         if self.around.tokenizer is None:
             return
-        stop = self.samplings[index].stop
-        if not stop and len(self.prompts) > 1:
+        stop = item.sampling.stop
+        if not stop and not self.alone:
             return
         text = tokenizer.Detokenizer(self.around.tokenizer, stop)
-        self.texts[row] = text
+        self._texts[row] = text
 
         def push(token: int) -> bool:
-            ended = token in self.samplings[index].stop_ids
+            ended = token in item.sampling.stop_ids
             new = "" if ended else text.push([token])
             if new:
-                self.around.event({"kind": "text", "index": index, "text": new})
+                self.around.event({"kind": "text", "index": item.index, "text": new})
             return text.stopped is not None
 
         self.engine.sequences[row].watch = push
 
-    def _after(self, sweep: SweepReport) -> None:
+    def _after(self, sweep: SweepReport) -> Iterator[tuple[Item, RequestOutput]]:
         self.account.add(sweep, self.engine)
-        self.tokens_left -= len(sweep.drawn)
-        for row in sweep.finished:
-            self._finish(row)
+        self.outlook.swept(sweep)
+        ended = [(self._rows[row], self._finish(row)) for row in sweep.finished]
+        self.answered += len(ended)
         self._tell()
+        yield from ended
 
-    def _finish(self, row: int) -> None:
-        index, sequence = self.index_of[row], self.engine.sequences.pop(row)
+    def _finish(self, row: int) -> RequestOutput:
+        item, sequence = self._rows.pop(row), self.engine.sequences.pop(row)
         tokens, reason = sequence.generated, sequence.finish_reason or "length"
-        self.tokens_left -= sequence.sampling.max_tokens - len(tokens)
+        self.outlook.ended(item, len(tokens))
         shown = tokens[:-1] if reason == "stop" and tokens[-1] in sequence.sampling.stop_ids else tokens
         text = ""
-        if row in self.texts:
-            rest = self.texts[row].finish()
+        if row in self._texts:
+            rest = self._texts[row].finish()
             if rest:
-                self.around.event({"kind": "text", "index": index, "text": rest})
-            text = self.texts.pop(row).text
+                self.around.event({"kind": "text", "index": item.index, "text": rest})
+            text = self._texts.pop(row).text
         elif self.around.tokenizer is not None:
             text = tokenizer.decode(self.around.tokenizer, shown)
-        prompt = self.prompts[index]
-        given = prompt if isinstance(prompt, str) else prompt.get("prompt")
+        given = item.prompt if isinstance(item.prompt, str) else item.prompt.get("prompt")
         completion = CompletionOutput(0, text, tokens, reason)
-        self.done[index] = RequestOutput(str(index), given, list(self.encoded[index]), [completion])
+        return RequestOutput(str(item.index), given, list(item.ids), [completion])
 
     def _tell(self) -> None:
         """Progress after a sweep."""
         account, clock = self.account, self.around.clock.summary(self.account.started)
         seconds = clock["seconds"]
-        rate = account.tokens_out / seconds if seconds else 0.0
         waiting = {lane: wait["share"] for lane, wait in clock["waits"].items() if wait["share"] > 0}
         self.around.event(
-            {
-                "kind": "sweep",
-                "sweeps": account.sweeps,
-                "prompts_done": len(self.done),
-                "prompts": len(self.prompts),
-                "tokens_out": account.tokens_out,
-                "tokens_left": self.tokens_left,
-                "seconds": seconds,
-                "tok_s": rate,
-                "rows": self.engine.scheduler.running,
-                "memory": {"cpu": [limits.resident_bytes(), self.prepared.budget["cpu"]]},
-                "waiting": waiting,
-                "eta_s": self.tokens_left / rate if rate else None,
-            }
+            self.outlook.told(
+                {
+                    "kind": "sweep",
+                    "sweeps": account.sweeps,
+                    "prompts_done": self.answered,
+                    "prompts": self.outlook.prompts,
+                    "tokens_out": account.tokens_out,
+                    "tokens_left": self.outlook.tokens_left,
+                    "seconds": seconds,
+                    "tok_s": account.tokens_out / seconds if seconds else 0.0,
+                    "rows": self.engine.scheduler.running,
+                    "memory": {"cpu": [limits.resident_bytes(), self.prepared.budget["cpu"]]},
+                    "waiting": waiting,
+                    "eta_s": self.outlook.seconds_left(account, seconds),
+                }
+            )
         )
 
     def summary(self) -> dict[str, Any]:

@@ -1,34 +1,39 @@
 """``LLM``: a model, its budgets and its placement, ready to generate."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from penstock.engine.build import Blueprint, assemble, blueprint, cache_pages, check_context
+from penstock.batch import Wish, run_batch
+from penstock.encoding import Encoder, Item, Prompt, job_of
+from penstock.engine.build import Blueprint, assemble, blueprint, cache_pages
 from penstock.engine.selfcheck import require_exact
 from penstock.errors import UserError
-from penstock.generation import Event, Prepared, Prompt, Run, Surroundings, job_of
+from penstock.generation import Event, Prepared, Run, Surroundings
 from penstock.machine import limits, probe
 from penstock.memory.allocator import give_back_at_once
 from penstock.memory.clock import Clock
 from penstock.memory.device import Device, open_device
 from penstock.memory.offload import make_offload, offload_root, remove_offload
 from penstock.model import precision, source, tokenizer
+from penstock.model.fingerprint import fingerprint
+from penstock.outlook import Outlook
 from penstock.outputs import RequestOutput
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.rule import decide
 from penstock.plan.shares import parse_shares
 from penstock.plan.types import Asked, Job, Ledger
-from penstock.sampling import Sampling, SamplingParams, resolve
+from penstock.sampling import SamplingParams
 from penstock.units import parse_bytes
 
-_FORMS = ("prompt", "messages", "prompt_token_ids")
+READ_AHEAD = 1024  # prompts of a stream that wait for room at most
 _MARGIN = 0.04  # of a default budget, left to the system
 _UNCOUNTED = 96 << 20  # library scratch (GEMM packing, allocator slack) that no ledger line names
 _SLACK = 50  # one part in so many of the budget: holes in the heap, page tables
@@ -100,7 +105,7 @@ class LLM:
             compute_lane="gpu-compute" if self._device.compute_tier == "gpu" else "cpu-compute",
             tracing=trace is not None,
         )
-        found = source.resolve(model, trust_remote_code=trust_remote_code, random_weights=random_weights)
+        found = self._source = source.resolve(model, trust_remote_code=trust_remote_code, random_weights=random_weights)
         chosen = precision.choose(
             dtype, found.checkpoint_dtype, self._device.torch_device.type, probe.cpu_computes_bfloat16()
         )
@@ -115,7 +120,7 @@ class LLM:
             page_bytes=page_bytes,
         )
         said = found.generation_config.to_dict() if found.generation_config is not None else {}
-        self._generation_config = {name: value for name, value in said.items() if value is not None}
+        self.encoder = Encoder(self.blueprint, self.tokenizer, said)
         self._check(found, unchecked, trust_remote_code)
 
     def generate(
@@ -130,26 +135,45 @@ class LLM:
         prompts: text, or ``{"prompt"}``, ``{"messages"}`` or ``{"prompt_token_ids"}``. chat: wrap plain text in the
         model's chat template where it has one. Raises UserError for what cannot be run.
         """
-        if self._closed:
-            raise UserError("this LLM is closed: make a new one")
         listed: Sequence[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         settings = [params or SamplingParams()] * len(listed) if not isinstance(params, Sequence) else list(params)
         if len(settings) != len(listed):
             raise UserError(
                 f"{len(listed)} prompts and {len(settings)} sampling parameters: give one for all or one each"
             )
-        encoded = [self._encode(prompt, chat, i) for i, prompt in enumerate(listed)]
-        samplings = [
-            self._limited(resolve(s, self._generation_config), ids) for s, ids in zip(settings, encoded, strict=True)
+        items = [
+            self.encoder.item(i, prompt, asked, chat)
+            for i, (prompt, asked) in enumerate(zip(listed, settings, strict=True))
         ]
-        if not encoded:
+        if not items:
             return []
-        ready = self._prepared(job_of(encoded, samplings))
-        around = Surroundings(self.blueprint, self._device, self._clock, self.tokenizer, self._event)
-        run = Run(around, ready, listed, encoded, samplings)
-        outputs = run.outputs()
+        run = self.run(items, job_of(items), Outlook(len(items)))
+        outputs: dict[int, RequestOutput] = {}
+        for item, output in run:
+            if isinstance(output, UserError):
+                raise output
+            outputs[item.index] = output
         self.last_run = run.summary()
-        return outputs
+        return [outputs[item.index] for item in items]
+
+    def stream(
+        self, prompts: Iterable[Prompt], params: SamplingParams | None = None, *, chat: bool = False
+    ) -> Iterator[RequestOutput]:
+        """Generate for prompts from any iterable, read as rows become free; results as they end.
+
+        ``request_id`` is a prompt's place in the input. Memory is laid out for the first READ_AHEAD prompts' lengths.
+        Raises UserError for a prompt that cannot be run, when its turn comes.
+        """
+        items = (self.encoder.item(i, prompt, params or SamplingParams(), chat) for i, prompt in enumerate(prompts))
+        first = list(islice(items, READ_AHEAD))
+        if not first:
+            return
+        run = self.run(chain(first, items), job_of(first), Outlook(len(first)), READ_AHEAD)
+        for _, output in run:
+            if isinstance(output, UserError):
+                raise output
+            yield output
+        self.last_run = run.summary()
 
     def chat(
         self,
@@ -159,6 +183,49 @@ class LLM:
         """Answer one conversation, or several."""
         several = [messages] if messages and isinstance(messages[0], Mapping) else messages
         return self.generate([{"messages": conversation} for conversation in several], params)
+
+    def run_batch(
+        self,
+        source: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        params: SamplingParams | None = None,
+        *,
+        chat: bool | None = None,
+        overwrite: bool = False,
+        retry_errors: bool = False,
+    ) -> dict[str, Any]:
+        """Answer every line of a batch file, appending to ``out``; called again, it goes on where it was stopped.
+
+        source: lines in OpenAI's batch form, or ``{"prompt"}``, ``{"messages"}`` or ``{"prompt_token_ids"}``; gzip and
+        zstd too. params: what holds where a line says nothing. Returns the figures of the run, ``last_run`` with what
+        was answered. Raises UserError before anything is written, and penstock.jobs.errors.JobStopped where the job
+        was stopped by something else and can go on.
+        """
+        wish = Wish(params or SamplingParams(), chat, overwrite, retry_errors)
+        self.last_run = run_batch(self, Path(source), Path(out), wish)
+        return self.last_run
+
+    @property
+    def name(self) -> str:
+        """The model's name, as answers give it."""
+        return self._source.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells the model from others, whatever its files are called."""
+        return fingerprint(self._source)
+
+    @property
+    def offload_dir(self) -> Path:
+        """Where KV and activations on disk go."""
+        return self._offload_root
+
+    def run(self, items: Iterable[Item], job: Job, outlook: Outlook, ahead: int | None = None) -> Run:
+        """A run of the items, on an engine for the job: the one at hand where it is large enough, else a new one."""
+        if self._closed:
+            raise UserError("this LLM is closed: make a new one")
+        around = Surroundings(self.blueprint, self._device, self._clock, self.tokenizer, self._event)
+        return Run(around, self._prepared(job), items, outlook, ahead)
 
     @property
     def compute_tier(self) -> Tier:
@@ -205,39 +272,7 @@ class LLM:
         asking = {"kind": "note", "text": f"checking that {kind} runs exactly (once per model and version)"}
         require_exact(found, trust_remote_code=trust_remote_code, first=lambda: self._event(asking))
 
-    def _encode(self, prompt: Prompt, chat: bool, index: int) -> list[int]:
-        """Token ids of a prompt, checked against the model's context and vocabulary."""
-        if isinstance(prompt, str):
-            prompt = {"prompt": prompt}
-        given = [form for form in _FORMS if form in prompt] if isinstance(prompt, Mapping) else []
-        if len(given) != 1 or not isinstance(prompt[given[0]], str if given == ["prompt"] else Sequence):
-            raise UserError(f"prompt {index + 1} is no text, nor a mapping with one of {', '.join(_FORMS)}")
-        if "prompt_token_ids" in prompt:
-            ids = list(prompt["prompt_token_ids"])
-            vocabulary = int(self.blueprint.config.vocab_size)
-            if not ids or not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
-                allowed = f"at least one whole number from 0 to {vocabulary - 1:,}"
-                raise UserError(f"prompt {index + 1}: prompt_token_ids takes {allowed}")
-        elif "messages" in prompt:
-            ids = tokenizer.encode_chat(self.tokenizer, prompt["messages"])
-        elif chat and tokenizer.has_chat_template(self.tokenizer):
-            ids = tokenizer.encode_chat(self.tokenizer, [{"role": "user", "content": prompt["prompt"]}])
-        else:
-            ids = tokenizer.encode_prompt(self.tokenizer, prompt["prompt"])
-        if not ids:
-            raise UserError(f"prompt {index + 1} has no tokens")
-        check_context(self.blueprint, len(ids), f"prompt {index + 1}")
-        return ids
-
-    def _limited(self, sampling: Sampling, ids: Sequence[int]) -> Sampling:
-        """Sampling whose max_tokens stays within the model's context."""
-        context = self.blueprint.context
-        if context is None or sampling.max_tokens <= context - len(ids):
-            return sampling
-        return replace(sampling, max_tokens=context - len(ids))
-
     def _prepared(self, job: Job) -> Prepared:
-        """An engine for the job: the one at hand where it is large enough, else a new one."""
         if self._ready is not None and self._ready.covers(job):
             return self._ready
         self._drop_engine()

@@ -23,8 +23,8 @@ class Account:
     """Adds up sweeps. prefill seconds are each sweep's share by tokens of what prefill computed in it."""
 
     started: Reading
-    tokens_in: int
-    prompts: int
+    tokens_in: int = 0
+    prompts: int = 0
     tokens_out: int = 0
     sweeps: int = 0
     rows: int = 0

@@ -38,6 +38,30 @@ def test_a_token_gives_the_same_alone_and_among_others() -> None:
     assert torch.equal(widening.linear(x[100:105], weight, None), together[100:105])
 
 
+def test_packed_activations_are_taken_again_only_where_they_are_the_same() -> None:
+    torch.manual_seed(0)
+    widening = Widening(torch.float32, torch.device("cpu"))
+    wide, weights = torch.randn(40, 8, 64), [torch.randn(30, 64).bfloat16() for _ in range(3)]
+    for few in (slice(0, 40), slice(0, FEWEST - 1)):  # by the kernel, or by panels that use the same scratch
+        x, other = wide[:, 0].contiguous(), wide[few, 1].contiguous()
+        out = torch.empty(40, 90)
+        widening.write(x, weights[0], out[:, :30])
+        widening.write(x, weights[1], out[:, 30:60])
+        widening.linear(other, weights[0], None)
+        widening.write(x, weights[2], out[:, 60:])
+        assert close(out, x @ torch.cat(weights).float().T)
+
+
+def test_more_tokens_than_the_scratch_holds() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(5 * TILE_TOKENS + 3, 100), torch.randn(60, 100).bfloat16()
+    multiplier = Multiplier(torch.empty(2 * TILE_TOKENS * 100))
+    for _ in range(2):
+        out = torch.empty(len(x), 60)
+        multiplier.multiply(x, weight, out)
+        assert close(out, x @ weight.float().T)
+
+
 def test_rows_may_lie_apart_and_results_in_wider_rows() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(20, 100), torch.randn(60, 130).bfloat16()[:, 10:110]

@@ -12,10 +12,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from penstock.cli import generate, models, options
+from penstock.cli import generate, models, options, run_batch
+from penstock.cli.options import INTERRUPTED
 from penstock.errors import UserError
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 # typer carries click inside itself or stands on it, by version: this name reaches the base of usage errors in both
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -31,6 +30,9 @@ app = typer.Typer(
 app.command(
     "generate", cls=options.Command, epilog=generate.EXAMPLES, short_help="generate text for one prompt or many"
 )(generate.generate)
+app.command(
+    "run-batch", cls=options.Command, epilog=run_batch.EXAMPLES, short_help="answer every line of a file, and survive"
+)(run_batch.run_batch)
 app.command(
     "models", cls=options.Command, epilog=models.EXAMPLES, short_help="show what a model weighs and what a budget holds"
 )(models.models)
@@ -66,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except UsageError as error:
         return _complain(_usage(error), 2)
+    except options.Stopped as stopped:
+        return stopped.status
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except BrokenPipeError:

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,7 +11,6 @@ from penstock.cli import options
 from penstock.cli.console import Display, Streamed, stderr_display, width_of
 from penstock.cli.prompts import Prompt, read_prompts
 from penstock.cli.summary import summary
-from penstock.errors import UserError
 
 if TYPE_CHECKING:
     from penstock.outputs import RequestOutput
@@ -62,7 +60,7 @@ def generate(
     """Generate text for one prompt or many, with a model larger than the memory it is given."""
     requests = read_prompts(prompts or [], input)
     options.check_cut(rows, batch_size, num_batches)
-    _check_trace(trace)
+    options.check_trace(trace)
 
     from penstock.llm import LLM
     from penstock.sampling import SamplingParams
@@ -118,14 +116,6 @@ def generate(
         display.close()
         if streamed.is_open:
             streamed.end_line()
-
-
-def _check_trace(trace: str | None) -> None:
-    """The trace is written last: a wrong name must not cost a run."""
-    if trace is None:
-        return
-    if Path(trace).is_dir() or not Path(trace).absolute().parent.is_dir():
-        raise UserError(f"--trace {trace} is not a file in a directory that exists; create the directory first")
 
 
 def _print_answers(

@@ -1,12 +1,24 @@
 """The flags that commands share, and how help shows them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from penstock.errors import UserError
+
+INTERRUPTED = 130  # exit status: 128 + SIGINT, as shells say it
+
+
+class Stopped(Exception):
+    """A command that ended before its end and has said so; the process ends with ``status``."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
 
 MODEL = "Model"
 MEMORY = "Memory (sizes such as 12GiB, 500MB)"
@@ -157,6 +169,14 @@ def check_cut(rows: int | None, batch_size: int | None, num_batches: int | None)
         raise UserError(f"{given} needs {missing} beside it; or use --rows alone")
     if rows is not None and batch_size is not None:
         raise UserError(f"--rows {rows} and --batch-size {batch_size} say the same thing in two ways; use one of them")
+
+
+def check_trace(trace: str | None) -> None:
+    """The trace is written last: a wrong name must not cost a run."""
+    if trace is None:
+        return
+    if Path(trace).is_dir() or not Path(trace).absolute().parent.is_dir():
+        raise UserError(f"--trace {trace} is not a file in a directory that exists; create the directory first")
 
 
 class Command(TyperCommand):

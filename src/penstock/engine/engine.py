@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from penstock.engine import rotary
 from penstock.engine.binding import Binding, Views
 from penstock.engine.cache import FlatCache
 from penstock.engine.call import Batch, Call
@@ -118,7 +119,8 @@ class Engine:
 
     def add(self, key: str, prompt: Sequence[int], sampling: Sampling) -> int:
         """Queue a request; returns its row id. Raises UserError where it can never fit."""
-        request = Request(key, tuple(prompt), sampling.max_tokens)
+        regime = rotary.regime(self.model.config, len(prompt))
+        request = Request(key, tuple(prompt), sampling.max_tokens, regime)
         row = self.scheduler.add(request)
         self.sequences[row] = Generation(request, sampling, list(prompt))
         return row

@@ -38,19 +38,35 @@ class Widening:
         """x (…, in) times weight (out, in) in x's dtype, whatever dtype the weight is stored in; exact widening."""
         if weight.dtype == x.dtype:
             return nn.functional.linear(x.contiguous(), weight, bias)
-        out_features, in_features = weight.shape
-        flat = x.reshape(-1, in_features).contiguous()
-        out = x.new_empty((len(flat), out_features))
-        if self._multiplier is not None and self._multiplier.takes(flat, weight):
-            self._multiplier.multiply(flat, weight, out)
-        else:
-            self._by_panels(flat, weight, out)
+        flat = x.reshape(-1, weight.shape[1]).contiguous()
+        out = x.new_empty((len(flat), len(weight)))
+        self.write(flat, weight, out)
+        self.forget()
         if bias is not None:
             out += bias
-        return out.view(*x.shape[:-1], out_features)
+        return out.view(*x.shape[:-1], len(weight))
+
+    def write(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+        """Write x (T, in) times weight (out, in) to out (T, out), whose rows may lie apart; x is contiguous.
+
+        The same tensor object may be given again with other weights, which spares a pass over it, as long as it has not
+        been changed; ``forget`` when it is done with.
+        """
+        if weight.dtype == x.dtype:
+            out.copy_(nn.functional.linear(x, weight))
+        elif self._multiplier is not None and self._multiplier.takes(x, weight):
+            self._multiplier.multiply(x, weight, out)
+        else:
+            self._by_panels(x, weight, out)
+
+    def forget(self) -> None:
+        """Let go of the activations that were multiplied last."""
+        if self._multiplier is not None:
+            self._multiplier.forget()
 
     def _by_panels(self, flat: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
         """The product by rows of weights that are widened into the scratch, and read by the product from cache."""
+        self.forget()  # its scratch is used here
         out_features, in_features = weight.shape
         rows = max(1, min(out_features, self._panel.numel() // in_features))
         scratch = self._panel if in_features <= self._panel.numel() else flat.new_empty(in_features)
@@ -81,9 +97,12 @@ class ChunkedLinear:
         out = x.new_empty((*x.shape[:-1], self.module.out_features))
         if x.numel() == 0:
             return out  # no row's logits are wanted: the pages are not asked for
-        bias = self.module._parameters.get("bias")
+        flat, flat_out = x.reshape(-1, x.shape[-1]).contiguous(), out.view(-1, out.shape[-1])
         for chunk in self.chunks:
             weight = current_call().hold(chunk.page)[self.param, chunk.start]
-            part = None if bias is None else bias[chunk.start : chunk.stop]
-            out[..., chunk.start : chunk.stop] = self.widening.linear(x, weight, part)
+            self.widening.write(flat, weight, flat_out[:, chunk.start : chunk.stop])
+        self.widening.forget()
+        bias = self.module._parameters.get("bias")
+        if bias is not None:
+            out += bias
         return out

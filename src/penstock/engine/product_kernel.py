@@ -8,6 +8,7 @@ once per call, a panel of weights per tile, and sums over a depth of DEPTH are a
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -202,6 +203,7 @@ class Multiplier:
 
     def __init__(self, packed: torch.Tensor) -> None:
         self._packed = packed.numpy()
+        self._packed_of: torch.Tensor | None = None
         self._scratch: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = []  # of each thread
 
     def takes(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -211,25 +213,42 @@ class Multiplier:
         return narrow and fits and x.dtype == torch.float32 and x.device.type == "cpu" and len(x) >= FEWEST
 
     def multiply(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-        """Write x (T, in) times weight (out, in) to out (T, out), float32; the last dimensions are contiguous."""
-        chunk = min(CHUNK, self._packed.size // (weight.shape[1] * TILE_TOKENS) * TILE_TOKENS)
+        """Write x (T, in) times weight (out, in) to out (T, out), float32; the last dimensions are contiguous.
+
+        The tensor object that was packed last is not packed again: it must not have been changed meanwhile.
+        """
         stored = STORED[weight.dtype]
         kernel = _compiled_multiply(str(stored).removeprefix("torch."))
-        weights = weight.view(stored).numpy()
-        for first in range(0, len(x), chunk):
-            packed = self._pack(x[first : first + chunk].numpy())
-            self._multiply(kernel, packed, weights, out[first : first + chunk].numpy())
-
-    def _pack(self, tokens: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        weights, tokens, results = weight.view(stored).numpy(), x.numpy(), out.numpy()
         tiles = -(-len(tokens) // TILE_TOKENS)
-        shape = tiles, tokens.shape[1], TILE_TOKENS
-        packed = self._packed[: tiles * tokens.shape[1] * TILE_TOKENS].reshape(shape)
+        at_once = self._packed.size // (tokens.shape[1] * TILE_TOKENS)  # tiles that there is room for
+        for first in range(0, tiles, at_once):
+            last = min(first + at_once, tiles)
+            if self._packed_of is not x:
+                self._pack(tokens[first * TILE_TOKENS : last * TILE_TOKENS])
+            parts = -(-(last - first) * TILE_TOKENS // CHUNK)
+            cuts = [first + (last - first) * part // parts for part in range(parts + 1)]
+            for start, stop in pairwise(cuts):
+                packed = self._packed_tiles(tokens.shape[1], start - first, stop - first)
+                self._multiply(kernel, packed, weights, results[start * TILE_TOKENS : stop * TILE_TOKENS])
+        self._packed_of = x if tiles <= at_once else None
+
+    def forget(self) -> None:
+        """Let go of what was packed last; the scratch may be used for something else."""
+        self._packed_of = None
+
+    def _packed_tiles(self, in_features: int, start: int, stop: int) -> npt.NDArray[np.float32]:
+        size = in_features * TILE_TOKENS
+        return self._packed[start * size : stop * size].reshape(stop - start, in_features, TILE_TOKENS)
+
+    def _pack(self, tokens: npt.NDArray[np.float32]) -> None:
+        self._packed_of = None
+        tiles = -(-len(tokens) // TILE_TOKENS)
+        packed = self._packed_tiles(tokens.shape[1], 0, tiles)
         parts = min(tiles, torch.get_num_threads())
+        cuts = [tiles * p // parts for p in range(parts + 1)]
         pack = _compiled_pack()
-        in_threads(
-            lambda start, stop: pack(tokens, packed, start, stop), [tiles * p // parts for p in range(parts + 1)]
-        )
-        return packed
+        in_threads(lambda start, stop: pack(tokens, packed, start, stop), cuts)
 
     def _multiply(self, kernel: Callable[..., None], packed: Any, weights: Any, out: Any) -> None:
         panels = -(-len(weights) // ROWS)

@@ -31,6 +31,18 @@ def longrope_switch(config: Any) -> int | None:
     return min(found) if found else None
 
 
+def regime(config: Any, prompt_tokens: int) -> str | None:
+    """Which frequencies turn the keys of a prompt of so many tokens: prompts of one regime may share KV.
+
+    None where they change with every token: dynamic scaling beyond the original length.
+    """
+    switch = longrope_switch(config)
+    if switch is not None:
+        return "long" if prompt_tokens > switch else "short"
+    dynamic = any(p.get("rope_type", p.get("type")) == "dynamic" for p in _parameters(config))
+    return None if dynamic and prompt_tokens > int(config.max_position_embeddings) else ""
+
+
 def stretch(config: Any) -> float:
     """By how much dynamic rotary scaling lengthens the context beyond ``max_position_embeddings``."""
     factors = [p.get("factor", 1.0) for p in _parameters(config) if p.get("rope_type", p.get("type")) == "dynamic"]

@@ -18,12 +18,22 @@ class Precision:
     kv: torch.dtype
     note: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What ``choose`` makes the same of on any machine: one dtype, or those of weights, products and KV."""
+        names = [str(dtype).removeprefix("torch.") for dtype in (self.stored, self.compute, self.kv)]
+        return names[0] if len(set(names)) == 1 else "/".join(names)
+
 
 def choose(asked: str, checkpoint: str | None, device: str, cpu_bfloat16: bool) -> Precision:
     """The dtypes for what ``--dtype`` asks, a checkpoint's own dtype (None: it has none) and ``cuda`` or ``cpu``.
 
+    asked: also a ``Precision.name``, which a job that goes on brings with it.
+
     Widening 16-bit weights to float32 is exact, so a float32 run streams the 16-bit bytes as they are.
     """
+    if len(parts := asked.split("/")) == 3 and all(part in ("float32", *_SIXTEEN) for part in parts):
+        return Precision(*(getattr(torch, part) for part in parts))
     if asked not in ("auto", "float32", *_SIXTEEN):
         raise UserError(f"--dtype {asked}: there are auto, bfloat16, float16 and float32")
     own = checkpoint or "bfloat16"

@@ -1,0 +1,265 @@
+"""``penstock run-batch``: a file of requests in, a file of answers out, whatever happens in between."""
+
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from penstock.cli import figures, options
+from penstock.cli.console import Display, stderr_display
+from penstock.cli.summary import summary
+from penstock.errors import UserError
+from penstock.units import format_seconds
+
+if TYPE_CHECKING:
+    from penstock.batch import Batch
+
+EXAMPLES = """\
+Examples:
+  penstock run-batch Qwen/Qwen3-30B-A3B -i questions.jsonl -o answers.jsonl --cpu-memory 16GiB
+  penstock run-batch ./llama-70b -i batch.jsonl.gz -o answers.jsonl --kv cpu=50%,disk=50%
+  penstock run-batch ./llama-70b -i batch.jsonl.gz -o answers.jsonl --retry-errors
+  penstock run-batch --status answers.jsonl
+"""
+STOPPED = 1
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL", help="a Hugging Face directory, a GGUF file, a hub id, or demo", show_default=False
+    ),
+]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        "-i",
+        metavar="FILE",
+        help='lines in OpenAI\'s batch form, or {"prompt"}, {"messages"} or {"prompt_token_ids"}; .gz and .zst too',
+        rich_help_panel=options.OUTPUT,
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="where answers are appended; the same command goes on with it",
+        rich_help_panel=options.OUTPUT,
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="begin anew, whatever the output holds", rich_help_panel=options.OUTPUT, show_default=False
+    ),
+]
+RetryErrors = Annotated[
+    bool,
+    typer.Option(
+        "--retry-errors",
+        help="run lines again that had an error",
+        rich_help_panel=options.OUTPUT,
+        show_default=False,
+    ),
+]
+Status = Annotated[
+    str | None,
+    typer.Option(
+        "--status",
+        metavar="FILE",
+        help="say how far the job of an output file is, and end",
+        rich_help_panel=options.OUTPUT,
+        show_default=False,
+    ),
+]
+
+
+def run_batch(
+    model: Model = None,
+    input: Input = None,
+    output: Output = None,
+    status: Status = None,
+    overwrite: Overwrite = False,
+    retry_errors: RetryErrors = False,
+    no_chat: options.NoChat = False,
+    json_: options.Json = False,
+    trace: options.Trace = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    seed: options.Seed = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
+    ignore_eos: options.IgnoreEos = False,
+    gpu_memory: options.GpuMemory = None,
+    cpu_memory: options.CpuMemory = None,
+    disk_memory: options.DiskMemory = None,
+    offload_dir: options.OffloadDir = None,
+    weights: options.Weights = None,
+    kv: options.Kv = None,
+    activations: options.Activations = None,
+    rows: options.Rows = None,
+    sweep_tokens: options.SweepTokens = None,
+    batch_tokens: options.BatchTokens = None,
+    slots: options.Slots = None,
+    batch_size: options.BatchSize = None,
+    num_batches: options.NumBatches = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    random_weights: options.RandomWeights = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    unchecked: options.Unchecked = False,
+) -> None:
+    """Answer every line of a file; what is answered survives whatever stops the job, and the same command goes on."""
+    if status is not None:
+        _show_status(status, json_)
+        return
+    if model is None or input is None or output is None:
+        raise UserError("run-batch needs MODEL, -i FILE and -o FILE (or --status FILE alone)")
+    options.check_cut(rows, batch_size, num_batches)
+    options.check_trace(trace)
+    source, out = Path(input), Path(output)
+
+    from penstock.jobs.answers import scan
+    from penstock.jobs.errors import JobStopped
+    from penstock.jobs.job import JobFile, check_same_job
+    from penstock.jobs.paths import check_paths
+
+    check_paths(source, out)
+    display = stderr_display(json_)
+    try:
+        with JobFile.open(out, overwrite=overwrite) as job:
+            from penstock.batch import Batch, Wish
+            from penstock.batch import run_batch as run
+            from penstock.llm import LLM
+            from penstock.sampling import SamplingParams
+
+            params = SamplingParams(
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+                max_tokens=max_tokens,
+                stop=stop or None,
+                ignore_eos=ignore_eos or None,
+            )
+            wish = Wish(params, False if no_chat else None, overwrite, retry_errors)
+            stored = job.stored
+            if stored is not None:
+                asked = {**wish.said(), "dtype": None if dtype == "auto" else dtype}
+                before = scan(out)
+                check_same_job(out, len(before), stored, asked)
+                display.show({"kind": "note", "text": _resuming(before.answered, before.errors)})
+            with LLM(
+                model,
+                dtype=dtype if stored is None else str(stored["dtype"]),
+                device=device,
+                gpu_memory=gpu_memory,
+                cpu_memory=cpu_memory,
+                disk_memory=disk_memory,
+                offload_dir=offload_dir,
+                weights=weights,
+                kv=kv,
+                activations=activations,
+                rows=rows,
+                sweep_tokens=sweep_tokens,
+                batch_tokens=batch_tokens,
+                slots=slots,
+                batch_size=batch_size,
+                num_batches=num_batches,
+                trust_remote_code=trust_remote_code,
+                random_weights=random_weights,
+                unchecked=unchecked,
+                trace=trace,
+                on_event=display.show,
+            ) as llm:
+                batch = Batch()
+                with _stops(batch, display):
+                    figures_ = run(llm, source, out, wish, job, batch)
+    except JobStopped as stopped:
+        display.close()
+        typer.echo(f"penstock: {stopped}", err=True)
+        raise options.Stopped(STOPPED) from stopped
+    except KeyboardInterrupt:
+        display.close()
+        typer.echo("penstock: stopped at once; the same command goes on with what was answered", err=True)
+        raise options.Stopped(options.INTERRUPTED) from None
+    finally:
+        display.close()
+    _print_end(figures_, out, json_, stopped=batch.stopping)
+    if batch.stopping and figures_["to_go"]:
+        raise options.Stopped(options.INTERRUPTED)
+
+
+@contextmanager
+def _stops(batch: "Batch", display: Display) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the job after its sweep; the next, and one before any sweep, at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not batch.started or batch.stopping:
+            raise KeyboardInterrupt
+        batch.stop()
+        display.show({"kind": "note", "text": "stopping at the end of this sweep (Ctrl-C again: at once)"})
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _resuming(answered: int, errors: int) -> str:
+    again = f" ({figures.count(errors, 'error')}, --retry-errors runs them again)" if errors else ""
+    return f"{answered:,} answered before{again}"
+
+
+def _print_end(run: Mapping[str, Any], out: Path, as_json: bool, stopped: bool) -> None:
+    if as_json:
+        print(json.dumps({"run": run}))
+        return
+    if run.get("sweeps") and not stopped:
+        typer.echo(summary({**run, "prompts": run["prompts"] if run["prompts"] != 1 else 2}), err=True)
+    errors = f", {run['errors']:,} with errors" if run["errors"] else ""
+    kinds = ", ".join(f"{number:,} {code.replace('_', ' ')}" for code, number in run["errors_by_code"].items())
+    told = f": {kinds}" if kinds else ""
+    if stopped and run["to_go"]:
+        total = run["lines"]
+        typer.echo(
+            f"{run['answered']:,} of {total:,} answered{errors}. The same command goes on where this stopped.", err=True
+        )
+    else:
+        typer.echo(f"{out.name:<12}{run['answered']:,} answered{errors}{told}", err=True)
+
+
+def _show_status(out: str, as_json: bool) -> None:
+    from penstock.jobs.job import status
+
+    told = status(out)
+    if as_json:
+        print(json.dumps(told))
+        return
+    answered, errors, to_go = (told[name] or 0 for name in ("answered", "errors", "to_go"))
+    parts = [f"{answered:,} of {told['lines'] or 0:,} answered", f"{errors:,} with errors", f"{to_go:,} to go"]
+    if told["pid"] is None:
+        parts.append("not running" if to_go else "done")
+    else:
+        parts.append(f"running (pid {told['pid']})")
+        if told["tok_s"]:
+            parts.append(f"{figures.speed(told['tok_s'])} tok/s")
+        if told["eta_s"] is not None:
+            parts.append(f"{format_seconds(told['eta_s'])} left")
+    print(" · ".join(parts))

@@ -1,0 +1,92 @@
+"""From prompts to what an engine runs: token ids, and how tokens are drawn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from penstock.engine.build import Blueprint, check_context
+from penstock.errors import UserError
+from penstock.model import tokenizer
+from penstock.plan.types import Job
+from penstock.sampling import Sampling, SamplingParams, resolve
+
+Prompt = str | Mapping[str, Any]
+
+_FORMS = ("prompt", "messages", "prompt_token_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A prompt, ready to run. index: its place in the input. key: with the seed, what its draws depend on."""
+
+    index: int
+    key: str
+    prompt: Prompt
+    ids: list[int]
+    sampling: Sampling
+
+    @property
+    def tokens(self) -> int:
+        """Its length when it has generated all it may."""
+        return len(self.ids) + self.sampling.max_tokens
+
+
+def job_of(items: Sequence[Item]) -> Job:
+    """What a list of prompts asks for, every row at its longest."""
+    totals = [item.tokens for item in items]
+    return Job(len(items), -(-sum(totals) // len(totals)), max(totals), max(len(item.ids) for item in items))
+
+
+class Encoder:
+    """Makes items of prompts, checked against one model's context and vocabulary."""
+
+    def __init__(self, blueprint: Blueprint, tokens: Any | None, generation_config: Mapping[str, Any]) -> None:
+        self._blueprint, self._tokenizer = blueprint, tokens
+        self._generation_config = {name: value for name, value in generation_config.items() if value is not None}
+
+    def item(
+        self,
+        index: int,
+        prompt: Prompt,
+        params: SamplingParams,
+        chat: bool,
+        key: str | None = None,
+        defaults: SamplingParams | None = None,
+    ) -> Item:
+        """A prompt made ready. key: its index where None. defaults: what holds where ``params`` says nothing.
+
+        Raises UserError for what cannot be run.
+        """
+        ids = self._encode(prompt, chat, f"prompt {index + 1}")
+        sampling = self._limited(resolve(params, self._generation_config, defaults), ids)
+        return Item(index, str(index) if key is None else key, prompt, ids, sampling)
+
+    def _encode(self, prompt: Prompt, chat: bool, name: str) -> list[int]:
+        if isinstance(prompt, str):
+            prompt = {"prompt": prompt}
+        given = [form for form in _FORMS if form in prompt] if isinstance(prompt, Mapping) else []
+        if len(given) != 1 or not isinstance(prompt[given[0]], str if given == ["prompt"] else Sequence):
+            raise UserError(f"{name} is no text, nor a mapping with one of {', '.join(_FORMS)}")
+        if "prompt_token_ids" in prompt:
+            ids = list(prompt["prompt_token_ids"])
+            vocabulary = int(self._blueprint.config.vocab_size)
+            if not ids or not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
+                allowed = f"at least one whole number from 0 to {vocabulary - 1:,}"
+                raise UserError(f"{name}: prompt_token_ids takes {allowed}")
+        elif "messages" in prompt:
+            ids = tokenizer.encode_chat(self._tokenizer, prompt["messages"])
+        elif chat and tokenizer.has_chat_template(self._tokenizer):
+            ids = tokenizer.encode_chat(self._tokenizer, [{"role": "user", "content": prompt["prompt"]}])
+        else:
+            ids = tokenizer.encode_prompt(self._tokenizer, prompt["prompt"])
+        if not ids:
+            raise UserError(f"{name} has no tokens")
+        check_context(self._blueprint, len(ids), name)
+        return ids
+
+    def _limited(self, sampling: Sampling, ids: Sequence[int]) -> Sampling:
+        """Sampling whose max_tokens stays within the model's context."""
+        context = self._blueprint.context
+        if context is None or sampling.max_tokens <= context - len(ids):
+            return sampling
+        return replace(sampling, max_tokens=context - len(ids))
