@@ -234,6 +234,8 @@ class LLM:
 
     def ledger(self) -> Ledger:
         """Budgets in force, as asked or what is free less a margin, and what is taken of them now."""
+        if self.compute_tier == "cpu":
+            from penstock.engine import decode_kernel, product_kernel  # noqa: F401  # numba's 100 MB count as taken
         resident, cached = limits.resident_bytes(), self.blueprint.cached_bytes
         memory = min(limits.available_bytes() + resident, limits.memory_limit_bytes())
         disk = limits.free_disk_bytes(self._offload_root) + cached

@@ -37,6 +37,8 @@ from penstock.schedule.scheduler import Scheduler
 
 Progress = Callable[[int, int], None]
 
+_CALL, _WIDENED_CALL = 1024, 256  # tokens
+
 
 @dataclass(slots=True)
 class Blueprint:
@@ -83,7 +85,16 @@ class Blueprint:
                 (la.block_bytes(self.block_tokens, self.precision.kv) for g in self.groups for la in g.layers.values()),
                 default=0,
             ),
+            call_tokens=self._call_tokens(),
         )
+
+    def _call_tokens(self) -> int:
+        """Tokens of a call from which on products are no faster: fewer where weights are widened inside the product.
+
+        Shorter calls leave smaller tensors, which memory of the last ones serves. Experts see few tokens of each call.
+        """
+        widens = self.precision.stored != self.precision.compute and not self.layout.experts
+        return _WIDENED_CALL if widens else _CALL
 
     def _core_tensors(self) -> dict[str, torch.Tensor]:
         by_name = dict(self.skeleton.named_parameters(remove_duplicate=False))

@@ -13,8 +13,7 @@ from penstock.directories import cache_directory
 
 # numba looks at a kernel's own file to see whether what it kept is still true, not at the file that emits its vectors.
 _VECTORS = sha256(Path(__file__).with_name("vectors.py").read_bytes()).hexdigest()[:12]
-if not numba.config.CACHE_DIR:
-    numba.config.CACHE_DIR = str(cache_directory() / "numba" / _VECTORS)
+numba.config.CACHE_DIR = str(Path(numba.config.CACHE_DIR or cache_directory() / "numba") / _VECTORS)
 
 
 @cache

@@ -12,7 +12,7 @@ from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.plan.types import Asked, Footprint, Job, Ledger, Placement
 from penstock.units import format_bytes
 
-_SWEEP_TOKENS = 1024  # of one call: GEMM rates level off here
+_SWEEP_TOKENS = 1024  # at least, if memory allows
 _MOST_ROWS = 4096
 _JITTER = 16 << 20  # what the interpreter and its libraries take differs by this from one start to the next
 _HELD = 2  # a suspended call keeps less than 1/2 of what it takes when it runs (measured: 0.20 to 0.45)
@@ -29,7 +29,7 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
     rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or min(job.prompts, _MOST_ROWS)
     rows = min(rows, job.prompts) if asked.batch_size is None else rows
     wanted_tokens = asked.sweep_tokens or max(_SWEEP_TOKENS, 2 * hidden_tokens)
-    batch = asked.batch_tokens or min(wanted_tokens, _SWEEP_TOKENS)
+    batch = asked.batch_tokens or min(wanted_tokens, model.call_tokens)
     sizes = _Sizes(model, job, ledger, asked, compute)
     cut = _Cut(slots, batch, rows, asked.sweep_tokens or max(batch, wanted_tokens))
     # Smaller calls before fewer rows: halve what activations take until everything needed fits.

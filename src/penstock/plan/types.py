@@ -14,7 +14,7 @@ class Footprint:
     they do not rest in memory. core: always resident. call_bytes: per token of a call. logit_bytes: per row whose
     logits are wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row, kept on the
     compute tier; where there is any, prompts are not cut. state_layer: the largest part of it at one layer.
-    staged_layer: the largest block of a single layer.
+    staged_layer: the largest block of a single layer. call_tokens: of one call, from which on products are no faster.
     """
 
     pages: Sequence[int]
@@ -27,6 +27,7 @@ class Footprint:
     state: int = 0
     state_layer: int = 0
     staged_layer: int = 0
+    call_tokens: int = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,292 @@
+"""``run_batch``: every line has one line of answer, whatever the lines are and whatever stops the job."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from tests.parity import families
+
+from penstock import LLM, SamplingParams, UserError
+from penstock.engine.engine import Engine
+from penstock.jobs.errors import JobStopped
+from penstock.schedule import scheduler
+
+HOW: dict[str, Any] = {"dtype": "float32", "page_bytes": 20_000, "unchecked": True}
+PARAMS = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
+FLAGS = ["--dtype", "float32", "--unchecked", "--json", "--temperature", "0", "--ignore-eos"]
+VOCABULARY = families.GQA["vocab_size"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model without a tokenizer."""
+    path = tmp_path_factory.mktemp("mute")
+    families.build("llama").save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def llm(model: Path) -> Iterator[LLM]:
+    with LLM(str(model), weights="cpu=50%,disk=50%", rows=8, **HOW) as made:
+        yield made
+
+
+def requests(count: int, length: Callable[[int], int] = lambda i: 3 + i % 7, header: int = 0) -> list[dict[str, Any]]:
+    draw = random.Random(0)
+    shared = [draw.randrange(VOCABULARY) for _ in range(header)]
+    return [
+        {"custom_id": f"q{i}", "prompt_token_ids": shared + [draw.randrange(VOCABULARY) for _ in range(length(i))]}
+        for i in range(count)
+    ]
+
+
+def write(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The answers by custom_id, which must all differ."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    by_id = {(one["custom_id"], one["line"]): one for one in found}
+    assert len(by_id) == len({one["id"] for one in found}) == len(found)
+    return {custom_id: one for (custom_id, _), one in by_id.items()}
+
+
+def usage(answer: dict[str, Any]) -> Any:
+    """What an answer without text shows of its tokens."""
+    return answer["response"]["body"]["usage"], answer["id"]
+
+
+def test_every_line_has_its_line(llm: LLM, tmp_path: Path) -> None:
+    lines = [*requests(20), {"custom_id": "q3", "prompt_token_ids": [1]}, {"prompt": "no tokenizer here"}, 7]
+    source, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    run = llm.run_batch(source, out, PARAMS)
+    assert (run["answered"], run["errors"], run["to_go"]) == (20, 3, 0)
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(one["line"] for one in answers) == list(range(1, 24))
+    codes = {one["line"]: one["error"]["code"] for one in answers if one["error"]}
+    assert codes == {21: "duplicate", 22: "invalid_request", 23: "invalid_request"}
+    before = out.read_bytes()
+    again = llm.run_batch(source, out, PARAMS)
+    assert out.read_bytes() == before and again["answered_before"] == 20 and again["to_go"] == 0
+
+
+def test_a_torn_output_is_mended_and_gone_on_with(llm: LLM, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", requests(12)), tmp_path / "out.jsonl"
+    llm.run_batch(source, out, PARAMS)
+    whole = read(out)
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:5]) + lines[5][:40])
+    run = llm.run_batch(source, out, PARAMS)
+    assert run["answered_before"] == 5 and run["answered"] == 12
+    assert {name: usage(one) for name, one in read(out).items()} == {name: usage(one) for name, one in whole.items()}
+
+
+def test_what_was_answered_differently_is_refused(llm: LLM, tmp_path: Path) -> None:
+    lines = requests(6)
+    source, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    llm.run_batch(source, out, PARAMS)
+    kept = out.read_bytes()
+    with pytest.raises(UserError, match=r"max_tokens 5, now 6.*--overwrite"):
+        llm.run_batch(source, out, SamplingParams(max_tokens=6, temperature=0, ignore_eos=True))
+    write(source, [*lines[:4], {**lines[4], "max_tokens": 2}, lines[5]])
+    with pytest.raises(UserError, match=r"q4 is answered in out\.jsonl"):
+        llm.run_batch(source, out, PARAMS)
+    assert out.read_bytes() == kept
+    assert llm.run_batch(source, out, PARAMS, overwrite=True)["answered"] == 6
+    assert read(out)["q4"]["response"]["body"]["usage"]["completion_tokens"] == 2
+
+
+def test_errors_run_again_where_asked(llm: LLM, tmp_path: Path) -> None:
+    lines = requests(4)
+    source, out = (
+        write(tmp_path / "in.jsonl", [*lines[:3], {**lines[3], "prompt_token_ids": []}]),
+        tmp_path / "out.jsonl",
+    )
+    assert llm.run_batch(source, out, PARAMS)["errors"] == 1
+    write(source, lines)
+    run = llm.run_batch(source, out, PARAMS, retry_errors=True)
+    assert (run["answered_before"], run["answered"], run["errors"]) == (3, 4, 0)
+    assert all(one["error"] is None for one in read(out).values())
+
+
+def test_a_line_longer_than_memory_is_one_error(model: Path, tmp_path: Path) -> None:
+    """The job is laid out for the others."""
+    longest = 4 * families.GQA.get("max_position_embeddings", 64)
+    source = write(tmp_path / "in.jsonl", [*requests(5), {"custom_id": "long", "prompt_token_ids": [1] * longest}])
+    with LLM(str(model), rows=4, **HOW) as made:
+        run = made.run_batch(source, tmp_path / "out.jsonl", PARAMS)
+    assert run["answered"] + run["errors"] == 6 and run["answered"] >= 5
+
+
+def test_shared_prefixes_change_nothing_but_the_work(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    lines = requests(20, lambda i: 2 + i % 5, header=70)
+    source = write(tmp_path / "in.jsonl", lines)
+    found = {}
+    for shares in (True, False):
+        if not shares:
+            monkeypatch.setattr(scheduler.Scheduler.__init__, "__defaults__", (True, False))
+        with LLM(str(model), rows=6, batch_tokens=64, **HOW) as made:
+            prompts = [{"prompt_token_ids": line["prompt_token_ids"]} for line in lines]
+            texts = sorted(
+                (int(out.request_id), tuple(out.outputs[0].token_ids)) for out in made.stream(prompts, PARAMS)
+            )
+            run = made.run_batch(source, tmp_path / f"out-{shares}.jsonl", PARAMS)
+        found[shares] = texts, run["shared_tokens"]
+    assert found[True][0] == found[False][0]
+    assert found[True][1] >= 19 * 64 and found[False][1] == 0
+
+
+BYTES = st.one_of(
+    st.binary(max_size=60),
+    st.sampled_from(
+        [
+            b'{"prompt": "\\ud800"}',
+            b'{"prompt_token_ids": [1, 2, 1e400]}',
+            b'{"prompt_token_ids": [' + b"9" * 5000 + b"]}",
+            b'{"prompt": "a\\u0000b"}',
+            b"[" * 100_000,
+            b'{"a":' * 5_000 + b"1" + b"}" * 5_000,
+            b'{"prompt": "' + b"x" * 200_000,
+            b'{"prompt_token_ids": [1, 2], "max_tokens": 99999999999999999999}',
+            b'{"custom_id": "\\udfff", "prompt_token_ids": [1]}',
+            b"\xff\xfe{}",
+            b"NaN",
+        ]
+    ),
+    st.builds(
+        lambda key, value: json.dumps({key: value}).encode(),
+        st.sampled_from(["prompt", "messages", "prompt_token_ids", "body", "custom_id"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), st.lists, max_leaves=5
+        ),
+    ),
+)
+
+
+@settings(
+    max_examples=5, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), derandomize=True
+)
+@given(st.lists(BYTES.map(lambda line: line.replace(b"\n", b" ").strip() or b"{"), min_size=200, max_size=200))
+def test_a_thousand_damaged_lines(llm: LLM, tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    run = llm.run_batch(folder / "in.jsonl", folder / "out.jsonl", PARAMS)
+    answers = [json.loads(line) for line in (folder / "out.jsonl").read_bytes().splitlines()]
+    assert sorted(one["line"] for one in answers) == list(range(1, len(lines) + 1))
+    assert run["answered"] + run["errors"] == len(lines)
+
+
+def start(model: Path, source: Path, out: Path, *more: str, **how: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "penstock",
+        "run-batch",
+        str(model),
+        "-i",
+        str(source),
+        "-o",
+        str(out),
+        *FLAGS,
+        *more,
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+
+
+def lines_in(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def killed_after(process: subprocess.Popen[str], done: Callable[[], bool], number: int) -> None:
+    """Send a signal as soon as something holds."""
+    while not done() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+
+
+def test_kill_9_loses_and_doubles_nothing(model: Path, tmp_path: Path) -> None:
+    """PENSTOCK_KILLS: how often; the first is during start-up, the others after a random number of new lines."""
+    kills = int(os.environ.get("PENSTOCK_KILLS", "3"))
+    source, out, offload = write(tmp_path / "in.jsonl", requests(200)), tmp_path / "out.jsonl", tmp_path / "offload"
+    offload.mkdir()
+    more = ["--max-tokens", "40", "--rows", "8", "--kv", "cpu=50%,disk=50%", "--offload-dir", str(offload)]
+    draw = random.Random(1)
+    for kill in range(kills):
+        begun, at = lines_in(out), time.monotonic()
+        process = start(model, source, out, *more)
+        if kill < max(1, kills // 5):
+            killed_after(process, lambda at=at: time.monotonic() > at + 1, signal.SIGKILL)
+        else:
+            wanted = begun + draw.randrange(1, 12)
+            killed_after(process, lambda wanted=wanted: lines_in(out) >= wanted, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(model, source, out, *more)
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert json.loads(said)["run"]["answered"] == 200
+    assert not any(offload.iterdir())
+    undisturbed = tmp_path / "undisturbed.jsonl"
+    assert start(model, source, undisturbed, *more[:4]).wait(300) == 0
+    assert {n: usage(a) for n, a in read(out).items()} == {n: usage(a) for n, a in read(undisturbed).items()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_job_after_its_sweep(model: Path, tmp_path: Path, number: int) -> None:
+    source, out = write(tmp_path / "in.jsonl", requests(60)), tmp_path / "out.jsonl"
+    more = ["--max-tokens", "40", "--rows", "4"]
+    process = start(model, source, out, *more)
+    killed_after(process, lambda: lines_in(out) >= 4, number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert 4 <= len(read(out)) < 60
+    assert start(model, source, out, *more).wait(300) == 0
+    assert len(read(out)) == 60
+
+
+def test_a_full_disk_keeps_what_is_done(model: Path, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", requests(60)), tmp_path / "out.jsonl"
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, resource.RLIM_INFINITY))
+
+    process = start(model, source, out, "--rows", "4", "--max-tokens", "3", preexec_fn=limited)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert "start the same command again" in errors and "Traceback" not in errors
+    assert 5 < len(read(out)) < 60
+    assert start(model, source, out, "--rows", "4", "--max-tokens", "3").wait(120) == 0
+    assert len(read(out)) == 60
+
+
+def test_files_of_the_engine_that_cannot_grow_stop_the_job(llm: LLM, tmp_path: Path, monkeypatch: Any) -> None:
+    source, out = write(tmp_path / "in.jsonl", requests(30)), tmp_path / "out.jsonl"
+    sweeps = iter(range(100))
+
+    def sweep(engine: Any) -> Any:
+        if next(sweeps) == 12:
+            raise OSError(28, "No space left on device", str(tmp_path / "kv-0"))
+        return whole(engine)
+
+    whole = Engine.sweep
+    monkeypatch.setattr(Engine, "sweep", sweep)
+    with pytest.raises(JobStopped, match=r"kv-0: No space left on device\. Free room"):
+        llm.run_batch(source, out, PARAMS)
+    monkeypatch.undo()
+    assert 0 < len(read(out)) < 30
+    assert llm.run_batch(source, out, PARAMS)["answered"] == 30
