@@ -15,24 +15,34 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tests.model.test_tokenizer import TEMPLATE, byte_tokenizer
 from tests.parity import families
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from penstock import LLM, SamplingParams, UserError
 from penstock.engine.engine import Engine
 from penstock.jobs.errors import JobStopped
+from penstock.outlook import Outlook
+from penstock.plan.types import Job
 from penstock.schedule import scheduler
 
 HOW: dict[str, Any] = {"dtype": "float32", "page_bytes": 20_000, "unchecked": True}
 PARAMS = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
 FLAGS = ["--dtype", "float32", "--unchecked", "--json", "--temperature", "0", "--ignore-eos"]
-VOCABULARY = families.GQA["vocab_size"]
+WIDTHS = {**families.GQA, "vocab_size": 260, "max_position_embeddings": 512}
+VOCABULARY = WIDTHS["vocab_size"]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random model without a tokenizer."""
-    path = tmp_path_factory.mktemp("mute")
-    families.build("llama").save_pretrained(path)
+    """A tiny random model, stored in bfloat16, with a tokenizer of bytes and a chat template that takes only texts."""
+    path = tmp_path_factory.mktemp("spoken")
+    made = AutoModelForCausalLM.from_config(LlamaConfig(**WIDTHS))
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.08)
+    made.bfloat16().save_pretrained(path)
+    byte_tokenizer(TEMPLATE).save_pretrained(path)
     return path
 
 
@@ -64,20 +74,21 @@ def read(path: Path) -> dict[str, Any]:
     return {custom_id: one for (custom_id, _), one in by_id.items()}
 
 
-def usage(answer: dict[str, Any]) -> Any:
-    """What an answer without text shows of its tokens."""
-    return answer["response"]["body"]["usage"], answer["id"]
+def said(answers: dict[str, Any]) -> dict[str, Any]:
+    """What was answered to each custom_id, with its id and length."""
+    bodies = {name: (one["id"], one["response"]["body"]) for name, one in answers.items()}
+    return {name: (id, body["choices"], body["usage"]) for name, (id, body) in bodies.items()}
 
 
 def test_every_line_has_its_line(llm: LLM, tmp_path: Path) -> None:
-    lines = [*requests(20), {"custom_id": "q3", "prompt_token_ids": [1]}, {"prompt": "no tokenizer here"}, 7]
+    lines = [*requests(20), {"custom_id": "q3", "prompt_token_ids": [1]}, {"prompt": "x" * 5000}, 7]
     source, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     run = llm.run_batch(source, out, PARAMS)
     assert (run["answered"], run["errors"], run["to_go"]) == (20, 3, 0)
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert sorted(one["line"] for one in answers) == list(range(1, 24))
     codes = {one["line"]: one["error"]["code"] for one in answers if one["error"]}
-    assert codes == {21: "duplicate", 22: "invalid_request", 23: "invalid_request"}
+    assert codes == {21: "duplicate", 22: "invalid_request", 23: "invalid_json"}
     before = out.read_bytes()
     again = llm.run_batch(source, out, PARAMS)
     assert out.read_bytes() == before and again["answered_before"] == 20 and again["to_go"] == 0
@@ -91,7 +102,7 @@ def test_a_torn_output_is_mended_and_gone_on_with(llm: LLM, tmp_path: Path) -> N
     out.write_bytes(b"".join(lines[:5]) + lines[5][:40])
     run = llm.run_batch(source, out, PARAMS)
     assert run["answered_before"] == 5 and run["answered"] == 12
-    assert {name: usage(one) for name, one in read(out).items()} == {name: usage(one) for name, one in whole.items()}
+    assert said(read(out)) == said(whole)
 
 
 def test_what_was_answered_differently_is_refused(llm: LLM, tmp_path: Path) -> None:
@@ -124,7 +135,7 @@ def test_errors_run_again_where_asked(llm: LLM, tmp_path: Path) -> None:
 
 def test_a_line_longer_than_memory_is_one_error(model: Path, tmp_path: Path) -> None:
     """The job is laid out for the others."""
-    longest = 4 * families.GQA.get("max_position_embeddings", 64)
+    longest = 2 * WIDTHS["max_position_embeddings"]
     source = write(tmp_path / "in.jsonl", [*requests(5), {"custom_id": "long", "prompt_token_ids": [1] * longest}])
     with LLM(str(model), rows=4, **HOW) as made:
         run = made.run_batch(source, tmp_path / "out.jsonl", PARAMS)
@@ -139,14 +150,14 @@ def test_shared_prefixes_change_nothing_but_the_work(model: Path, tmp_path: Path
         if not shares:
             monkeypatch.setattr(scheduler.Scheduler.__init__, "__defaults__", (True, False))
         with LLM(str(model), rows=6, batch_tokens=64, **HOW) as made:
+            run = made.run_batch(source, tmp_path / f"out-{shares}.jsonl", PARAMS)
             prompts = [{"prompt_token_ids": line["prompt_token_ids"]} for line in lines]
             texts = sorted(
                 (int(out.request_id), tuple(out.outputs[0].token_ids)) for out in made.stream(prompts, PARAMS)
             )
-            run = made.run_batch(source, tmp_path / f"out-{shares}.jsonl", PARAMS)
-        found[shares] = texts, run["shared_tokens"]
-    assert found[True][0] == found[False][0]
-    assert found[True][1] >= 19 * 64 and found[False][1] == 0
+        found[shares] = texts, said(read(tmp_path / f"out-{shares}.jsonl")), run["shared_tokens"]
+    assert found[True][:2] == found[False][:2]
+    assert found[True][2] >= 19 * 64 and found[False][2] == 0
 
 
 BYTES = st.one_of(
@@ -164,6 +175,9 @@ BYTES = st.one_of(
             b'{"custom_id": "\\udfff", "prompt_token_ids": [1]}',
             b"\xff\xfe{}",
             b"NaN",
+            b'{"messages": [{"role": "user", "content": null}]}',
+            b'{"messages": [{"role": "user", "content": "a", "tool_calls": 5}]}',
+            b'{"messages": [{"role": "system", "content": [{"type": "text", "text": "a"}]}]}',
         ]
     ),
     st.builds(
@@ -207,6 +221,10 @@ def start(model: Path, source: Path, out: Path, *more: str, **how: Any) -> subpr
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
 
 
+def made_job(tokens: int) -> Job:
+    return Job(2, tokens, tokens, tokens)
+
+
 def lines_in(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -236,13 +254,14 @@ def test_kill_9_loses_and_doubles_nothing(model: Path, tmp_path: Path) -> None:
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     process = start(model, source, out, *more)
-    said, errors = process.communicate(timeout=300)
+    figures, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert json.loads(said)["run"]["answered"] == 200
+    assert json.loads(figures)["run"]["answered"] == 200
     assert not any(offload.iterdir())
     undisturbed = tmp_path / "undisturbed.jsonl"
     assert start(model, source, undisturbed, *more[:4]).wait(300) == 0
-    assert {n: usage(a) for n, a in read(out).items()} == {n: usage(a) for n, a in read(undisturbed).items()}
+    assert said(read(out)) == said(read(undisturbed))
+    assert len({body[1][0]["text"] for body in said(read(out)).values()}) > 100
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -274,6 +293,42 @@ def test_a_full_disk_keeps_what_is_done(model: Path, tmp_path: Path) -> None:
     assert len(read(out)) == 60
 
 
+def test_an_answer_that_memory_cut_is_an_error(model: Path, tmp_path: Path) -> None:
+    lines = [*requests(5), {"custom_id": "long", "prompt_token_ids": [5, 6], "max_tokens": 400}]
+    source, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    with LLM(str(model), rows=2, **HOW) as made:
+        made.run(iter(()), made_job(64), Outlook(0))  # an engine with room for rows of 64 tokens
+        prepared = made._prepared
+        made._prepared = lambda job: prepared(made_job(64))  # type: ignore[method-assign]
+        run = made.run_batch(source, out, PARAMS)
+        assert (run["answered"], run["errors"]) == (5, 1)
+        assert read(out)["long"]["error"]["code"] == "too_long"
+        made._prepared = prepared  # type: ignore[method-assign]
+        assert made.run_batch(source, out, PARAMS, retry_errors=True)["answered"] == 6
+
+
+def test_a_stream_and_a_run_do_not_mix(llm: LLM) -> None:
+    stream = llm.stream([{"prompt_token_ids": [1, 2]}] * 20, PARAMS)
+    next(stream)
+    with pytest.raises(UserError, match="a stream of this LLM is not at its end"):
+        llm.generate({"prompt_token_ids": [1]}, PARAMS)
+    stream.close()
+    assert llm.generate({"prompt_token_ids": [1]}, PARAMS)
+
+
+def test_a_mistake_changes_nothing(llm: LLM, model: Path, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", [*requests(3), {"prompt": 5}]), tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match="too small"), LLM(str(model), cpu_memory="50MiB", **HOW) as small:
+        small.run_batch(source, out, PARAMS)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    llm.run_batch(source, out, PARAMS)
+    before = out.read_bytes()
+    with pytest.raises(UserError, match="too small"), LLM(str(model), cpu_memory="50MiB", **HOW) as small:
+        write(source, [*requests(4), {"prompt": 5}])
+        small.run_batch(source, tmp_path / "out.jsonl", PARAMS, retry_errors=True)
+    assert out.read_bytes() == before
+
+
 def test_files_of_the_engine_that_cannot_grow_stop_the_job(llm: LLM, tmp_path: Path, monkeypatch: Any) -> None:
     source, out = write(tmp_path / "in.jsonl", requests(30)), tmp_path / "out.jsonl"
     sweeps = iter(range(100))
@@ -285,7 +340,7 @@ def test_files_of_the_engine_that_cannot_grow_stop_the_job(llm: LLM, tmp_path: P
 
     whole = Engine.sweep
     monkeypatch.setattr(Engine, "sweep", sweep)
-    with pytest.raises(JobStopped, match=r"kv-0: No space left on device\. Free room"):
+    with pytest.raises(JobStopped, match=r"kv-0 \(No space left on device\): free room"):
         llm.run_batch(source, out, PARAMS)
     monkeypatch.undo()
     assert 0 < len(read(out)) < 30

@@ -1,11 +1,12 @@
 """A batch job on one LLM: lines of a file in, an answer or an error for each out, and on from there at a restart."""
 
+import errno
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from penstock.jobs.request import Parsed
 from penstock.jobs.survey import Survey, lines_to_go, survey
 from penstock.jobs.writer import Writer
 from penstock.outlook import JobOutlook
+from penstock.outputs import RequestOutput
 from penstock.plan.types import Job
 from penstock.sampling import DEFAULT_MAX_TOKENS, SamplingParams
 
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 SAMPLE = 512  # requests whose lengths stand for the job's
 MOST_UNWRITTEN = 4096  # error lines that wait until it is known that the job can run
-WAITING = 256  # requests that wait for room at least, so that the row of one that ends is taken at once
+WAITING = 256  # requests that wait for room, so that the row of one that ends is taken at once
+_MARGIN = 1.25  # prompts may have more tokens a byte than those of the sample
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,90 +47,87 @@ class Wish:
     retry_errors: bool = False
 
     def said(self) -> Settings:
-        """The settings that were named, as they are stored."""
+        """The settings, as they are stored; None where nothing was said."""
         stop_ids = self.params.stop_token_ids
         stop = [self.params.stop] if isinstance(self.params.stop, str) else self.params.stop
         lists = {"stop": stop and list(stop), "stop_token_ids": stop_ids and list(stop_ids)}
         return {**asdict(self.params), **lists, "chat": self.chat}
 
-    def settled(self, stored: Settings | None) -> tuple[SamplingParams, bool]:
-        """Sampling and whether plain prompts are chats: as stored, else as said."""
-        said = stored if stored is not None else self.said()
-        params = SamplingParams(**{name: said.get(name) for name in asdict(SamplingParams())})
-        return params, said.get("chat") is not False
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a job's answers depend on besides their requests, as its first run settled it."""
+
+    settings: Settings
+
+    @property
+    def params(self) -> SamplingParams:
+        """What holds where a line says nothing."""
+        return SamplingParams(**{name: self.settings.get(name) for name in asdict(SamplingParams())})
+
+    @property
+    def chat(self) -> bool:
+        """Whether plain prompts go through the chat template."""
+        return self.settings.get("chat") is not False
+
+    @property
+    def fingerprint(self) -> str:
+        """All of them in one text."""
+        return repr(sorted(self.settings.items()))
 
 
-def run_batch(
-    llm: "LLM", source: Path, out: Path, wish: Wish, job: JobFile | None = None, batch: "Batch | None" = None
-) -> dict[str, Any]:
-    """Answer every line of ``source`` that ``out`` has no answer to; returns the figures of the run.
-
-    job: its file, where the caller has opened it already. batch: what is told to stop from a signal.
-    Raises UserError before anything is written, and JobStopped for what can be mended and gone on from.
-    """
-    check_paths(source, out)
-    batch = batch or Batch()
-    with job or JobFile.open(out, overwrite=wish.overwrite) as job:
-        done = Done() if wish.overwrite else scan(out)
-        settings = {"model": llm.fingerprint, "dtype": llm.blueprint.precision.name}
-        params, chat = wish.settled(job.stored)
-        asked = {**settings, **wish.said(), "seed": wish.params.seed}
-        check_same_job(out, len(done), job.stored, asked)
-        if job.stored is None:
-            said = {**wish.said(), "seed": params.seed or 0, "chat": chat}
-            params, _ = wish.settled(said)
-            settings = {**settings, **said}
-        else:
-            settings = dict(job.stored)
-        repair(out, done)
-        if wish.retry_errors and drop_errors(out, done):
-            done = scan(out)
-        surveyed = survey(source, _text(settings), done)
-        surveyed.check_unchanged(out)
-        work = _Work(llm, source, out, job, settings, params, chat, done, surveyed, batch)
-        return work.run()
-
-
-class Batch:
-    """The handle of a job that runs: what a signal needs of it."""
+class Stop:
+    """What a signal tells a job through. running: a first sweep is near, so that it pays to wait for its end."""
 
     def __init__(self) -> None:
-        self.started = self.stopping = False
+        self.asked = False
         self._run: Run | None = None
 
-    def stop(self) -> None:
+    @property
+    def running(self) -> bool:
+        return self._run is not None
+
+    def ask(self) -> None:
         """End after the sweep that is under way."""
-        self.stopping = True
+        self.asked = True
         if self._run is not None:
             self._run.stop()
 
     def begins(self, run: Run) -> None:
         """The job's engine is there."""
-        self.started, self._run = True, run
-        if self.stopping:
-            run.stop()
+        self._run = run
+
+
+def run_batch(
+    llm: "LLM", source: Path, out: Path, wish: Wish, job: JobFile | None = None, stop: Stop | None = None
+) -> dict[str, Any]:
+    """Answer every line of ``source`` that ``out`` has no answer to; returns the figures of the run.
+
+    job: its file, where the caller has opened it already. Raises UserError before anything is written, and JobStopped
+    for what can be mended and gone on from.
+    """
+    check_paths(source, out)
+    with job or JobFile.open(out, overwrite=wish.overwrite) as job:
+        done = Done() if wish.overwrite else scan(out)
+        now: Settings = {"model": llm.fingerprint, "dtype": llm.blueprint.precision.name}
+        check_same_job(out, len(done), job.stored, {**now, **wish.said()})
+        begun = {**now, **wish.said(), "seed": wish.params.seed or 0, "chat": wish.chat is not False}
+        terms = Terms(job.stored if job.stored is not None else begun)
+        done.retries = wish.retry_errors
+        surveyed = survey(source, terms.fingerprint, done)
+        surveyed.check_unchanged(out)
+        return _Work(llm, source, job, terms, done, surveyed, stop or Stop()).run()
 
 
 class _Work:
-    """Everything of one job from its settled settings to its last line."""
+    """Everything of one job from its settled terms to its last line."""
 
     def __init__(
-        self,
-        llm: "LLM",
-        source: Path,
-        out: Path,
-        job: JobFile,
-        settings: Settings,
-        params: SamplingParams,
-        chat: bool,
-        done: Done,
-        surveyed: Survey,
-        batch: Batch,
+        self, llm: "LLM", source: Path, job: JobFile, terms: Terms, done: Done, surveyed: Survey, stop: Stop
     ) -> None:
-        self.llm, self.source, self.out, self.job = llm, source, out, job
-        self.settings, self.params, self.chat = settings, params, chat
-        self.fingerprint = _text(settings)
-        self.done, self.surveyed, self.batch = done, surveyed, batch
+        self.llm, self.source, self.job, self.terms = llm, source, job, terms
+        self.done, self.surveyed, self.stop = done, surveyed, stop
+        self.params, self.fingerprint = terms.params, terms.fingerprint
         self.outlook = JobOutlook(surveyed, self._tell)
         self.answered = 0
         self.errors: Counter[str] = Counter()
@@ -135,31 +136,36 @@ class _Work:
         self._writer: Writer | None = None
 
     def run(self) -> dict[str, Any]:
-        """Run to the end, or until the batch is told to stop."""
+        """Run to the end, or until the job is told to stop."""
         with ExitStack() as self._opened:
             items = self._items()
-            first = list(islice(items, SAMPLE))
+            first: list[Item] = []
+            for item in items:
+                first.append(item)
+                if len(first) == SAMPLE or len(self._unwritten) > MOST_UNWRITTEN:
+                    break
             run = self._start(first, items) if first else None
-            self._open()
+            if self._writer is None:
+                self._open()
             if run is not None:
-                self.batch.begins(run)
+                self.stop.begins(run)
                 self._answer(run)
         self.job.save_progress(self.told(), every_s=0)
         return self._summary(run)
 
-    def _open(self) -> Writer:
-        """The output, from now on written to, with what could not be run until now."""
-        if self._writer is None:
-            if self.job.stored is None:
-                self.job.store(self.settings)
-            self.job.save_progress({"input": str(self.source), "lines": self.surveyed.lines}, every_s=0)
-            self._writer = self._opened.enter_context(Writer(self.out, self.job))
-            self._writer.write(self._unwritten)
-            self._unwritten.clear()
-        return self._writer
+    def _open(self) -> None:
+        """Begin to write: what was torn or is to run again goes, what could not be written until now comes."""
+        if self.job.stored is None:
+            self.job.store(self.terms.settings)
+        if not (self.done.retries and drop_errors(self.job.out, self.done)):
+            repair(self.job.out, self.done)
+        self.job.save_progress({"input": str(self.source), "lines": self.surveyed.lines}, every_s=0)
+        self._writer = self._opened.enter_context(Writer(self.job.out))
+        self._writer.write(self._unwritten)
+        self._unwritten.clear()
 
     def _start(self, first: list[Item], items: Iterator[Item]) -> Run:
-        """A run on memory laid out for the whole job; a line that is longer than memory holds does not count."""
+        """A run on memory laid out for the whole job; where that does not hold the longest line, for the others."""
         everything = chain(first, items)
         try:
             return self.llm.run(everything, self._job(first, longest=True), self.outlook, WAITING)
@@ -170,52 +176,58 @@ class _Work:
                 raise refusal from None
 
     def _job(self, first: list[Item], longest: bool) -> Job:
+        """The sample, and by the bytes of all prompts what lies beyond it."""
         sample, surveyed = job_of(first), self.surveyed
-        prompt, total = sample.longest_prompt, sample.longest_tokens
-        if not longest:
-            prompt = total = sample.mean_tokens
-        elif surveyed.to_go > len(first):
-            prompt = max(prompt, int(surveyed.longest_prompt_bytes * self.outlook.tokens_a_byte) + 1)
+        mean, prompt, total = sample.mean_tokens, sample.longest_prompt, sample.longest_tokens
+        if surveyed.to_go > len(first):
             usual = self.params.max_tokens or DEFAULT_MAX_TOKENS
+            tokens = surveyed.prompt_bytes * self.outlook.tokens_a_byte
+            mean = round((tokens + surveyed.max_tokens + surveyed.unsaid * usual) / surveyed.to_go) + 1
+            prompt = max(prompt, round(surveyed.longest_prompt_bytes * self.outlook.tokens_a_byte * _MARGIN) + 1)
             total = max(total, prompt + max(usual if surveyed.unsaid else 0, surveyed.longest_max_tokens))
-            context = self.llm.blueprint.context
-            if context is not None:
-                prompt, total = min(prompt, context), min(total, context)
-        return Job(surveyed.to_go, min(sample.mean_tokens, total), total, prompt)
+        if not longest:
+            prompt, total = min(prompt, mean), mean
+        context = self.llm.blueprint.context or total
+        return Job(surveyed.to_go, min(mean, total, context), min(total, context), min(prompt, context))
 
     def _answer(self, run: Run) -> None:
         try:
             for item, output in run:
-                parsed = self._parsed.pop(item.index)
-                id = answer_id(self.fingerprint, parsed)
-                if isinstance(output, UserError):
-                    self._write(error_record(parsed, id, "too_long", str(output)))
-                else:
-                    self.answered += 1
-                    self._write(answer_record(parsed, id, output, self.llm.name, int(time.time())))
+                self._write(self._record(item, self._parsed.pop(item.index), output))
+        except BrokenPipeError:  # whoever read the progress has gone
+            raise
         except OSError as error:  # files of the engine's own: weights that went away, KV that cannot grow
-            where = (
-                f" {error.filename}" if error.filename else f" a file of KV or activations in {self.llm.offload_dir}"
-            )
+            where = error.filename or f"a file of KV or activations in {self.llm.offload_dir}"
+            advice = "free room there or use another --offload-dir" if error.errno in _DISK_FULL else "see to it"
             raise JobStopped(
-                f"stopped by{where}: {error.strerror or error}. Free room there or use another --offload-dir, then"
-                f" start the same command again: {self.answered:,} answers of this run are kept"
+                f"stopped by {where} ({error.strerror or error}): {advice}, then start the same command again;"
+                f" {self.answered:,} answers of this run are kept"
             ) from error
+
+    def _record(self, item: Item, parsed: Parsed, output: RequestOutput | UserError) -> Record:
+        id = answer_id(self.fingerprint, parsed)
+        if isinstance(output, UserError):
+            return error_record(parsed, id, "too_long", str(output))
+        answer, most = output.outputs[0], item.sampling.max_tokens
+        if answer.finish_reason == "length" and len(answer.token_ids) < most:
+            cut = f"its answer ended after {len(answer.token_ids):,} of {most:,} tokens, where memory for KV was full"
+            return error_record(parsed, id, "too_long", f"{cut}: give more memory or a smaller max_tokens")
+        self.answered += 1
+        return answer_record(parsed, id, output, self.llm.name, int(time.time()))
 
     def _items(self) -> Iterator[Item]:
         """The requests that can run, each as its line is reached; the others get their error line."""
         for parsed in lines_to_go(self.source, self.surveyed, self.done):
-            if self.batch.stopping:
+            if self.stop.asked:
                 return
             id = answer_id(self.fingerprint, parsed)
             if parsed.fault is not None:
                 self._write(fault_record(parsed, id))
                 continue
-            chat = self.chat if parsed.kind == "plain" else parsed.kind == "chat"
+            chat = self.terms.chat if parsed.kind == "plain" else parsed.kind == "chat"
+            name = identity(parsed)
             try:
-                item = self.llm.encoder.item(
-                    parsed.number - 1, parsed.prompt, parsed.params, chat, identity(parsed), self.params
-                )
+                item = self.llm.encoder.item(parsed.number - 1, parsed.prompt, parsed.params, chat, name, self.params)
             except UserError as refusal:
                 self._write(error_record(parsed, id, "invalid_request", str(refusal)))
                 self.outlook.refused(parsed)
@@ -231,15 +243,16 @@ class _Work:
             self._writer.write([record])
             return
         self._unwritten.append(record)
-        if len(self._unwritten) > MOST_UNWRITTEN:
-            self._open()
+        if len(self._unwritten) > MOST_UNWRITTEN and not self._parsed:
+            self._open()  # nothing but faults so far: no engine will be asked for before they are many more
 
     def told(self) -> dict[str, Any]:
         """How far the job is, for whoever asks from elsewhere."""
         errors = self.errors.total()
+        before = 0 if self.done.retries else self.done.errors
         return {
             "answered": self.done.answered + self.answered,
-            "errors": self.done.errors + errors,
+            "errors": before + errors,
             "to_go": self.surveyed.lines - self.surveyed.done - self.answered - errors,
         }
 
@@ -257,11 +270,5 @@ class _Work:
             "answered_before": self.done.answered,
             "errors_before": self.done.errors,
             "errors_by_code": dict(self.errors),
-            "shared_tokens": run.engine.scheduler.shared_tokens if run is not None else 0,
-            "settings": dict(self.settings),
+            "settings": dict(self.terms.settings),
         }
-
-
-def _text(settings: Settings) -> str:
-    """The job's fingerprint: what its answers depend on besides their requests."""
-    return repr(sorted(settings.items()))

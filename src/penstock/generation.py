@@ -1,5 +1,6 @@
 """One run of an engine: from a stream of prompts to their answers, with progress on the way."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Surroundings:
 class Run:
     """Feeds the engine from ``items``, watches stop texts, tells progress, and yields each answer as its row ends.
 
-    ahead: rows that wait for room, so many or as many as may run; None takes all items at once. What the engine
+    ahead: rows that wait for room at most; None takes all items at once. What the engine
     refuses (a prompt whose KV no memory holds) is yielded as the UserError. ``stop`` ends the run after the sweep that
     is under way.
     """
@@ -70,17 +71,19 @@ class Run:
         ahead: int | None = None,
     ) -> None:
         self.around, self.prepared, self.engine = around, prepared, prepared.engine
-        self.items, self.outlook = iter(items), outlook
-        self.ahead = None if ahead is None else max(ahead, prepared.placement.policy.rows)
+        self.items, self.outlook, self.ahead = iter(items), outlook, ahead
         self.account = Account(around.clock.read())
         self.alone = outlook.prompts == 1
         self.answered = 0
         self._rows: dict[int, Item] = {}
         self._texts: dict[int, tokenizer.Detokenizer] = {}
-        self._exhausted = self._stopping = False
+        self._shared_before = prepared.engine.scheduler.shared_tokens
+        self._longest = _longest(around.plan, prepared)
+        self._exhausted = self._stopping = self.live = False
 
     def __iter__(self) -> Iterator[tuple[Item, RequestOutput | UserError]]:
         """Run to the end; an interruption leaves the engine empty and usable."""
+        self.live = True
         try:
             while not self._stopping:
                 yield from self._fill()
@@ -90,6 +93,7 @@ class Run:
                 elif self._exhausted:
                     return
         finally:
+            self.live = False
             for row in self._rows:
                 self.engine.abort(row)
 
@@ -105,6 +109,7 @@ class Run:
                 self._exhausted = True
                 return
             try:
+                self._check_length(item)
                 row = self.engine.add(item.key, item.ids, item.sampling)
             except UserError as refusal:
                 yield item, refusal
@@ -114,6 +119,14 @@ class Run:
             self.account.prompts += 1
             self.account.tokens_in += len(item.ids)
             self.outlook.added(item)
+
+    def _check_length(self, item: Item) -> None:
+        """Raise UserError for a row that buffers of the run's own were not made for."""
+        if item.tokens > self._longest:
+            raise UserError(
+                f"{item.tokens:,} tokens are more than this run has buffers for ({self._longest:,}, by the prompts that"
+                " it began with): run it by itself"
+            )
 
     def _watch(self, row: int, item: Item) -> None:
         """Detokenise as tokens come, where a stop text or a listener needs it."""
@@ -136,6 +149,7 @@ class Run:
 
     def _after(self, sweep: SweepReport) -> Iterator[tuple[Item, RequestOutput]]:
         self.account.add(sweep, self.engine)
+        self.account.shared_tokens = self.engine.scheduler.shared_tokens - self._shared_before
         self.outlook.swept(sweep)
         ended = [(self._rows[row], self._finish(row)) for row in sweep.finished]
         self.answered += len(ended)
@@ -194,3 +208,11 @@ class Run:
         gpu = self.around.device.peak_bytes if self.around.device.compute_tier == "gpu" else 0
         ledger = {"peak": {"gpu": gpu, "disk": disk}, "budget": self.prepared.budget}
         return self.account.summary(self.around.clock, placement, weights, ledger)
+
+
+def _longest(plan: Blueprint, prepared: Prepared) -> int:
+    """Tokens of the longest row that an engine's buffers hold: for KV on its way, and for prompts that are not cut."""
+    model, most = plan.footprint(), sys.maxsize
+    if prepared.placement.staging and model.staged_layer:
+        most = (prepared.placement.staging // model.staged_layer - 1) * model.block_tokens
+    return min(most, prepared.job.longest_tokens) if model.state else most

@@ -8,16 +8,18 @@ from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import ref
 
 import torch
 
 from penstock.batch import Wish, run_batch
+from penstock.budgets import Budgets
 from penstock.encoding import Encoder, Item, Prompt, job_of
 from penstock.engine.build import Blueprint, assemble, blueprint, cache_pages
 from penstock.engine.selfcheck import require_exact
 from penstock.errors import UserError
 from penstock.generation import Event, Prepared, Run, Surroundings
-from penstock.machine import limits, probe
+from penstock.machine import probe
 from penstock.memory.allocator import give_back_at_once
 from penstock.memory.clock import Clock
 from penstock.memory.device import Device, open_device
@@ -26,7 +28,7 @@ from penstock.model import precision, source, tokenizer
 from penstock.model.fingerprint import fingerprint
 from penstock.outlook import Outlook
 from penstock.outputs import RequestOutput
-from penstock.plan.policy import TIERS, Tier
+from penstock.plan.policy import Tier
 from penstock.plan.rule import decide
 from penstock.plan.shares import parse_shares
 from penstock.plan.types import Asked, Job, Ledger
@@ -34,9 +36,6 @@ from penstock.sampling import SamplingParams
 from penstock.units import parse_bytes
 
 READ_AHEAD = 1024  # prompts of a stream that wait for room at most
-_MARGIN = 0.04  # of a default budget, left to the system
-_UNCOUNTED = 96 << 20  # library scratch (GEMM packing, allocator slack) that no ledger line names
-_SLACK = 50  # one part in so many of the budget: holes in the heap, page tables
 
 
 class LLM:
@@ -91,16 +90,18 @@ class LLM:
         )
         give_back_at_once()
         asked_bytes: dict[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
-        self._asked_budget = {t: None if b is None else parse_bytes(b, f"--{t}-memory") for t, b in asked_bytes.items()}
+        asked_budget = {t: None if b is None else parse_bytes(b, f"--{t}-memory") for t, b in asked_bytes.items()}
         self._event: Event = on_event or (lambda event: None)
         self._trace = trace
         self._ready: Prepared | None = None
         self._closed = False
+        self._live: Callable[[], Run | None] = lambda: None
         self.last_run: dict[str, Any] = {}
         self._offload_root = offload_root(offload_dir)
         self._device: Device = open_device(device)
         if gpu_memory is not None and self._device.compute_tier != "gpu":
             raise UserError("--gpu-memory is given, and there is no gpu here: leave it out")
+        self._budgets = Budgets(asked_budget, self._device, self._offload_root)
         self._clock = Clock(
             compute_lane="gpu-compute" if self._device.compute_tier == "gpu" else "cpu-compute",
             tracing=trace is not None,
@@ -168,7 +169,7 @@ class LLM:
         first = list(islice(items, READ_AHEAD))
         if not first:
             return
-        run = self.run(chain(first, items), job_of(first), Outlook(len(first)), READ_AHEAD)
+        run = self.run(chain(first, items), job_of(first), Outlook(0), READ_AHEAD)
         for _, output in run:
             if isinstance(output, UserError):
                 raise output
@@ -224,8 +225,12 @@ class LLM:
         """A run of the items, on an engine for the job: the one at hand where it is large enough, else a new one."""
         if self._closed:
             raise UserError("this LLM is closed: make a new one")
+        if (live := self._live()) is not None and live.live:
+            raise UserError("a stream of this LLM is not at its end: read it to there or close it before the next run")
         around = Surroundings(self.blueprint, self._device, self._clock, self.tokenizer, self._event)
-        return Run(around, self._prepared(job), items, outlook, ahead)
+        run = Run(around, self._prepared(job), items, outlook, ahead)
+        self._live = ref(run)
+        return run
 
     @property
     def compute_tier(self) -> Tier:
@@ -233,19 +238,8 @@ class LLM:
         return self._device.compute_tier
 
     def ledger(self) -> Ledger:
-        """Budgets in force, as asked or what is free less a margin, and what is taken of them now."""
-        if self.compute_tier == "cpu":
-            from penstock.engine import decode_kernel, product_kernel  # noqa: F401  # numba's 100 MB count as taken
-        resident, cached = limits.resident_bytes(), self.blueprint.cached_bytes
-        memory = min(limits.available_bytes() + resident, limits.memory_limit_bytes())
-        disk = limits.free_disk_bytes(self._offload_root) + cached
-        free: dict[Tier, int] = {
-            "gpu": self._gpu_free(),
-            "cpu": int(memory * (1 - _MARGIN)),
-            "disk": int(disk * (1 - _MARGIN)),
-        }
-        budget = {tier: free[tier] if (asked := self._asked_budget[tier]) is None else asked for tier in TIERS}
-        return Ledger(budget, {"cpu": resident + _UNCOUNTED + budget["cpu"] // _SLACK, "disk": cached})
+        """Budgets in force, and what is taken of them now."""
+        return self._budgets.ledger(self.blueprint.cached_bytes)
 
     def close(self) -> None:
         """Give back memory, threads and files; write the trace where one was asked for. Can be called twice."""
@@ -278,7 +272,7 @@ class LLM:
         if self._ready is not None and self._ready.covers(job):
             return self._ready
         self._drop_engine()
-        disk = self._asked_budget["disk"]
+        disk = self._budgets.asked["disk"]
         self.blueprint = cache_pages(self.blueprint, disk, self._progress("preparing pages"))
         hidden, ledger = self._hidden_tokens(), self.ledger()
         placement = decide(self.blueprint.footprint(), job, ledger, self.asked, self.compute_tier, hidden)
@@ -299,12 +293,6 @@ class LLM:
             if self._ready.offload is not None:
                 remove_offload(self._ready.offload)
             self._ready = None
-
-    def _gpu_free(self) -> int:
-        if self._device.torch_device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info()
-            return int(free * (1 - _MARGIN))
-        return (1 << 30) if self.compute_tier == "gpu" else 0
 
     def _hidden_tokens(self) -> int:
         """T*: tokens whose compute hides one sweep's page reads, from a probe of a second; 0 without streaming."""

@@ -26,6 +26,7 @@ class Account:
     tokens_in: int = 0
     prompts: int = 0
     tokens_out: int = 0
+    shared_tokens: int = 0
     sweeps: int = 0
     rows: int = 0
     prefill_tokens: int = 0
@@ -58,11 +59,11 @@ class Account:
     ) -> dict[str, Any]:
         """``LLM.last_run``.
 
-        total_tok_s: generated tokens over all seconds. prefill_tok_s, decode_tok_s: tokens of each kind over its share
-        of the sweeps' seconds. rows_mean: rows per sweep. lanes, waits: share of the seconds in which a lane was busy,
-        and in which compute waited for it. links: bytes and busy seconds. placed_bytes: weights by home; KV with
-        recurrent state, and activations, when most was held. peak_bytes and budget_bytes: by tier; that of cpu is of
-        the whole process since it began.
+        shared_tokens: of prompts, taken over from others and not computed. total_tok_s: generated tokens over all
+        seconds. prefill_tok_s, decode_tok_s: tokens of each kind over its share of the sweeps' seconds. rows_mean: rows
+        per sweep. lanes, waits: share of the seconds in which a lane was busy, and in which compute waited for it.
+        links: bytes and busy seconds. placed_bytes: weights by home; KV with recurrent state, and activations, when
+        most was held. peak_bytes and budget_bytes: by tier; that of cpu is of the whole process since it began.
         """
         seen: Summary = clock.summary(self.started)
         seconds = seen["seconds"]
@@ -70,6 +71,7 @@ class Account:
             "prompts": self.prompts,
             "tokens_in": self.tokens_in,
             "tokens_out": self.tokens_out,
+            "shared_tokens": self.shared_tokens,
             "seconds": seconds,
             "total_tok_s": self.tokens_out / seconds if seconds else 0.0,
             "prefill_tok_s": self.prefill_tokens / self.prefill_s if self.prefill_s else 0.0,

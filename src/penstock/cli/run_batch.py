@@ -1,6 +1,7 @@
 """``penstock run-batch``: a file of requests in, a file of answers out, whatever happens in between."""
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import figures, options
-from penstock.cli.console import Display, stderr_display
+from penstock.cli.console import stderr_display
 from penstock.cli.summary import summary
 from penstock.errors import UserError
 from penstock.units import format_seconds
 
 if TYPE_CHECKING:
-    from penstock.batch import Batch
+    from penstock.batch import Stop
 
 EXAMPLES = """\
 Examples:
@@ -136,14 +137,15 @@ def run_batch(
     from penstock.jobs.paths import check_paths
 
     check_paths(source, out)
-    display = stderr_display(json_)
-    try:
-        with JobFile.open(out, overwrite=overwrite) as job:
-            from penstock.batch import Batch, Wish
-            from penstock.batch import run_batch as run
-            from penstock.llm import LLM
-            from penstock.sampling import SamplingParams
 
+    from penstock.batch import Stop, Wish
+    from penstock.batch import run_batch as answer
+    from penstock.llm import LLM
+    from penstock.sampling import SamplingParams
+
+    display, stop_ = stderr_display(json_), Stop()
+    try:
+        with _stops(stop_), JobFile.open(out, overwrite=overwrite) as job:
             params = SamplingParams(
                 temperature=temperature,
                 top_p=top_p,
@@ -154,15 +156,13 @@ def run_batch(
                 ignore_eos=ignore_eos or None,
             )
             wish = Wish(params, False if no_chat else None, overwrite, retry_errors)
-            stored = job.stored
-            if stored is not None:
-                asked = {**wish.said(), "dtype": None if dtype == "auto" else dtype}
+            if job.stored is not None:
                 before = scan(out)
-                check_same_job(out, len(before), stored, asked)
+                check_same_job(out, len(before), job.stored, wish.said())
                 display.show({"kind": "note", "text": _resuming(before.answered, before.errors)})
             with LLM(
                 model,
-                dtype=dtype if stored is None else str(stored["dtype"]),
+                dtype=str(job.stored["dtype"]) if job.stored is not None and dtype == "auto" else dtype,
                 device=device,
                 gpu_memory=gpu_memory,
                 cpu_memory=cpu_memory,
@@ -183,9 +183,7 @@ def run_batch(
                 trace=trace,
                 on_event=display.show,
             ) as llm:
-                batch = Batch()
-                with _stops(batch, display):
-                    figures_ = run(llm, source, out, wish, job, batch)
+                run = answer(llm, source, out, wish, job, stop_)
     except JobStopped as stopped:
         display.close()
         typer.echo(f"penstock: {stopped}", err=True)
@@ -196,25 +194,26 @@ def run_batch(
         raise options.Stopped(options.INTERRUPTED) from None
     finally:
         display.close()
-    _print_end(figures_, out, json_, stopped=batch.stopping)
-    if batch.stopping and figures_["to_go"]:
+    _print_end(run, out, json_, stopped=stop_.asked)
+    if stop_.asked and run["to_go"]:
         raise options.Stopped(options.INTERRUPTED)
 
 
 @contextmanager
-def _stops(batch: "Batch", display: Display) -> Iterator[None]:
+def _stops(stop: "Stop") -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends the job after its sweep; the next, and one before any sweep, at once."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        if not batch.started or batch.stopping:
+    def ask(number: int, frame: FrameType | None) -> None:
+        if not stop.running or stop.asked:
             raise KeyboardInterrupt
-        batch.stop()
-        display.show({"kind": "note", "text": "stopping at the end of this sweep (Ctrl-C again: at once)"})
+        stop.ask()
+        # straight to the terminal: the interrupted code may be in the middle of a print
+        os.write(2, b"\nstopping at the end of this sweep (Ctrl-C again: at once)\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -232,7 +231,7 @@ def _print_end(run: Mapping[str, Any], out: Path, as_json: bool, stopped: bool) 
         print(json.dumps({"run": run}))
         return
     if run.get("sweeps") and not stopped:
-        typer.echo(summary({**run, "prompts": run["prompts"] if run["prompts"] != 1 else 2}), err=True)
+        typer.echo(summary(run, table=True), err=True)
     errors = f", {run['errors']:,} with errors" if run["errors"] else ""
     kinds = ", ".join(f"{number:,} {code.replace('_', ' ')}" for code, number in run["errors_by_code"].items())
     told = f": {kinds}" if kinds else ""

@@ -9,12 +9,12 @@ from penstock.units import format_bytes, format_seconds
 TIERS = ("gpu", "cpu", "disk")
 
 
-def summary(run: Mapping[str, Any]) -> str:
-    """The text after the answers: three sentences for one prompt, a small table for several.
+def summary(run: Mapping[str, Any], table: bool = False) -> str:
+    """The text after the answers: three sentences for one prompt, a small table for several, or in any case.
 
     run: ``LLM.last_run``.
     """
-    return "\n".join(_sentences(run) if run["prompts"] == 1 else _table(run))
+    return "\n".join(_sentences(run) if run["prompts"] == 1 and not table else _table(run))
 
 
 def _sentences(run: Mapping[str, Any]) -> Iterator[str]:

@@ -119,7 +119,7 @@ class Engine:
 
     def add(self, key: str, prompt: Sequence[int], sampling: Sampling) -> int:
         """Queue a request; returns its row id. Raises UserError where it can never fit."""
-        regime = rotary.regime(self.model.config, len(prompt))
+        regime = rotary.regime(self.model.config, len(prompt), len(prompt) + sampling.max_tokens)
         request = Request(key, tuple(prompt), sampling.max_tokens, regime)
         row = self.scheduler.add(request)
         self.sequences[row] = Generation(request, sampling, list(prompt))

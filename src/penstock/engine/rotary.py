@@ -31,16 +31,17 @@ def longrope_switch(config: Any) -> int | None:
     return min(found) if found else None
 
 
-def regime(config: Any, prompt_tokens: int) -> str | None:
+def regime(config: Any, prompt_tokens: int, longest: int) -> str | None:
     """Which frequencies turn the keys of a prompt of so many tokens: prompts of one regime may share KV.
 
-    None where they change with every token: dynamic scaling beyond the original length.
+    longest: tokens that the row may come to. None where frequencies change with every token: dynamic scaling beyond
+    the original length, which a row may be past when its prompt is computed again.
     """
     switch = longrope_switch(config)
     if switch is not None:
         return "long" if prompt_tokens > switch else "short"
     dynamic = any(p.get("rope_type", p.get("type")) == "dynamic" for p in _parameters(config))
-    return None if dynamic and prompt_tokens > int(config.max_position_embeddings) else ""
+    return None if dynamic and longest > int(config.max_position_embeddings) else ""
 
 
 def stretch(config: Any) -> float:

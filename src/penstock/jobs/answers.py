@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,19 +24,21 @@ class Done:
     """What an output file holds, by key; 36 to 72 bytes a line.
 
     answered, errors: lines with an answer and error lines. whole_bytes: of the file, up to where it is whole;
-    torn_bytes: what follows there.
+    torn_bytes: what follows there. retries: error lines count as absent, since they are to run again.
     """
 
     def __init__(self) -> None:
         self.answered = self.errors = 0
         self.whole_bytes = self.torn_bytes = 0
+        self.retries = False
         self._marks = Index()  # an id's bits, then 1 for an error line, then 1, since 0 is absent
 
     def __len__(self) -> int:
         return len(self._marks)
 
     def __contains__(self, key: bytes) -> bool:
-        return self._marks.get(key) != 0
+        mark = self._marks.get(key)
+        return mark != 0 and not (self.retries and mark & 2)
 
     def is_error(self, key: bytes) -> bool:
         """Whether the key's line is an error line."""
@@ -117,9 +118,8 @@ def drop_errors(path: str | os.PathLike[str], done: Done) -> int:
     target = Path(os.path.realpath(path))
     copy: Path | None = None
     try:
-        descriptor, copied = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".retry", dir=target.parent)
-        copy = Path(copied)
-        with open(descriptor, "wb") as file, open(target, "rb") as whole:
+        copy = target.with_name(f".{target.name}.retry")  # of one name: the next start writes over what a crash left
+        with open(copy, "wb") as file, open(target, "rb") as whole:
             shutil.copymode(target, copy)
             file.writelines(line for line in _lines(whole, done.whole_bytes) if not _read(line)[2])
             file.flush()

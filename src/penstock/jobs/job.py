@@ -162,7 +162,7 @@ class JobFile:
 
 def job_path(out: str | os.PathLike[str]) -> Path:
     """The job's file of an output file."""
-    out = Path(out)
+    out = Path(os.path.realpath(out))  # one lock for a file, whatever link it is reached by
     return out.with_name(out.name + ".job")
 
 

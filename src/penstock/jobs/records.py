@@ -23,7 +23,9 @@ def answer_record(parsed: Parsed, id: str, output: RequestOutput, model: str, cr
     """
     answer, serial = output.outputs[0], id.removeprefix(ID_PREFIX)
     chat = "messages" in parsed.prompt
-    content = {"message": {"role": "assistant", "content": answer.text}} if chat else {"text": answer.text}
+    content: Record = {"message": {"role": "assistant", "content": answer.text}} if chat else {"text": answer.text}
+    if not answer.text:  # a model without a tokenizer, or tokens that show nothing
+        content["token_ids"] = list(answer.token_ids)
     prompt_tokens, completion_tokens = len(output.prompt_token_ids), len(answer.token_ids)
     body = {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{serial}",

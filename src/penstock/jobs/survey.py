@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from penstock.errors import UserError
@@ -100,7 +101,7 @@ def survey(path: str | os.PathLike[str], fingerprint: str, done: Done) -> Survey
 
 def lines_to_go(path: str | os.PathLike[str], surveyed: Survey, done: Done) -> Iterator[Parsed]:
     """The lines without an answer, in order, as they are read; those with a fault need their error line only."""
-    for line in read_lines(path):
+    for line in islice(read_lines(path), surveyed.lines):  # what is appended meanwhile is for the next start
         parsed = surveyed.parse(line)
         if key(parsed) not in done:
             yield parsed

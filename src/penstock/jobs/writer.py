@@ -21,13 +21,11 @@ SYNC_EVERY_S = 0.5
 class Writer:
     """The output file, open for appending; it ends with a whole line at any time that no write is under way.
 
-    lock: what keeps other processes from the file, held as long as the writer is. UserError where the file cannot be
-    opened.
+    UserError where the file cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str], lock: object = None) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._lock = lock
         try:
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:

@@ -9,19 +9,20 @@ import torch
 from penstock.model.pages import Slice
 
 
-def aligned_buffer(nbytes: int, pinned: bool = False) -> torch.Tensor:
+def aligned_buffer(nbytes: int, pinned: bool = False, huge: bool = False) -> torch.Tensor:
     """A uint8 tensor of ``nbytes`` on a page boundary; physical memory is taken as it is written to.
 
     pinned: page-locked for CUDA, at once and in exactly this size (torch's own pinned allocator rounds up to a power of
-    two). The memory goes back when the last view of it dies.
+    two). huge: in pages of 2 MiB, which walks over matrices are faster in; memory is taken in these then. It goes back
+    when the last view of it dies.
     """
     if nbytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     memory = _PinnedMap if pinned else mmap.mmap
     block = memory(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if not pinned and hasattr(mmap, "MADV_HUGEPAGE"):
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
-            block.madvise(mmap.MADV_HUGEPAGE)  # products walk over rows: one address in 2 MiB to look up, not in 4 KiB
+            block.madvise(mmap.MADV_HUGEPAGE)
     buffer = torch.frombuffer(block, dtype=torch.uint8)
     if isinstance(block, _PinnedMap):
         block.pin(buffer.data_ptr())

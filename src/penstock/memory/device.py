@@ -42,8 +42,8 @@ class Device(Protocol):
     compute_tier: Tier
     torch_device: torch.device
 
-    def alloc(self, nbytes: int) -> torch.Tensor:
-        """A uint8 tensor on the fast tier."""
+    def alloc(self, nbytes: int, sparse: bool = False) -> torch.Tensor:
+        """A uint8 tensor on the fast tier. sparse: much of it may never be written to."""
 
     def host_alloc(self, nbytes: int) -> torch.Tensor:
         """A uint8 tensor in host memory that copies to and from the device are fast with."""
@@ -94,8 +94,8 @@ class CpuDevice:
     compute_tier: Tier = "cpu"
     torch_device = torch.device("cpu")
 
-    def alloc(self, nbytes: int) -> torch.Tensor:
-        return aligned_buffer(nbytes)
+    def alloc(self, nbytes: int, sparse: bool = False) -> torch.Tensor:
+        return aligned_buffer(nbytes, huge=not sparse)
 
     def host_alloc(self, nbytes: int) -> torch.Tensor:
         return aligned_buffer(nbytes)
@@ -149,7 +149,7 @@ class CudaDevice:
         self._up = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]  # torch leaves it so
         self._down = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]  # torch leaves it so
 
-    def alloc(self, nbytes: int) -> torch.Tensor:
+    def alloc(self, nbytes: int, sparse: bool = False) -> torch.Tensor:
         # by way of dlpack its storage cannot be resized, like mapped memory: that tells an arena from an activation
         arena: torch.Tensor = from_dlpack(torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device))
         return arena
@@ -211,7 +211,7 @@ class EmulatedGpu:
         self._up = ThreadPoolExecutor(1, thread_name_prefix="penstock-upload")
         self._down = ThreadPoolExecutor(1, thread_name_prefix="penstock-download")
 
-    def alloc(self, nbytes: int) -> torch.Tensor:
+    def alloc(self, nbytes: int, sparse: bool = False) -> torch.Tensor:
         with self._lock:
             self.allocated_bytes += nbytes
         return aligned_buffer(nbytes)

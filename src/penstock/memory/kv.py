@@ -114,7 +114,7 @@ class KVStore:
             sparse = len(self.groups) > 1
             self._files[index] = ScratchFile(offload_dir / f"kv-{index}", base, sparse=sparse)
         elif tier == self.device.compute_tier:
-            self._arenas[tier, index] = self.device.alloc(base)
+            self._arenas[tier, index] = self.device.alloc(base, sparse=len(self.groups) > 1)
         else:
             self._arenas[tier, index] = aligned_buffer(base, pinned=self.device.torch_device.type == "cuda")
 

@@ -12,6 +12,8 @@ from penstock.model.source import Source
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tiktoken.model")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
+# a template is a program: what it meets in a message that it did not expect can raise anything of these
+TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 REPLACEMENT = "\ufffd"  # what a tokenizer decodes an incomplete character to
 MOST_HELD_TOKENS = 16  # bytes that are no text at all must come out some time
 
@@ -55,8 +57,9 @@ def encode_chat(tokenizer: Any | None, messages: Sequence[Message]) -> list[int]
     plain = [_plain(message) for message in messages]
     try:
         text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise UserError(f"The model's chat template refuses these messages: {error}") from error
+    except TEMPLATE_FAILURES as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The model's chat template refuses these messages: {reason[:200]}") from error
     return _ids(tokenizer(text, add_special_tokens=False))
 
 

@@ -59,7 +59,7 @@ class Claims:
         References of rows with another home claim nothing here; of those no more is known than how many there may be.
         """
         doubled = self._pool.doubled(tier)
-        if not doubled:
-            return 0
+        if not doubled or self._room.homes == (tier,):
+            return doubled
         elsewhere = sum(row.listed for row in self._room.rows.values() if row.home != tier)
         return max(0, doubled - elsewhere * self._demand.endless_bytes)

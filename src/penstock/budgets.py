@@ -1,0 +1,50 @@
+"""What may be taken of each tier, and what is taken already."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from penstock.machine import limits
+from penstock.memory.device import Device
+from penstock.plan.policy import TIERS, Tier
+from penstock.plan.types import Ledger
+
+_MARGIN = 0.04  # of a default budget, left to the system
+_UNCOUNTED = 96 << 20  # library scratch (GEMM packing, allocator slack) that no ledger line names
+_SLACK = 50  # one part in so many of the budget: holes in the heap, page tables
+_EMULATED_GPU = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Bytes asked for per tier, None where what is free holds; files on disk go to ``offload_root``."""
+
+    asked: Mapping[Tier, int | None]
+    device: Device
+    offload_root: Path
+
+    def ledger(self, cached: int) -> Ledger:
+        """Budgets in force, as asked or what is free less a margin, and what is taken of them now.
+
+        cached: bytes of the page cache.
+        """
+        if self.device.compute_tier == "cpu":
+            from penstock.engine import decode_kernel, product_kernel  # noqa: F401  # numba's 100 MB count as taken
+        resident = limits.resident_bytes()
+        memory = min(limits.available_bytes() + resident, limits.memory_limit_bytes())
+        disk = limits.free_disk_bytes(self.offload_root) + cached
+        free: dict[Tier, int] = {
+            "gpu": self._gpu_free(),
+            "cpu": int(memory * (1 - _MARGIN)),
+            "disk": int(disk * (1 - _MARGIN)),
+        }
+        budget = {tier: free[tier] if (asked := self.asked[tier]) is None else asked for tier in TIERS}
+        return Ledger(budget, {"cpu": resident + _UNCOUNTED + budget["cpu"] // _SLACK, "disk": cached})
+
+    def _gpu_free(self) -> int:
+        if self.device.torch_device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info()
+            return int(free * (1 - _MARGIN))
+        return _EMULATED_GPU if self.device.compute_tier == "gpu" else 0
