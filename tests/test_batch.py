@@ -241,7 +241,7 @@ def test_kill_9_loses_and_doubles_nothing(model: Path, tmp_path: Path) -> None:
     kills = int(os.environ.get("PENSTOCK_KILLS", "3"))
     source, out, offload = write(tmp_path / "in.jsonl", requests(200)), tmp_path / "out.jsonl", tmp_path / "offload"
     offload.mkdir()
-    more = ["--max-tokens", "40", "--rows", "8", "--kv", "cpu=50%,disk=50%", "--offload-dir", str(offload)]
+    more = ["--max-tokens", "16", "--rows", "8", "--kv", "cpu=50%,disk=50%", "--offload-dir", str(offload)]
     draw = random.Random(1)
     for kill in range(kills):
         begun, at = lines_in(out), time.monotonic()
@@ -267,7 +267,7 @@ def test_kill_9_loses_and_doubles_nothing(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_job_after_its_sweep(model: Path, tmp_path: Path, number: int) -> None:
     source, out = write(tmp_path / "in.jsonl", requests(60)), tmp_path / "out.jsonl"
-    more = ["--max-tokens", "40", "--rows", "4"]
+    more = ["--max-tokens", "24", "--rows", "4"]
     process = start(model, source, out, *more)
     killed_after(process, lambda: lines_in(out) >= 4, number)
     _, errors = process.communicate(timeout=120)
