@@ -66,16 +66,18 @@ def watched(command: list[str], out: Path) -> tuple[list[tuple[float, int, int]]
 def scan_seconds(source: Path, out: Path) -> tuple[float, float, int]:
     """What a second start does before it loads anything more: the output, and the input against it."""
     from penstock.jobs.answers import scan
-    from penstock.jobs.job import status
-    from penstock.jobs.survey import survey
+    from penstock.jobs.job import JobFile
+    from penstock.jobs.survey import resumed
 
     begun = time.perf_counter()
     done = scan(out)
     scanned = time.perf_counter() - begun
-    found = survey(source, repr(sorted(status(out)["settings"].items())), done)
+    with JobFile.open(out) as job:
+        kept = job.progress["survey"]
+    found = resumed(source, kept, done)
     seconds = time.perf_counter() - begun
-    if found.changed or found.done != found.lines:
-        raise SystemExit(f"long_job.py: of {found.lines:,} lines {found.done:,} are done, {found.changed} changed")
+    if found is None or found.done != found.lines:
+        raise SystemExit("long_job.py: the input is not what the job was started with, or not all of it is done")
     return scanned, seconds - scanned, len(done)
 
 

@@ -20,7 +20,7 @@ from penstock.jobs.job import JobFile, Settings, check_same_job
 from penstock.jobs.paths import check_paths
 from penstock.jobs.records import Record, answer_record, error_record, fault_record
 from penstock.jobs.request import Parsed
-from penstock.jobs.survey import Survey, lines_to_go, survey
+from penstock.jobs.survey import Survey, lines_to_go, resumed, survey
 from penstock.jobs.writer import Writer
 from penstock.outlook import JobOutlook
 from penstock.outputs import RequestOutput
@@ -114,8 +114,10 @@ def run_batch(
         begun = {**now, **wish.said(), "seed": wish.params.seed or 0, "chat": wish.chat is not False}
         terms = Terms(job.stored if job.stored is not None else begun)
         done.retries = wish.retry_errors
-        surveyed = survey(source, terms.fingerprint, done)
-        surveyed.check_unchanged(out)
+        surveyed = resumed(source, job.progress.get("survey"), done) if job.stored is not None else None
+        if surveyed is None:
+            surveyed = survey(source, terms.fingerprint, done)
+            surveyed.check_unchanged(out)
         return _Work(llm, source, job, terms, done, surveyed, stop or Stop()).run()
 
 
@@ -159,7 +161,10 @@ class _Work:
             self.job.store(self.terms.settings)
         if not (self.done.retries and drop_errors(self.job.out, self.done)):
             repair(self.job.out, self.done)
-        self.job.save_progress({"input": str(self.source), "lines": self.surveyed.lines}, every_s=0)
+        about: dict[str, Any] = {"input": str(self.source), "lines": self.surveyed.lines}
+        if not self.surveyed.digest:
+            about["survey"] = self.surveyed.kept(self.source)
+        self.job.save_progress(about, every_s=0)
         self._writer = self._opened.enter_context(Writer(self.job.out))
         self._writer.write(self._unwritten)
         self._unwritten.clear()

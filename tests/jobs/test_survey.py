@@ -10,7 +10,7 @@ from penstock.jobs.identity import answer_id, identity
 from penstock.jobs.lines import Line
 from penstock.jobs.records import answer_record, encode, fault_record
 from penstock.jobs.request import Parsed
-from penstock.jobs.survey import Survey, lines_to_go, survey
+from penstock.jobs.survey import Survey, lines_to_go, resumed, survey
 from penstock.outputs import CompletionOutput, RequestOutput
 
 OUTPUT = RequestOutput("0", None, [1], [CompletionOutput(0, "b", [2], "stop")])
@@ -116,3 +116,23 @@ def test_answers_without_a_line_are_counted(source: Path, tmp_path: Path) -> Non
 def test_a_line_that_the_survey_has_not_seen_owns_its_name() -> None:
     parsed = Survey().parse(Line(3, b'{"prompt": "a", "custom_id": "a"}'))
     assert (parsed.custom_id, parsed.fault) == ("a", None)
+
+
+def test_a_kept_survey_holds_as_long_as_the_input_is_the_same(tmp_path):
+    source = tmp_path / "in.jsonl"
+    lines = [json.dumps({"custom_id": f"q{i % 8}", "prompt": "x" * (i + 1), "max_tokens": 3}) for i in range(10)]
+    source.write_text("\n".join(lines) + "\n")
+    whole = survey(source, "f", Done())
+    kept = json.loads(json.dumps(whole.kept(source)))
+    again = resumed(source, kept, Done())
+    assert again is not None and (again.lines, again.done, again.to_go) == (10, 0, 10)
+    assert again.longest_prompt_bytes == whole.longest_prompt_bytes == 8
+    assert again.prompt_bytes == round(whole.prompt_bytes * 10 / 8)
+    # who owns a custom_id is found as the lines are read
+    assert [p.code for p in lines_to_go(source, again, Done())] == [p.code for p in lines_to_go(source, whole, Done())]
+    assert [p.number for p in lines_to_go(source, again, Done()) if p.fault] == [9, 10]
+    with source.open("a") as file:
+        file.write(lines[0] + "\n")
+    assert resumed(source, kept, Done()) is None
+    assert resumed(source, {**kept, "lines": "10"}, Done()) is None
+    assert resumed(source, None, Done()) is None

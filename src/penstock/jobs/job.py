@@ -92,6 +92,11 @@ class JobFile:
     ) -> None:
         self.close()
 
+    @property
+    def progress(self) -> Mapping[str, Any]:
+        """What was told of the job last, by this process or an earlier one."""
+        return dict(self._progress)
+
     def store(self, settings: Settings) -> None:
         """Keep the settings that this run begins the job with; with ``overwrite`` the output is emptied first."""
         if self._overwrite and self.out.exists():
@@ -212,6 +217,7 @@ def status(out: str | os.PathLike[str]) -> dict[str, Any]:
         os.close(file)
     told = dict.fromkeys(("input", "lines", "answered", "errors", "to_go", "tok_s", "eta_s", "updated"))
     found = {**told, **progress, "started": head.get("started"), "settings": head.get("settings", {})}
+    found.pop("survey", None)
     found["pid"] = progress.get("pid") if runs else None
     if not runs:
         found["eta_s"] = None

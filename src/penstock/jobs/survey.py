@@ -1,10 +1,12 @@
 """One pass over the input before anything runs: what is to go, what was changed, how much it is."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from penstock.errors import UserError
 from penstock.jobs.answers import Done
@@ -14,6 +16,8 @@ from penstock.jobs.index import Index
 from penstock.jobs.lines import Line, read_lines
 from penstock.jobs.request import Parsed, Prompt, parse
 
+_SUMS = ("prompt_bytes", "max_tokens", "unsaid")
+_KEPT = ("lines", "strangers", "longest_prompt_bytes", "longest_max_tokens", *_SUMS)
 _TOKEN_BYTES = 4  # that a token id stands for
 
 
@@ -26,7 +30,7 @@ class Survey:
     another one than was answered, or None; changed_error: whether that answer is an error line. prompt_bytes,
     longest_prompt_bytes: of the prompts to go, in UTF-8, a token id counting 4. max_tokens: summed over the requests to
     go that say it, longest_max_tokens the largest, unsaid the number of those that do not. owners: first line number by
-    key of custom_id.
+    key of custom_id. digest: of the input, where the survey is one that was kept.
     """
 
     lines: int = 0
@@ -42,6 +46,7 @@ class Survey:
     max_tokens: int = 0
     longest_max_tokens: int = 0
     unsaid: int = 0
+    digest: str = ""
     owners: Index = field(default_factory=Index, repr=False)
 
     def check_unchanged(self, out: str | os.PathLike[str]) -> None:
@@ -55,12 +60,16 @@ class Survey:
         )
 
     def parse(self, line: Line) -> Parsed:
-        """What a line asks for; it is a duplicate where an earlier one owns its custom_id."""
+        """What a line asks for; it is a duplicate where an earlier one owns its custom_id. Lines come in order."""
         parsed = parse(line)
-        if parsed.custom_id is None:
+        if parsed.custom_id is None or self.owners.add(digest := key(parsed), parsed.number):
             return parsed
-        first = self.owners.get(key(parsed))
-        return as_duplicate(parsed, first) if 0 < first < parsed.number else parsed
+        first = self.owners.get(digest)
+        return as_duplicate(parsed, first) if first < parsed.number else parsed
+
+    def kept(self, source: str | os.PathLike[str]) -> dict[str, Any]:
+        """What a later start needs of this survey, if the input is the same then."""
+        return {"digest": _digest(source), **{name: getattr(self, name) for name in _KEPT}, "of": self.to_go}
 
     def _look(self, line: Line, fingerprint: str, done: Done) -> None:
         self.lines += 1
@@ -97,6 +106,33 @@ def survey(path: str | os.PathLike[str], fingerprint: str, done: Done) -> Survey
         found._look(line, fingerprint, done)
     found.strangers = len(done) - found.done
     return found
+
+
+def resumed(path: str | os.PathLike[str], kept: object, done: Done) -> Survey | None:
+    """The survey of an input that is what it was when ``kept`` was made; None where it is not.
+
+    Its bytes are hashed, not read as lines. What is to go is taken to be like the rest: sums are in proportion, and
+    lines with a fault count as requests until they are reached.
+    """
+    if not isinstance(kept, dict) or kept.get("digest") != _digest(path):
+        return None
+    if not all(isinstance(kept.get(name), int) for name in (*_KEPT, "of")):
+        return None
+    found = Survey(**{name: kept[name] for name in _KEPT}, digest=str(kept["digest"]))
+    found.done = max(0, done.answered + (0 if done.retries else done.errors) - found.strangers)
+    found.to_go = max(0, found.lines - found.done)
+    for name in _SUMS:
+        setattr(found, name, round(getattr(found, name) * found.to_go / max(1, kept["of"])))
+    return found
+
+
+def _digest(path: str | os.PathLike[str]) -> str:
+    """Of the file's bytes; empty where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    except OSError:
+        return ""
 
 
 def lines_to_go(path: str | os.PathLike[str], surveyed: Survey, done: Done) -> Iterator[Parsed]:
