@@ -20,6 +20,7 @@ from penstock.jobs.job import JobFile, Settings, check_same_job
 from penstock.jobs.paths import check_paths
 from penstock.jobs.records import Record, answer_record, error_record, fault_record
 from penstock.jobs.request import Parsed
+from penstock.jobs.stop import Stop
 from penstock.jobs.survey import Survey, lines_to_go, resumed, survey
 from penstock.jobs.writer import Writer
 from penstock.outlook import JobOutlook
@@ -76,28 +77,6 @@ class Terms:
         return repr(sorted(self.settings.items()))
 
 
-class Stop:
-    """What a signal tells a job through. running: a first sweep is near, so that it pays to wait for its end."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._run: Run | None = None
-
-    @property
-    def running(self) -> bool:
-        return self._run is not None
-
-    def ask(self) -> None:
-        """End after the sweep that is under way."""
-        self.asked = True
-        if self._run is not None:
-            self._run.stop()
-
-    def begins(self, run: Run) -> None:
-        """The job's engine is there."""
-        self._run = run
-
-
 def run_batch(
     llm: "LLM", source: Path, out: Path, wish: Wish, job: JobFile | None = None, stop: Stop | None = None
 ) -> dict[str, Any]:
@@ -150,7 +129,7 @@ class _Work:
             if self._writer is None:
                 self._open()
             if run is not None:
-                self.stop.begins(run)
+                self.stop.begins(run.stop)
                 self._answer(run)
         self.job.save_progress(self.told(), every_s=0)
         return self._summary(run)

@@ -201,7 +201,7 @@ def test_another_jobs_answers_are_not_gone_on_with(out: Path) -> None:
     with pytest.raises(UserError) as caught:
         check_same_job(out, 431, SETTINGS, {"dtype": "bfloat16"})
     assert str(caught.value) == (
-        "answers.jsonl holds 431 answers of another run (dtype float32, now bfloat16). Use another -o, or --overwrite."
+        "answers.jsonl holds 431 lines of another run (dtype float32, now bfloat16). Use another -o, or --overwrite."
     )
     with pytest.raises(UserError, match=r"answers\.jsonl\.job does not say what made them"):
         check_same_job(out, 431, None, {})

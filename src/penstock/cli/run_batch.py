@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from penstock.cli import figures, options
-from penstock.cli.console import stderr_display
+from penstock.cli.console import Display, stderr_display
 from penstock.cli.summary import summary
 from penstock.errors import UserError
 from penstock.units import format_seconds
 
 if TYPE_CHECKING:
-    from penstock.batch import Stop
+    from penstock.jobs.stop import Stop
 
 EXAMPLES = """\
 Examples:
@@ -135,17 +135,17 @@ def run_batch(
     from penstock.jobs.errors import JobStopped
     from penstock.jobs.job import JobFile, check_same_job
     from penstock.jobs.paths import check_paths
+    from penstock.jobs.stop import Stop
 
     check_paths(source, out)
-
-    from penstock.batch import Stop, Wish
-    from penstock.batch import run_batch as answer
-    from penstock.llm import LLM
-    from penstock.sampling import SamplingParams
-
     display, stop_ = stderr_display(json_), Stop()
     try:
         with _stops(stop_), JobFile.open(out, overwrite=overwrite) as job:
+            from penstock.batch import Wish
+            from penstock.batch import run_batch as answer
+            from penstock.llm import LLM
+            from penstock.sampling import SamplingParams
+
             params = SamplingParams(
                 temperature=temperature,
                 top_p=top_p,
@@ -159,7 +159,9 @@ def run_batch(
             if job.stored is not None:
                 before = scan(out)
                 check_same_job(out, len(before), job.stored, wish.said())
-                display.show({"kind": "note", "text": _resuming(before.answered, before.errors)})
+                display.show(
+                    {"kind": "note", "text": _resuming(before.answered, before.errors, retry_errors, job.stored)}
+                )
             with LLM(
                 model,
                 dtype=str(job.stored["dtype"]) if job.stored is not None and dtype == "auto" else dtype,
@@ -189,14 +191,25 @@ def run_batch(
         typer.echo(f"penstock: {stopped}", err=True)
         raise options.Stopped(STOPPED) from stopped
     except KeyboardInterrupt:
-        display.close()
-        typer.echo("penstock: stopped at once; the same command goes on with what was answered", err=True)
-        raise options.Stopped(options.INTERRUPTED) from None
+        _stopped_at_once(display)
+    except UserError:
+        raise
+    except Exception:
+        # what is interrupted while a library is being imported may swallow that, and fail in any way
+        if not stop_.asked or stop_.running:
+            raise
+        _stopped_at_once(display)
     finally:
         display.close()
     _print_end(run, out, json_, stopped=stop_.asked)
     if stop_.asked and run["to_go"]:
         raise options.Stopped(options.INTERRUPTED)
+
+
+def _stopped_at_once(display: Display) -> NoReturn:
+    display.close()
+    typer.echo("penstock: stopped at once; the same command goes on with what was answered", err=True)
+    raise options.Stopped(options.INTERRUPTED) from None
 
 
 @contextmanager
@@ -205,6 +218,7 @@ def _stops(stop: "Stop") -> Iterator[None]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         if not stop.running or stop.asked:
+            stop.asked = True
             raise KeyboardInterrupt
         stop.ask()
         # straight to the terminal: the interrupted code may be in the middle of a print
@@ -221,9 +235,13 @@ def _stops(stop: "Stop") -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _resuming(answered: int, errors: int) -> str:
-    again = f" ({figures.count(errors, 'error')}, --retry-errors runs them again)" if errors else ""
-    return f"{answered:,} answered before{again}"
+def _resuming(answered: int, errors: int, retried: bool, stored: Mapping[str, Any]) -> str:
+    """What a start that goes on with a job says first: what is done, and the settings that hold from then."""
+    told = "which run again" if retried else "--retry-errors runs them again"
+    again = f" ({figures.count(errors, 'error')}, {told})" if errors else ""
+    settings = {name: value for name, value in stored.items() if name not in ("model", "dtype", "chat", "seed")}
+    said = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    return f"{answered:,} answered before{again}" + (f"; going on with {said}" if said else "")
 
 
 def _print_end(run: Mapping[str, Any], out: Path, as_json: bool, stopped: bool) -> None:

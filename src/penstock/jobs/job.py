@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from penstock.errors import UserError
-from penstock.jobs.answers import sync_directory
+from penstock.jobs.answers import scan, sync_directory
 from penstock.jobs.errors import JobStopped, one_line
 
 VERSION = 1
@@ -190,9 +190,9 @@ def check_same_job(out: str | os.PathLike[str], answers: int, stored: Settings |
     if stored is None:
         if answers:
             beside = job_path(out).name
-            raise UserError(f"{name} holds {answers:,} answers, and {beside} does not say what made them. {ways_out}")
+            raise UserError(f"{name} holds {answers:,} lines, and {beside} does not say what made them. {ways_out}")
     elif differing := conflicts(stored, asked):
-        raise UserError(f"{name} holds {answers:,} answers of another run ({'; '.join(differing)}). {ways_out}")
+        raise UserError(f"{name} holds {answers:,} lines of another run ({'; '.join(differing)}). {ways_out}")
 
 
 def status(out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -221,6 +221,12 @@ def status(out: str | os.PathLike[str]) -> dict[str, Any]:
     found["pid"] = progress.get("pid") if runs else None
     if not runs:
         found["eta_s"] = None
+        if out.exists():
+            with contextlib.suppress(UserError):  # what is wrong with the output is told when the job goes on
+                done = scan(out)  # a process that was killed may have answered more than it had told
+                found |= {"answered": done.answered, "errors": done.errors}
+                if found["lines"] is not None:
+                    found["to_go"] = max(0, found["lines"] - len(done))
     return found
 
 

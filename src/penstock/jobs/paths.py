@@ -9,6 +9,8 @@ from penstock.jobs.job import job_path
 
 def check_paths(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
     """Raise UserError where there is no input, no place for the output, or one would be written over the other."""
+    if str(source) == "-":
+        raise UserError("-i -: a job reads its input twice, so it takes no standard input; write it to a file first")
     source, out = Path(source), Path(out)
     if not source.exists():
         raise UserError(f"-i {source} is not there: give a file of JSON lines")
