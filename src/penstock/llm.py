@@ -227,8 +227,9 @@ class LLM:
             raise UserError("this LLM is closed: make a new one")
         if (live := self._live()) is not None and live.live:
             raise UserError("a stream of this LLM is not at its end: read it to there or close it before the next run")
+        prepared = self._prepared(job)  # the blueprint may be another one then, with pages in the page cache
         around = Surroundings(self.blueprint, self._device, self._clock, self.tokenizer, self._event)
-        run = Run(around, self._prepared(job), items, outlook, ahead)
+        run = Run(around, prepared, items, outlook, ahead)
         self._live = ref(run)
         return run
 
