@@ -23,27 +23,27 @@ _NARROW = {torch.bfloat16: TO_BFLOAT16, torch.float16: TO_FLOAT16}
 
 
 @intrinsic
-def pointer(context, address):  # type: ignore[no-untyped-def]  # numba's own interface is untyped, here and below
+def pointer(context, address):
     """An address as a pointer."""
 
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def emit(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
 
     return types.voidptr(types.int64), emit
 
 
 @intrinsic
-def float16_bits(context, bits):  # type: ignore[no-untyped-def]
+def float16_bits(context, bits):
     """The bits of the float16 nearest to the float32 with these bits, ties to even."""
 
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def emit(context, builder, signature, arguments):
         half = builder.fptrunc(builder.bitcast(arguments[0], ir.FloatType()), ir.HalfType())
         return builder.bitcast(half, ir.IntType(16))
 
     return types.uint16(types.uint32), emit
 
 
-def _scatter(  # type: ignore[no-untyped-def]
+def _scatter(
     mode,
     source,
     source_head,

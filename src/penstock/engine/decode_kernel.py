@@ -30,7 +30,7 @@ LOG2_E = math.log2(math.e)
 
 
 @intrinsic
-def score_tile(context, tile, stored, queries, keys, count, dim, scores, stride, ahead):  # type: ignore[no-untyped-def]
+def score_tile(context, tile, stored, queries, keys, count, dim, scores, stride, ahead):
     """Scores of as many query heads as ``tile`` is long and ``count`` keys, of the kind of ``stored``; then addresses.
 
     queries: (heads, dim) float32; keys: (count, dim); scores: (heads, ·) float32, ``stride`` bytes from head to head;
@@ -38,7 +38,7 @@ def score_tile(context, tile, stored, queries, keys, count, dim, scores, stride,
     """
     number, kind = tile.count, stored.dtype
 
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def emit(context, builder, signature, arguments):
         _, _, queries, keys, count, dim, scores, stride, ahead = arguments
         wide, single = Emitter(builder, LANES), Emitter(builder, 1)
         q_stride = single.at(ir.Constant(dim.type, 0), (dim, 4))
@@ -73,14 +73,14 @@ def score_tile(context, tile, stored, queries, keys, count, dim, scores, stride,
 
 
 @intrinsic
-def weigh_tile(context, tile, stored, weights, stride, values, count, dim, sums, ahead):  # type: ignore[no-untyped-def]
+def weigh_tile(context, tile, stored, weights, stride, values, count, dim, sums, ahead):
     """Add ``count`` values, weighted for each of a tile's query heads, to ``sums`` (heads, dim) float32.
 
     weights: (heads, ·) float32, ``stride`` bytes from head to head; values: (count, dim) of the kind of ``stored``.
     """
     number, kind = tile.count, stored.dtype
 
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def emit(context, builder, signature, arguments):
         _, _, weights, stride, values, count, dim, sums, ahead = arguments
         wide, single = Emitter(builder, LANES), Emitter(builder, 1)
         s_stride = single.at(ir.Constant(dim.type, 0), (dim, 4))
@@ -111,10 +111,10 @@ def weigh_tile(context, tile, stored, weights, stride, values, count, dim, sums,
 
 
 @intrinsic
-def float_of_bits(context, bits):  # type: ignore[no-untyped-def]
+def float_of_bits(context, bits):
     """The float32 with these bits."""
 
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def emit(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), emit
@@ -136,7 +136,7 @@ def exp2(x: Any) -> Any:
     return power * float_of_bits(np.int32(np.int32(whole) + np.int32(127)) << np.int32(23))
 
 
-def _decode(  # type: ignore[no-untyped-def]
+def _decode(
     tile,
     q,
     k,

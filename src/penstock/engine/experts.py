@@ -30,7 +30,7 @@ class ExpertGroup:
 def use_groups(module: nn.Module, groups: Sequence[ExpertGroup], widening: Widening) -> None:
     """Tell an experts module where its groups' pages are, and what multiplies by their stored weights."""
     module.penstock_groups = tuple(groups)  # type: ignore[assignment]  # plain attributes, not parameters
-    module.penstock_widening = widening  # type: ignore[assignment]
+    module.penstock_widening = widening  # type: ignore[assignment]  # as above
 
 
 def paged_experts(

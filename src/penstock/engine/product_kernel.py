@@ -35,7 +35,7 @@ LINE = 64  # bytes of a cache line, to which vectors are aligned
 
 
 @intrinsic
-def multiply_tile(context, rows, vectors, panel, tokens, depth, band, ahead, stride):  # type: ignore[no-untyped-def]
+def multiply_tile(context, rows, vectors, panel, tokens, depth, band, ahead, stride):
     """Add to ``band`` (rows, tokens) the product of ``panel`` (rows, depth) and packed ``tokens`` (depth, TILE_TOKENS).
 
     As many rows and vectors of tokens as the two tuples are long; then addresses of float32. AHEAD rows of 16-bit
@@ -43,7 +43,7 @@ def multiply_tile(context, rows, vectors, panel, tokens, depth, band, ahead, str
     """
     numbers = range(rows.count), range(vectors.count)
 
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def emit(context, builder, signature, arguments):
         _, _, panel, tokens, depth, band, ahead, stride = arguments
         wide, single = Emitter(builder, LANES), Emitter(builder, 1)
         totals = [[wide.zero() for _ in numbers[1]] for _ in numbers[0]]
@@ -66,11 +66,11 @@ def multiply_tile(context, rows, vectors, panel, tokens, depth, band, ahead, str
 
 
 @intrinsic
-def widen(context, stored, source, count, target):  # type: ignore[no-untyped-def]
+def widen(context, stored, source, count, target):
     """Write ``count`` elements of the kind of ``stored`` as float32; addresses."""
     kind = stored.dtype
 
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def emit(context, builder, signature, arguments):
         _, source, count, target = arguments
         wide, single = Emitter(builder, LANES), Emitter(builder, 1)
         for step, k in pieces(builder, count, (LANES, 1)):
@@ -83,10 +83,10 @@ def widen(context, stored, source, count, target):  # type: ignore[no-untyped-de
 
 
 @intrinsic
-def transpose_square(context, source, source_stride, target, target_stride):  # type: ignore[no-untyped-def]
+def transpose_square(context, source, source_stride, target, target_stride):
     """Write a square of LANES × LANES floats with rows made columns; addresses, and bytes from row to row."""
 
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def emit(context, builder, signature, arguments):
         source, source_stride, target, target_stride = arguments
         wide = Emitter(builder, LANES)
         rows = [wide.load(wide.at(source, (row, source_stride))) for row in range(LANES)]
@@ -98,17 +98,17 @@ def transpose_square(context, source, source_stride, target, target_stride):  # 
 
 
 @intrinsic
-def prefetch(context, address):  # type: ignore[no-untyped-def]
+def prefetch(context, address):
     """Begin to bring the cache line at an address into the second-level cache."""
 
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def emit(context, builder, signature, arguments):
         Emitter(builder, 1).prefetch(arguments[0])
         return context.get_dummy_value()
 
     return types.void(Integer), emit
 
 
-def _pack(x, packed, start, stop):  # type: ignore[no-untyped-def]
+def _pack(x, packed, start, stop):
     """Tiles start ≤ b < stop of x (T, in) to packed (tiles, in, TILE_TOKENS), tokens past the last as zeros."""
     tokens, depth = x.shape
     whole = depth // LANES * LANES
@@ -127,7 +127,7 @@ def _pack(x, packed, start, stop):  # type: ignore[no-untyped-def]
                     packed[b, k, t - b * TILE_TOKENS] = x[t, k] if t < tokens else np.float32(0.0)
 
 
-def _multiply(rows, two, one, packed, weight, out, panel, band, start, stop):  # type: ignore[no-untyped-def]
+def _multiply(rows, two, one, packed, weight, out, panel, band, start, stop):
     """The product of packed tokens with the rows start ≤ n < stop of weight, written to those columns of out (T, n).
 
     panel (ROWS, PANEL_STRIDE) and band (BAND, BAND_STRIDE) are scratch, aligned as packed is.

@@ -88,7 +88,7 @@ def read_runs(runs: Sequence[Run]) -> bytearray:
     """The bytes of the runs, one after another; UserError where a file no longer holds them."""
     data = bytearray(sum(nbytes for _, _, nbytes in runs))
     view, at = memoryview(data), 0
-    opened = {path: Path(path).open("rb") for path in {path for path, _, _ in runs}}  # noqa: SIM115 - closed below
+    opened = {path: Path(path).open("rb") for path in {path for path, _, _ in runs}}  # noqa: SIM115  # closed below
     try:
         for path, offset, nbytes in runs:
             file = opened[path]
