@@ -1,4 +1,4 @@
-"""Where penstock keeps files of its own."""
+"""Where penstock keeps files of its own, and that their names last."""
 
 import os
 from pathlib import Path
@@ -10,3 +10,12 @@ def cache_directory() -> Path:
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "penstock"
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

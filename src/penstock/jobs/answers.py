@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from penstock.directories import sync_directory
 from penstock.errors import UserError
 from penstock.jobs.errors import JobStopped, one_line
 from penstock.jobs.identity import DUPLICATE, ID_HEX, ID_PREFIX, key_of_custom_id, key_of_line
@@ -141,15 +142,6 @@ def drop_errors(path: str | os.PathLike[str], done: Done) -> int:
         if copy is not None:
             copy.unlink(missing_ok=True)
     return done.errors
-
-
-def sync_directory(path: Path) -> None:
-    """Have the names in a directory survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _opened(path: str | os.PathLike[str]) -> BinaryIO:

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from penstock.directories import sync_directory
 from penstock.errors import UserError
-from penstock.jobs.answers import scan, sync_directory
+from penstock.jobs.answers import scan
 from penstock.jobs.errors import JobStopped, one_line
 
 VERSION = 1

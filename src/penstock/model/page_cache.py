@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.directories import cache_directory
+from penstock.directories import cache_directory, sync_directory
 from penstock.errors import UserError
 from penstock.model.pages import SECTOR, Extent, Page, Slice
 from penstock.model.parameter_source import ParameterSource
@@ -145,7 +145,7 @@ def _build(
             text.flush()
             os.fsync(text.fileno())
         building.rename(home)
-        _sync_directory(home.parent)
+        sync_directory(home.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -284,11 +284,3 @@ def _forget(file: int) -> None:
     """Let the system drop its cached copy: pages are read past it."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
