@@ -10,6 +10,7 @@ import typer
 from penstock.cli import options
 from penstock.cli.console import Display, Streamed, stderr_display, width_of
 from penstock.cli.prompts import Prompt, read_prompts
+from penstock.cli.run_flags import Flags, run_flags
 from penstock.cli.summary import summary
 
 if TYPE_CHECKING:
@@ -24,56 +25,23 @@ Examples:
 """
 
 
+@run_flags
 def generate(
     model: options.Model,
     prompts: options.Prompts = None,
     input: options.Input = None,
     no_chat: options.NoChat = False,
     json_: options.Json = False,
-    trace: options.Trace = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    seed: options.Seed = None,
-    max_tokens: options.MaxTokens = None,
-    stop: options.Stop = None,
-    ignore_eos: options.IgnoreEos = False,
-    gpu_memory: options.GpuMemory = None,
-    cpu_memory: options.CpuMemory = None,
-    disk_memory: options.DiskMemory = None,
-    offload_dir: options.OffloadDir = None,
-    weights: options.Weights = None,
-    kv: options.Kv = None,
-    activations: options.Activations = None,
-    rows: options.Rows = None,
-    sweep_tokens: options.SweepTokens = None,
-    batch_tokens: options.BatchTokens = None,
-    slots: options.Slots = None,
-    batch_size: options.BatchSize = None,
-    num_batches: options.NumBatches = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    random_weights: options.RandomWeights = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    unchecked: options.Unchecked = False,
+    *,
+    sampling: Flags,
+    how: Flags,
 ) -> None:
     """Generate text for one prompt or many, with a model larger than the memory it is given."""
     requests = read_prompts(prompts or [], input)
-    options.check_cut(rows, batch_size, num_batches)
-    options.check_trace(trace)
 
     from penstock.llm import LLM
     from penstock.sampling import SamplingParams
 
-    params = SamplingParams(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        max_tokens=max_tokens,
-        stop=stop or None,
-        ignore_eos=ignore_eos or None,
-    )
     display = stderr_display(json_)
     streamed = Streamed(sys.stdout, display)
     streams = len(requests) == 1 and not json_
@@ -85,30 +53,8 @@ def generate(
             streamed.write(event["text"])
 
     try:
-        with LLM(
-            model,
-            dtype=dtype,
-            device=device,
-            gpu_memory=gpu_memory,
-            cpu_memory=cpu_memory,
-            disk_memory=disk_memory,
-            offload_dir=offload_dir,
-            weights=weights,
-            kv=kv,
-            activations=activations,
-            rows=rows,
-            sweep_tokens=sweep_tokens,
-            batch_tokens=batch_tokens,
-            slots=slots,
-            batch_size=batch_size,
-            num_batches=num_batches,
-            trust_remote_code=trust_remote_code,
-            random_weights=random_weights,
-            unchecked=unchecked,
-            trace=trace,
-            on_event=on_event,
-        ) as llm:
-            outputs = llm.generate(requests, params, chat=not no_chat)
+        with LLM(model, **how, on_event=on_event) as llm:
+            outputs = llm.generate(requests, SamplingParams(**sampling), chat=not no_chat)
             run = llm.last_run
         display.close()
         _print_answers(requests, outputs, run, streamed, display, json_)

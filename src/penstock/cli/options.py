@@ -37,7 +37,8 @@ def _one_of(*names: str, hidden: tuple[str, ...] = ()) -> Callable[[str], str]:
     return check
 
 
-def _option(panel: str, flag: str, help: str, **more: Any) -> Any:
+def option(panel: str, flag: str, help: str, **more: Any) -> Any:
+    """A flag under a panel of the help; short: its other names."""
     return typer.Option(flag, *more.pop("short", ()), help=help, rich_help_panel=panel, show_default=False, **more)
 
 
@@ -53,7 +54,7 @@ Prompts = Annotated[
 
 Dtype = Annotated[
     str,
-    _option(
+    option(
         MODEL,
         "--dtype",
         "auto (the checkpoint's, where the device computes it), bfloat16, float16 or float32",
@@ -63,7 +64,7 @@ Dtype = Annotated[
 ]
 Device = Annotated[
     str,
-    _option(
+    option(
         MODEL,
         "--device",
         "what computes: auto (a GPU if there is one), cuda or cpu",
@@ -72,21 +73,21 @@ Device = Annotated[
     ),
 ]
 RandomWeights = Annotated[
-    bool, _option(MODEL, "--random-weights", "draw the weights instead of reading them; a config is enough")
+    bool, option(MODEL, "--random-weights", "draw the weights instead of reading them; a config is enough")
 ]
 TrustRemoteCode = Annotated[
-    bool, _option(MODEL, "--trust-remote-code", "run the Python code that comes with the checkpoint")
+    bool, option(MODEL, "--trust-remote-code", "run the Python code that comes with the checkpoint")
 ]
 Unchecked = Annotated[
-    bool, _option(MODEL, "--unchecked", "skip the check that this model's answers are exact (they may be wrong)")
+    bool, option(MODEL, "--unchecked", "skip the check that this model's answers are exact (they may be wrong)")
 ]
 
 GpuMemory = Annotated[
-    str | None, _option(MEMORY, "--gpu-memory", "at most this much of the GPU (default: what is free)", metavar="SIZE")
+    str | None, option(MEMORY, "--gpu-memory", "at most this much of the GPU (default: what is free)", metavar="SIZE")
 ]
 CpuMemory = Annotated[
     str | None,
-    _option(
+    option(
         MEMORY,
         "--cpu-memory",
         "at most this much for the whole process, interpreter included (default: what is free)",
@@ -94,57 +95,57 @@ CpuMemory = Annotated[
     ),
 ]
 DiskMemory = Annotated[
-    str | None, _option(MEMORY, "--disk-memory", "at most this much for files of penstock's own", metavar="SIZE")
+    str | None, option(MEMORY, "--disk-memory", "at most this much for files of penstock's own", metavar="SIZE")
 ]
 OffloadDir = Annotated[
     str | None,
-    _option(MEMORY, "--offload-dir", "where KV and activations on disk go (default: the user's cache)", metavar="DIR"),
+    option(MEMORY, "--offload-dir", "where KV and activations on disk go (default: the user's cache)", metavar="DIR"),
 ]
 
 Weights = Annotated[
-    str | None, _option(PLACEMENT, "--weights", "where weights rest; those on disk are streamed", metavar="SHARES")
+    str | None, option(PLACEMENT, "--weights", "where weights rest; those on disk are streamed", metavar="SHARES")
 ]
-Kv = Annotated[str | None, _option(PLACEMENT, "--kv", "where the KV cache rests", metavar="SHARES")]
+Kv = Annotated[str | None, option(PLACEMENT, "--kv", "where the KV cache rests", metavar="SHARES")]
 Activations = Annotated[
-    str | None, _option(PLACEMENT, "--activations", "where suspended micro-batches wait", metavar="SHARES")
+    str | None, option(PLACEMENT, "--activations", "where suspended micro-batches wait", metavar="SHARES")
 ]
 
-Rows = Annotated[int | None, _option(CUT, "--rows", "sequences in flight at most", metavar="N", min=1)]
+Rows = Annotated[int | None, option(CUT, "--rows", "sequences in flight at most", metavar="N", min=1)]
 SweepTokens = Annotated[
-    int | None, _option(CUT, "--sweep-tokens", "tokens of one pass over the weights at most", metavar="N", min=1)
+    int | None, option(CUT, "--sweep-tokens", "tokens of one pass over the weights at most", metavar="N", min=1)
 ]
 BatchTokens = Annotated[
-    int | None, _option(CUT, "--batch-tokens", "tokens of one forward call at most", metavar="N", min=1)
+    int | None, option(CUT, "--batch-tokens", "tokens of one forward call at most", metavar="N", min=1)
 ]
 Slots = Annotated[
-    int | None, _option(CUT, "--slots", "pages in the streaming ring; 1: load, then compute", metavar="N", min=1)
+    int | None, option(CUT, "--slots", "pages in the streaming ring; 1: load, then compute", metavar="N", min=1)
 ]
 BatchSize = Annotated[
     int | None,
-    _option(CUT, "--batch-size", "FlexGen's form: rows of a micro-batch, with --num-batches", metavar="N", min=1),
+    option(CUT, "--batch-size", "FlexGen's form: rows of a micro-batch, with --num-batches", metavar="N", min=1),
 ]
 NumBatches = Annotated[
     int | None,
-    _option(CUT, "--num-batches", "micro-batches that enter together, with --batch-size", metavar="N", min=1),
+    option(CUT, "--num-batches", "micro-batches that enter together, with --batch-size", metavar="N", min=1),
 ]
 
 Temperature = Annotated[
-    float | None, _option(SAMPLING, "--temperature", "0 is greedy (default: the model's own, or 0)", metavar="X")
+    float | None, option(SAMPLING, "--temperature", "0 is greedy (default: the model's own, or 0)", metavar="X")
 ]
 TopP = Annotated[
-    float | None, _option(SAMPLING, "--top-p", "draw from the likeliest tokens up to this probability", metavar="X")
+    float | None, option(SAMPLING, "--top-p", "draw from the likeliest tokens up to this probability", metavar="X")
 ]
-TopK = Annotated[int | None, _option(SAMPLING, "--top-k", "draw from this many likeliest tokens", metavar="N")]
-Seed = Annotated[int | None, _option(SAMPLING, "--seed", "the same seed draws the same text (default: 0)", metavar="N")]
+TopK = Annotated[int | None, option(SAMPLING, "--top-k", "draw from this many likeliest tokens", metavar="N")]
+Seed = Annotated[int | None, option(SAMPLING, "--seed", "the same seed draws the same text (default: 0)", metavar="N")]
 MaxTokens = Annotated[
-    int | None, _option(SAMPLING, "--max-tokens", "tokens to generate for a prompt at most (default: 256)", metavar="N")
+    int | None, option(SAMPLING, "--max-tokens", "tokens to generate for a prompt at most (default: 256)", metavar="N")
 ]
-Stop = Annotated[list[str] | None, _option(SAMPLING, "--stop", "end at this text; may be repeated", metavar="TEXT")]
-IgnoreEos = Annotated[bool, _option(SAMPLING, "--ignore-eos", "go on past the end-of-text token")]
+Stop = Annotated[list[str] | None, option(SAMPLING, "--stop", "end at this text; may be repeated", metavar="TEXT")]
+IgnoreEos = Annotated[bool, option(SAMPLING, "--ignore-eos", "go on past the end-of-text token")]
 
 Input = Annotated[
     str | None,
-    _option(
+    option(
         OUTPUT,
         "--input",
         'prompts from a file: one a line, or .jsonl lines of {"prompt"}, {"messages"} or {"prompt_token_ids"};'
@@ -154,11 +155,11 @@ Input = Annotated[
     ),
 ]
 NoChat = Annotated[
-    bool, _option(OUTPUT, "--no-chat", "give prompts to the model as they are, without its chat template")
+    bool, option(OUTPUT, "--no-chat", "give prompts to the model as they are, without its chat template")
 ]
-Json = Annotated[bool, _option(OUTPUT, "--json", "print one JSON value; progress goes to stderr as JSON lines")]
+Json = Annotated[bool, option(OUTPUT, "--json", "print one JSON value; progress goes to stderr as JSON lines")]
 Trace = Annotated[
-    str | None, _option(OUTPUT, "--trace", "write what every lane did when, for Perfetto or Chrome", metavar="FILE")
+    str | None, option(OUTPUT, "--trace", "write what every lane did when, for Perfetto or Chrome", metavar="FILE")
 ]
 
 

@@ -14,6 +14,7 @@ import typer
 
 from penstock.cli import figures, options
 from penstock.cli.console import Display, stderr_display
+from penstock.cli.run_flags import Flags, run_flags
 from penstock.cli.summary import summary
 from penstock.errors import UserError
 from penstock.units import format_seconds
@@ -38,53 +39,33 @@ Model = Annotated[
 ]
 Input = Annotated[
     str | None,
-    typer.Option(
+    options.option(
+        options.OUTPUT,
         "--input",
-        "-i",
+        'lines in OpenAI\'s batch form, or {"prompt"}, {"messages"} or {"prompt_token_ids"}; .gz and .zst too',
         metavar="FILE",
-        help='lines in OpenAI\'s batch form, or {"prompt"}, {"messages"} or {"prompt_token_ids"}; .gz and .zst too',
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
+        short=("-i",),
     ),
 ]
 Output = Annotated[
     str | None,
-    typer.Option(
+    options.option(
+        options.OUTPUT,
         "--output",
-        "-o",
+        "where answers are appended; the same command goes on with it",
         metavar="FILE",
-        help="where answers are appended; the same command goes on with it",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
+        short=("-o",),
     ),
 ]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="begin anew, whatever the output holds", rich_help_panel=options.OUTPUT, show_default=False
-    ),
-]
-RetryErrors = Annotated[
-    bool,
-    typer.Option(
-        "--retry-errors",
-        help="run lines again that had an error",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
-    ),
-]
+Overwrite = Annotated[bool, options.option(options.OUTPUT, "--overwrite", "begin anew, whatever the output holds")]
+RetryErrors = Annotated[bool, options.option(options.OUTPUT, "--retry-errors", "run lines again that had an error")]
 Status = Annotated[
     str | None,
-    typer.Option(
-        "--status",
-        metavar="FILE",
-        help="say how far the job of an output file is, and end",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
-    ),
+    options.option(options.OUTPUT, "--status", "say how far the job of an output file is, and end", metavar="FILE"),
 ]
 
 
+@run_flags
 def run_batch(
     model: Model = None,
     input: Input = None,
@@ -94,32 +75,9 @@ def run_batch(
     retry_errors: RetryErrors = False,
     no_chat: options.NoChat = False,
     json_: options.Json = False,
-    trace: options.Trace = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    seed: options.Seed = None,
-    max_tokens: options.MaxTokens = None,
-    stop: options.Stop = None,
-    ignore_eos: options.IgnoreEos = False,
-    gpu_memory: options.GpuMemory = None,
-    cpu_memory: options.CpuMemory = None,
-    disk_memory: options.DiskMemory = None,
-    offload_dir: options.OffloadDir = None,
-    weights: options.Weights = None,
-    kv: options.Kv = None,
-    activations: options.Activations = None,
-    rows: options.Rows = None,
-    sweep_tokens: options.SweepTokens = None,
-    batch_tokens: options.BatchTokens = None,
-    slots: options.Slots = None,
-    batch_size: options.BatchSize = None,
-    num_batches: options.NumBatches = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    random_weights: options.RandomWeights = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    unchecked: options.Unchecked = False,
+    *,
+    sampling: Flags,
+    how: Flags,
 ) -> None:
     """Answer every line of a file; what is answered survives whatever stops the job, and the same command goes on."""
     if status is not None:
@@ -127,8 +85,6 @@ def run_batch(
         return
     if model is None or input is None or output is None:
         raise UserError("run-batch needs MODEL, -i FILE and -o FILE (or --status FILE alone)")
-    options.check_cut(rows, batch_size, num_batches)
-    options.check_trace(trace)
     source, out = Path(input), Path(output)
 
     from penstock.jobs.answers import scan
@@ -146,45 +102,15 @@ def run_batch(
             from penstock.llm import LLM
             from penstock.sampling import SamplingParams
 
-            params = SamplingParams(
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                seed=seed,
-                max_tokens=max_tokens,
-                stop=stop or None,
-                ignore_eos=ignore_eos or None,
-            )
-            wish = Wish(params, False if no_chat else None, overwrite, retry_errors)
+            wish = Wish(SamplingParams(**sampling), False if no_chat else None, overwrite, retry_errors)
             if job.stored is not None:
                 before = scan(out)
                 check_same_job(out, len(before), job.stored, wish.said())
                 display.show(
                     {"kind": "note", "text": _resuming(before.answered, before.errors, retry_errors, job.stored)}
                 )
-            with LLM(
-                model,
-                dtype=str(job.stored["dtype"]) if job.stored is not None and dtype == "auto" else dtype,
-                device=device,
-                gpu_memory=gpu_memory,
-                cpu_memory=cpu_memory,
-                disk_memory=disk_memory,
-                offload_dir=offload_dir,
-                weights=weights,
-                kv=kv,
-                activations=activations,
-                rows=rows,
-                sweep_tokens=sweep_tokens,
-                batch_tokens=batch_tokens,
-                slots=slots,
-                batch_size=batch_size,
-                num_batches=num_batches,
-                trust_remote_code=trust_remote_code,
-                random_weights=random_weights,
-                unchecked=unchecked,
-                trace=trace,
-                on_event=display.show,
-            ) as llm:
+            dtype = how["dtype"] if job.stored is None or how["dtype"] != "auto" else str(job.stored["dtype"])
+            with LLM(model, **{**how, "dtype": dtype}, on_event=display.show) as llm:
                 run = answer(llm, source, out, wish, job, stop_)
     except JobStopped as stopped:
         display.close()

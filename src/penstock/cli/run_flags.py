@@ -1,0 +1,70 @@
+"""The flags of a run, declared once for all commands that generate."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from penstock.cli import options
+
+Flags = Mapping[str, Any]
+
+SAMPLING = {
+    "temperature": options.Temperature,
+    "top_p": options.TopP,
+    "top_k": options.TopK,
+    "seed": options.Seed,
+    "max_tokens": options.MaxTokens,
+    "stop": options.Stop,
+    "ignore_eos": options.IgnoreEos,
+}
+HOW = {
+    "trace": options.Trace,
+    "gpu_memory": options.GpuMemory,
+    "cpu_memory": options.CpuMemory,
+    "disk_memory": options.DiskMemory,
+    "offload_dir": options.OffloadDir,
+    "weights": options.Weights,
+    "kv": options.Kv,
+    "activations": options.Activations,
+    "rows": options.Rows,
+    "sweep_tokens": options.SweepTokens,
+    "batch_tokens": options.BatchTokens,
+    "slots": options.Slots,
+    "batch_size": options.BatchSize,
+    "num_batches": options.NumBatches,
+    "dtype": options.Dtype,
+    "device": options.Device,
+    "random_weights": options.RandomWeights,
+    "trust_remote_code": options.TrustRemoteCode,
+    "unchecked": options.Unchecked,
+}
+_DEFAULTS = {"dtype": "auto", "device": "auto"} | dict.fromkeys(
+    ("ignore_eos", "random_weights", "trust_remote_code", "unchecked"), False
+)
+
+
+def run_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the flags of a run, which it gets as two mappings.
+
+    sampling: keywords of SamplingParams, None where nothing was said. how: keywords of LLM. UserError where flags of
+    the cut contradict each other, or there is no place for the trace.
+    """
+
+    def called(**given: Any) -> None:
+        said = {name: given.pop(name) for name in SAMPLING}
+        how = {name: given.pop(name) for name in HOW}
+        options.check_cut(how["rows"], how["batch_size"], how["num_batches"])
+        options.check_trace(how["trace"])
+        sampling = {name: None if value is False or value == [] else value for name, value in said.items()}
+        command(**given, sampling=sampling, how=how)
+
+    own = [p for p in inspect.signature(command).parameters.values() if p.name not in ("sampling", "how")]
+    flags = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name), annotation=kind)
+        for name, kind in (SAMPLING | HOW).items()
+    ]
+    # typer reads both
+    called.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]  # functions may have one
+    called.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
+    called.__name__, called.__doc__ = command.__name__, command.__doc__
+    return called
