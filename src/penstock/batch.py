@@ -78,16 +78,25 @@ class Terms:
 
 
 def run_batch(
-    llm: "LLM", source: Path, out: Path, wish: Wish, job: JobFile | None = None, stop: Stop | None = None
+    llm: "LLM",
+    source: Path,
+    out: Path,
+    wish: Wish,
+    job: JobFile | None = None,
+    done: Done | None = None,
+    stop: Stop | None = None,
 ) -> dict[str, Any]:
     """Answer every line of ``source`` that ``out`` has no answer to; returns the figures of the run.
 
-    job: its file, where the caller has opened it already. Raises UserError before anything is written, and JobStopped
-    for what can be mended and gone on from.
+    job, done: its file and a scan of the output, where the caller has made them already. Raises UserError before
+    anything is written, and JobStopped for what can be mended and gone on from.
     """
     check_paths(source, out)
     with job or JobFile.open(out, overwrite=wish.overwrite) as job:
-        done = Done() if wish.overwrite else scan(out)
+        if wish.overwrite:
+            done = Done()
+        elif done is None:
+            done = scan(out)
         now: Settings = {"model": llm.fingerprint, "dtype": llm.blueprint.precision.name}
         check_same_job(out, len(done), job.stored, {**now, **wish.said()})
         begun = {**now, **wish.said(), "seed": wish.params.seed or 0, "chat": wish.chat is not False}

@@ -103,15 +103,14 @@ def run_batch(
             from penstock.sampling import SamplingParams
 
             wish = Wish(SamplingParams(**sampling), False if no_chat else None, overwrite, retry_errors)
-            if job.stored is not None:
-                before = scan(out)
-                check_same_job(out, len(before), job.stored, wish.said())
-                display.show(
-                    {"kind": "note", "text": _resuming(before.answered, before.errors, retry_errors, job.stored)}
-                )
+            done = None if job.stored is None else scan(out)
+            if job.stored is not None and done is not None:
+                check_same_job(out, len(done), job.stored, wish.said())
+                said = _resuming(done.answered, done.errors, retry_errors, job.stored)
+                display.show({"kind": "note", "text": said})
             dtype = how["dtype"] if job.stored is None or how["dtype"] != "auto" else str(job.stored["dtype"])
             with LLM(model, **{**how, "dtype": dtype}, on_event=display.show) as llm:
-                run = answer(llm, source, out, wish, job, stop_)
+                run = answer(llm, source, out, wish, job, done, stop_)
     except JobStopped as stopped:
         display.close()
         typer.echo(f"penstock: {stopped}", err=True)
