@@ -116,7 +116,8 @@ class Plan:
 
     memory: by tier. placement: what an engine executes, None where it cannot (``why_not`` says why). duals: tok/s that
     one more byte of a tier, or byte per second of a link, buys by the linear program's dual, near the optimum only.
-    gains: solved again. runners_up: other ways, worst last. job: in words.
+    gains: solved again. runners_up: other ways, worst last. job: in words. curve: (rows in flight, tok/s predicted) of
+    this placement.
     """
 
     model: str
@@ -131,6 +132,7 @@ class Plan:
     gains: Sequence[Gain] = ()
     runners_up: Sequence[Alternative] = ()
     notes: Sequence[str] = ()
+    curve: Sequence[tuple[int, float]] = ()
 
     @property
     def fits(self) -> bool:

@@ -1,0 +1,87 @@
+"""What a plan is asked for: a job, a machine, budgets and what a person fixed. No torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock.plan.policy import TIERS, Shares, Tier
+from penstock.plan.types import Asked, Job
+
+Objective = Literal["throughput", "latency"]
+CostModel = Literal["penstock", "flexgen"]
+Attention = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A job on a machine; None leaves the choice to the planner.
+
+    prompt_len, gen_len, num_prompts: of a job whose prompts are alike. lengths: (prompt tokens, tokens to generate) per
+    request instead. objective: tokens per second of the job, or the time from a row's first prompt token to its last
+    token; latency_s bounds that time, and the most tokens per second within it is wanted. no_disk: nothing rests on
+    disk. machine: a preset's name or a machine file, this host where None. gpu_memory, cpu_memory, disk_memory: budgets
+    in bytes. weights … num_batches: as ``plan.types.Asked`` has them; attention: the tier that attends to KV.
+    weight_bits, kv_bits: of what is stored and moved. The rest mirrors keywords of ``LLM``.
+    """
+
+    prompt_len: int = 512
+    gen_len: int = 128
+    num_prompts: int = 1000
+    lengths: Sequence[tuple[int, int]] | None = None
+    objective: Objective = "throughput"
+    latency_s: float | None = None
+    no_disk: bool = False
+    machine: str | None = None
+    cost_model: CostModel = "penstock"
+    gpu_memory: int | None = None
+    cpu_memory: int | None = None
+    disk_memory: int | None = None
+    weights: Shares | None = None
+    kv: Shares | None = None
+    activations: Shares | None = None
+    attention: Attention | None = None
+    rows: int | None = None
+    sweep_tokens: int | None = None
+    batch_tokens: int | None = None
+    slots: int | None = None
+    batch_size: int | None = None
+    num_batches: int | None = None
+    weight_bits: int | None = None
+    kv_bits: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    offload_dir: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def requests(self) -> Sequence[tuple[int, int]]:
+        """(prompt tokens, tokens to generate) of every request."""
+        return self.lengths if self.lengths is not None else [(self.prompt_len, self.gen_len)] * self.num_prompts
+
+    @property
+    def job(self) -> Job:
+        """The job as the placement rule counts it."""
+        totals = [prompt + new for prompt, new in self.requests]
+        mean = -(-sum(totals) // len(totals))
+        return Job(len(totals), mean, max(totals), max(prompt for prompt, _ in self.requests))
+
+    @property
+    def asked(self) -> Asked:
+        """What of the policy is fixed, as the placement rule takes it."""
+        return Asked(
+            weights=self.weights,
+            kv=self.kv,
+            activations=self.activations,
+            rows=self.rows,
+            sweep_tokens=self.sweep_tokens,
+            batch_tokens=self.batch_tokens,
+            slots=self.slots,
+            batch_size=self.batch_size,
+            num_batches=self.num_batches,
+        )
+
+    @property
+    def budgets(self) -> Mapping[Tier, int | None]:
+        """Bytes allowed per tier, None where what is free holds."""
+        given = {"gpu": self.gpu_memory, "cpu": self.cpu_memory, "disk": self.disk_memory}
+        return {tier: given[tier] for tier in TIERS}
