@@ -182,6 +182,29 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("os.pwrite", full)
     with pytest.raises(JobStopped, match="make room"):
         JobFile.open(tmp_path / "out.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_start_that_is_refused_leaves_the_file_as_it_was(out: Path, overwrite: bool) -> None:
+    begin(out)
+    with JobFile.open(out) as job:
+        job.save_progress({"answered": 1, "tok_s": 2.5}, every_s=0)
+    whole = job_path(out).read_bytes()
+    for found in (whole, whole[:20], bytes(300), whole[:-200], whole.replace(b"\n", b"")):
+        job_path(out).write_bytes(found)
+        with JobFile.open(out, overwrite=overwrite):
+            assert status(out)["pid"] == os.getpid()
+            with pytest.raises(UserError, match=f"pid {os.getpid()}"):
+                JobFile.open(out)
+        assert job_path(out).read_bytes() == found
+
+
+def test_what_a_start_that_was_killed_left_goes(out: Path) -> None:
+    for found in (b"", b'\n{"pid": 1}\n'):
+        job_path(out).write_bytes(found)
+        JobFile.open(out).close()
+        assert not job_path(out).exists()
 
 
 def test_contradictions_are_named() -> None:

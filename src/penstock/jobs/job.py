@@ -51,17 +51,18 @@ class JobFile:
     """A job's file, locked as long as this process lives or until ``close``.
 
     stored: the settings of the run that began the job, or None where this one begins it, which it also does as long as
-    the output is empty.
+    the output is empty. A start that comes to nothing (nothing stored, no progress saved) leaves the file as it found
+    it, damaged or not.
     """
 
     def __init__(self, out: Path, file: int, overwrite: bool) -> None:
         self.out, self.path = out, job_path(out)
         self._file: int | None = file
-        data = os.pread(file, os.fstat(file).st_size, 0)
+        self._found = data = os.pread(file, os.fstat(file).st_size, 0)
         head, progress = _parts(data, out)
         self._overwrite = overwrite
-        self._begun = bool(head)  # whether the file says something worth keeping
-        self._head = data.partition(b"\n")[0] if head else b""
+        self._goes_on = False  # whether this start came to something
+        self._head = data.partition(b"\n")[0]
         self._progress = {name: said for name, said in progress.items() if name not in ("tok_s", "eta_s")}
         self._saved_at = -SAVE_EVERY_S
         resumes = bool(head) and not overwrite and out.exists() and out.stat().st_size > 0
@@ -79,7 +80,9 @@ class JobFile:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, file)
             job = cls(out, file, overwrite)
-            job._announce()
+            undo.pop_all()
+            undo.callback(job.close)
+            job._write()  # the process, so that whoever is refused now can be told by whom
             if settings is not None and job.stored is None:
                 job.store(settings)
             undo.pop_all()
@@ -108,7 +111,7 @@ class JobFile:
         head = {"version": VERSION, "started": time.time(), "settings": dict(settings)}
         self._head, self._progress = json.dumps(head).encode(), {}
         self._write()
-        self._begun, self._overwrite, self.stored = True, False, dict(settings)
+        self._goes_on, self._overwrite, self.stored = True, False, dict(settings)
 
     def save_progress(self, progress: Mapping[str, Any], *, every_s: float = SAVE_EVERY_S) -> bool:
         """Say how far the job is, at most every so many seconds; False where it was too soon.
@@ -116,6 +119,7 @@ class JobFile:
         progress: any of input, lines, answered, errors, to_go, tok_s, eta_s; what is left out stays as it was said.
         """
         self._progress = {**self._progress, **progress}
+        self._goes_on = self._goes_on or self.stored is not None
         now = time.monotonic()
         if self._file is None or now - self._saved_at < every_s:
             return False
@@ -128,22 +132,19 @@ class JobFile:
         return True
 
     def close(self) -> None:
-        """Let go of the lock; the file stays, unless the job never began."""
+        """Let go of the lock; after a start that came to nothing the file is what it was before."""
         if self._file is None:
             return
-        if self._begun:
+        if self._goes_on:
             self.save_progress({}, every_s=0)
-        else:
+        elif _halves(self._found)[0]:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._file, self._found, 0)
+                os.ftruncate(self._file, len(self._found))
+        else:  # there was none, or what a start that was killed had left
             self.path.unlink(missing_ok=True)
         os.close(self._file)
         self._file = None
-
-    def _announce(self) -> None:
-        """Write down this process, so that whoever is refused can be told."""
-        if self._begun:
-            self.save_progress({}, every_s=0)
-        else:
-            self._write()
 
     def _write(self) -> None:
         data = self._head + b"\n" + self._progress_line()
