@@ -76,7 +76,7 @@ DEEP = "[" * 500 + "]" * 500
 @pytest.mark.parametrize(
     ("line", "code", "reason"),
     [
-        (b"{", "invalid_json", "not JSON: Expecting property name"),
+        (b"{", "invalid_json", "not JSON (Expecting property name"),
         (b"[1]", "invalid_json", "is a list, not an object"),
         (b"\0", "invalid_json", "not JSON"),
         ('{"prompt": "a"}'.encode("utf-16"), "invalid_json", "not UTF-8 (byte 0xff at 0)"),
@@ -90,8 +90,8 @@ DEEP = "[" * 500 + "]" * 500
         (b'{"prompt": "a", "stop": ' + DEEP.encode() + b"}", "invalid_request", "stop is a list of others than texts"),
         (b'{"prompt": "a", "top_p": ' + DEEP.encode() + b"}", "invalid_request", "top_p is a list"),
         ({"messages": [{**MESSAGES[0], "x": json.loads(DEEP)}]}, "invalid_request", "nested deeper than 32 levels"),
-        ({}, "invalid_request", "has no prompt: none of prompt, messages"),
-        ({"prompt": "a", "messages": []}, "invalid_request", "has prompt and messages of"),
+        ({}, "invalid_request", "has none of prompt, messages, prompt_token_ids: a line is"),
+        ({"prompt": "a", "messages": []}, "invalid_request", "has prompt and messages: leave all but one"),
         ({"prompt": 5}, "invalid_request", "prompt is a number"),
         ({"prompt": " "}, "invalid_request", "prompt is empty"),
         ({"prompt": "a\0b"}, "invalid_request", "prompt holds a NUL"),
@@ -140,6 +140,13 @@ def test_what_cannot_be_run_is_a_fault(line: Any, code: str, reason: str) -> Non
     assert found.fault is not None
     assert reason in found.fault
     assert found.prompt == {}
+
+
+@pytest.mark.parametrize("line", [b"What is the capital of France?", b'"a"', b'{"text": "a"}', b'{"prompt"', b"{"])
+def test_a_line_of_another_format_is_told_what_lines_look_like(line: bytes) -> None:
+    said = 'a line is {"prompt": "…"}, {"messages": […]} or OpenAI\'s {"custom_id", "method", "url", "body"}'
+    fault = parsed(line).fault
+    assert fault is not None and fault.endswith(said)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ Prompt = Mapping[str, Any]
 FORMS = ("prompt", "messages", "prompt_token_ids")
 _OPENAI = frozenset({"custom_id", "method", "url", "body"})
 _ENDPOINT = re.compile(r"(?:https?://[^/\s]+)?/v1/(chat/)?completions/?")
+_FORM = 'a line is {"prompt": "…"}, {"messages": […]} or OpenAI\'s {"custom_id", "method", "url", "body"}'
 _DEEPEST = 32  # levels of messages: templates recurse into them
 
 
@@ -83,8 +84,9 @@ def _openai(record: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
 def _plain(record: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
     given = [form for form in FORMS if record.get(form) is not None]
     if len(given) != 1:
-        has = " and ".join(given) or "no prompt: none"
-        raise Fault("invalid_request", f"the line has {has} of {', '.join(FORMS)}; it must have exactly one")
+        if not given:
+            raise Fault("invalid_request", f"the line has none of {', '.join(FORMS)}: {_FORM}")
+        raise Fault("invalid_request", f"the line has {' and '.join(given)}: leave all but one of them out")
     return "plain", {name: value for name, value in record.items() if name != "custom_id"}
 
 
@@ -178,13 +180,13 @@ def _object(data: bytes) -> dict[str, Any]:
         byte = f"byte 0x{data[error.start]:02x} at {error.start}"
         raise Fault("invalid_json", f"the line is not UTF-8 ({byte}): convert it first") from None
     except json.JSONDecodeError as error:
-        raise Fault("invalid_json", f"the line is not JSON: {error.msg} (at character {error.pos + 1})") from None
+        raise Fault("invalid_json", f"the line is not JSON ({error.msg}, character {error.pos + 1}): {_FORM}") from None
     except RecursionError:
         raise Fault("invalid_json", "the line is nested too deep to be read") from None
     except ValueError:  # Python's limit on the digits of a whole number
         raise Fault("invalid_json", "the line holds a number of several thousand digits") from None
     if not isinstance(value, dict):
-        raise Fault("invalid_json", f'the line is {kind_of(value)}, not an object such as {{"prompt": "…"}}')
+        raise Fault("invalid_json", f"the line is {kind_of(value)}, not an object: {_FORM}")
     return value
 
 
