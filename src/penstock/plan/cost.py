@@ -1,0 +1,290 @@
+"""What a sweep costs: every lane's seconds, page by page, and how they overlap.
+
+A page is loaded while earlier ones are computed, as far as the ring of slots lets it: load i begins when load i - 1 has
+ended and slot i - slots is free, and compute i begins when load i and compute i - 1 have ended. With one slot, nothing
+overlaps. Physical terms only: bytes over rates, FLOP over rates at their sizes, and the engine's own fixed costs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from penstock.machine.machine import LinkName, Machine, Processor
+from penstock.plan.load import Load
+from penstock.plan.policy import Policy, Tier
+from penstock.plan.shape import AttentionShape, ModelShape, PageShape
+
+_NATIVE_BITS = 16
+_GROUP = 64  # elements that share a scale and a zero, 16 bits each, where weights or KV are packed
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """Seconds of a sweep, and busy seconds by lane."""
+
+    seconds: float
+    lanes: Mapping[str, float]
+
+
+def packed(bits: int | None, native_bits: float) -> float:
+    """Bytes of something packed, as a part of its bytes unpacked: with a scale and a zero per group."""
+    return 1.0 if bits is None or bits >= native_bits else (bits + 2 * 16 / _GROUP) / native_bits
+
+
+class SweepCost:
+    """Prices sweeps of one model on one machine under one policy. homes: the tier of each page."""
+
+    def __init__(self, shape: ModelShape, machine: Machine, policy: Policy, homes: Sequence[Tier]) -> None:
+        self.shape, self.machine, self.policy, self.homes = shape, machine, policy, tuple(homes)
+        self._compute: Tier = machine.compute
+        self._processor = machine.processors[self._compute]
+        self._attends: Tier = policy.attention or self._compute
+        self._weight_part = packed(policy.weight_bits, shape.weight_bits)
+        self._kv_part = packed(policy.kv_bits, _NATIVE_BITS)
+        self._layers = len({page.layer for page in shape.pages if page.layer is not None}) or 1
+        self._attention_on: dict[int, list[AttentionShape]] = {}
+        for layer in shape.attention:
+            self._attention_on.setdefault(layer.page, []).append(layer)
+        self._begins = _first_pages(shape.pages)
+        self._order = [i for i, page in enumerate(shape.pages) if not page.table]
+        self._kinds = list(dict.fromkeys(shape.pages))  # a model has many pages of few kinds
+        self._layer_kinds = list(dict.fromkeys(shape.attention))
+        self._memo: dict[tuple[Load, ...], Priced] = {}
+
+    def price(self, loads: Sequence[Load]) -> Priced:
+        """A sweep of these micro-batches, among others like it."""
+        key = tuple(loads)
+        found = self._memo.get(key)
+        if found is None:
+            found = self._memo[key] = self._priced(key)
+        return found
+
+    def _priced(self, loads: tuple[Load, ...]) -> Priced:
+        kinds = {page: self._visit_s(page, loads) for page in self._kinds}
+        layers = {layer: self._attention_s(layer, loads) for layer in self._layer_kinds}
+        rest_s = self._between_s(loads)
+        compute, reads, uploads = [], [], []
+        writes = {"gpu→cpu": 0.0, "cpu→disk": 0.0}
+        beside = 0.0  # attention where the layers are not computed
+        for i in self._order:
+            page = self.shape.pages[i]
+            compute_s, here = kinds[page], self._carried(page, self.homes[i], loads)
+            if i in self._begins:
+                compute_s += rest_s
+                moved = self._activations(loads)
+                here = {lane: here.get(lane, 0.0) + moved.get(lane, 0.0) for lane in (*here, *moved)}
+            for layer in self._attention_on.get(i, ()):
+                attend_s, elsewhere_s = layers[layer]
+                compute_s += attend_s + elsewhere_s
+                beside += elsewhere_s
+                moved = self._kv(layer, loads)
+                here = {lane: here.get(lane, 0.0) + moved.get(lane, 0.0) for lane in (*here, *moved)}
+            compute.append(compute_s)
+            reads.append(here.get("disk→cpu", 0.0))
+            uploads.append(here.get("cpu→gpu", 0.0))
+            for name in writes:
+                writes[name] += here.get(name, 0.0)
+        compute, reads = self._together(compute, reads)
+        fixed = self._fixed_s(loads)
+        if self.policy.slots == 1:
+            seconds = sum(compute) + sum(reads) + sum(uploads) + sum(writes.values()) + fixed
+        else:
+            streamed = [self.homes[i] != self._compute for i in self._order]
+            seconds = max(_pipelined(compute, reads, uploads, streamed, self.policy.slots, fixed), *writes.values())
+        lanes = {f"{self._compute}-compute": sum(compute) - beside + fixed}
+        if beside:
+            lanes["cpu-compute"] = lanes.get("cpu-compute", 0.0) + beside
+        lanes |= {"disk→cpu": sum(reads), "cpu→gpu": sum(uploads), **writes}
+        return Priced(seconds, {lane: busy for lane, busy in lanes.items() if busy > 0})
+
+    # what is computed
+
+    def _visit_s(self, page: PageShape, loads: Sequence[Load]) -> float:
+        """Products of all micro-batches with one page, and what each visit costs besides."""
+        curve = self._products(self._processor)
+        seconds = 0.0
+        for load in loads:
+            tokens = load.samples if page.samples_only else load.tokens
+            if tokens <= 0:
+                continue
+            weights, met, visited = float(page.weights), tokens, 1.0
+            if page.experts:
+                part = self.shape.experts_chosen / self.shape.experts
+                touched = 1 - (1 - part) ** tokens  # of the experts
+                weights *= touched
+                met = tokens * part / touched
+                visited = 1 - (1 - page.experts / self.shape.experts) ** (tokens * self.shape.experts_chosen)
+            seconds += 2 * weights * met / curve.at(met) + visited * self._processor.visit_s
+            if self._weight_part < 1:
+                seconds += weights / self._processor.dequantise_per_s
+        return seconds
+
+    def _products(self, processor: Processor):  # type: ignore[no-untyped-def]
+        products = processor.products
+        for name in (self.shape.arithmetic, self.shape.arithmetic.partition("<")[0], "float16", "bfloat16"):
+            if name in products:
+                return products[name]
+        return next(iter(products.values()))
+
+    def _attention_s(self, layer: AttentionShape, loads: Sequence[Load]) -> tuple[float, float]:
+        """Attention of one layer: on the compute tier, and on the cpu beside a gpu."""
+        here = away = 0.0
+        share = self._away()
+        for load in loads:
+            for spans in load.spans:
+                flops = spans.pairs(layer.window) * layer.pair_flops
+                read = spans.keys(layer.window) * layer.kv_bytes * self._kv_part
+                on_cpu = share if spans.count == 1 else 0.0  # a prompt's keys are at hand where they were computed
+                here += (1 - on_cpu) * _roofline(self._processor, flops, read, spans.count)
+                if self._kv_part < 1:
+                    here += spans.keys(layer.window) * layer.kv_bytes / 2 / self._processor.dequantise_per_s
+                if on_cpu:
+                    away += on_cpu * _roofline(self.machine.processors["cpu"], flops, read, spans.count)
+        return here, away
+
+    def _away(self) -> float:
+        """The part of KV that is attended to on the cpu while a gpu computes the layers."""
+        if self._attends == self._compute or "cpu" not in self.machine.processors:
+            return 0.0
+        return 1.0 - self.policy.kv.of(self._compute)
+
+    def _between_s(self, loads: Sequence[Load]) -> float:
+        """Everything between products of one layer."""
+        tokens = sum(load.tokens for load in loads)
+        return tokens * self.shape.traffic_bytes / self._layers / self._processor.activation_bytes_per_s
+
+    def _fixed_s(self, loads: Sequence[Load]) -> float:
+        """What a sweep takes besides its pages: scheduling, sampling, and rows of tables that rest on disk."""
+        p = self._processor
+        samples, tokens = sum(load.samples for load in loads), sum(load.tokens for load in loads)
+        seconds = p.sweep_s + samples * (p.row_s + self.shape.vocabulary * p.logit_s)
+        link = self.machine.links.get("disk→cpu")
+        tables = [page for i, page in enumerate(self.shape.pages) if page.table and self.homes[i] == "disk"]
+        if link is not None and tables:
+            seconds += link.seconds(tokens * self.shape.hidden_bytes, len(loads))
+        return seconds
+
+    # what is carried
+
+    def _carried(self, page: PageShape, home: Tier, loads: Sequence[Load]) -> dict[str, float]:
+        """Seconds of each link for a page on its way to the compute tier."""
+        if home == self._compute:
+            return {}
+        part = self._weight_part
+        if page.experts:
+            tokens = sum(load.tokens for load in loads)
+            part *= 1 - (1 - page.experts / self.shape.experts) ** (tokens * self.shape.experts_chosen)
+        return self._up(page.nbytes * part, home)
+
+    def _up(self, nbytes: float, tier: Tier) -> dict[str, float]:
+        """Bytes from a tier to the compute tier."""
+        path: list[LinkName] = []
+        if tier == "disk":
+            path.append("disk→cpu")
+        if self._compute == "gpu" and tier != "gpu":
+            path.append("cpu→gpu")
+        return {link: self.machine.links[link].seconds(nbytes) for link in path if nbytes > 0}
+
+    def _down(self, nbytes: float, tier: Tier) -> dict[str, float]:
+        """Bytes from the compute tier to a tier."""
+        path: list[LinkName] = []
+        if self._compute == "gpu" and tier != "gpu":
+            path.append("gpu→cpu")
+        if tier == "disk":
+            path.append("cpu→disk")
+        return {link: self.machine.links[link].seconds(nbytes) for link in path if nbytes > 0}
+
+    def _kv(self, layer: AttentionShape, loads: Sequence[Load]) -> dict[str, float]:
+        """KV of one layer that is read from, and written to, tiers other than where it is attended to."""
+        moved: dict[str, float] = {}
+        spans = [s for load in loads for s in load.spans]
+        past = sum(s.number * min(s.first, layer.window or s.first) for s in spans)
+        new = sum(s.number * s.count for s in spans)
+        here = self._kv_part * layer.kv_bytes
+        for tier in ("cpu", "disk"):
+            share = self.policy.kv.of(tier)
+            if not share or tier == self._compute:
+                continue
+            _add(moved, self._down(share * new * here, tier))
+            if self._away():
+                decode = sum(s.number for s in spans if s.count == 1)
+                if tier == "disk":
+                    _add(moved, {"disk→cpu": self.machine.links["disk→cpu"].seconds(share * past * here)})
+                # queries go down and outputs come up
+                _add(moved, self._down(share * decode * self.shape.hidden_bytes, "cpu"))
+                _add(moved, self._up(share * decode * self.shape.hidden_bytes, "cpu"))
+            else:
+                _add(moved, self._up(share * past * here, tier))
+        return moved
+
+    def _activations(self, loads: Sequence[Load]) -> dict[str, float]:
+        """Residual streams that are carried away and back between layers."""
+        moved: dict[str, float] = {}
+        nbytes = sum(load.tokens for load in loads) * self.shape.hidden_bytes
+        for tier in ("cpu", "disk"):
+            share = self.policy.activations.of(tier)
+            if share and tier != self._compute:
+                _add(moved, self._down(share * nbytes, tier))
+                _add(moved, self._up(share * nbytes, tier))
+        return moved
+
+    # how it overlaps
+
+    def _together(self, compute: list[float], reads: list[float]) -> tuple[list[float], list[float]]:
+        """Both slowed by what they take from each other, for the part of the time in which the other is busy."""
+        lost, slowed = self.machine.compute_loses, self.machine.disk_loses
+        computing, reading = sum(compute), sum(reads)
+        if self._compute != "cpu" or not computing or not reading or self.policy.slots == 1:
+            return compute, reads
+        a = b = 1.0
+        for _ in range(20):
+            longer = max(a * computing, b * reading)
+            a = 1 / (1 - lost * b * reading / longer)
+            b = 1 / (1 - slowed * a * computing / longer)
+        return [a * s for s in compute], [b * s for s in reads]
+
+
+def _pipelined(
+    compute: Sequence[float],
+    reads: Sequence[float],
+    uploads: Sequence[float],
+    streamed: Sequence[bool],
+    slots: int,
+    fixed: float,
+) -> float:
+    """Seconds of a sweep amid sweeps like it: the second of two, which has what the first fetched ahead at its end."""
+    if not any(reads) and not any(uploads):
+        return sum(compute) + fixed
+    read_end = upload_end = now = first_end = 0.0
+    freed = [0.0] * slots  # when each slot was last given back, oldest first
+    for _ in range(2):
+        first_end = now
+        for compute_s, read_s, upload_s, streams in zip(compute, reads, uploads, streamed, strict=True):
+            if streams:
+                free = freed.pop(0)
+                read_end = max(read_end, free) + read_s
+                upload_end = max(upload_end, read_end) + upload_s
+                now = max(now, upload_end) + compute_s
+                freed.append(now)
+            else:
+                read_end, upload_end = read_end + read_s, max(upload_end, read_end + read_s) + upload_s
+                now = (max(now, upload_end) if read_s or upload_s else now) + compute_s
+        now += fixed
+    return now - first_end
+
+
+def _roofline(processor: Processor, flops: float, read_bytes: float, queries: float) -> float:
+    return max(flops / processor.attention.at(queries), read_bytes / processor.kv_bytes_per_s)
+
+
+def _first_pages(pages: Sequence[PageShape]) -> frozenset[int]:
+    """The first page of each decoder layer."""
+    first: dict[int, int] = {}
+    for i, page in enumerate(pages):
+        if page.layer is not None:
+            first.setdefault(page.layer, i)
+    return frozenset(first.values())
+
+
+def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
+    for lane, seconds in more.items():
+        total[lane] = total.get(lane, 0.0) + seconds

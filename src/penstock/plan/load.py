@@ -1,0 +1,71 @@
+"""What a sweep has to compute, in numbers that a cost depends on: tokens, samples, and keys that queries meet."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from penstock.schedule.types import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Spans of one micro-batch that are alike: ``number`` of them, each ``count`` tokens from position ``first``."""
+
+    number: float
+    first: float
+    count: float
+
+    def pairs(self, window: int | None) -> float:
+        """Pairs of a query and a key that it attends to, of all these spans at one layer."""
+        if window is None:
+            return self.number * self.count * (self.first + (self.count + 1) / 2)
+        last = self.first + self.count  # a query at position p sees min(p + 1, window) keys
+        growing = max(0.0, min(last, window) - self.first)
+        full = self.count - growing
+        return self.number * (growing * (self.first + (growing + 1) / 2) + full * window)
+
+    def keys(self, window: int | None) -> float:
+        """Keys that are read from the cache for them at one layer, each once per span."""
+        reached = self.first + self.count
+        return self.number * (reached if window is None else min(reached, window + self.count))
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One micro-batch. samples: tokens whose logits are wanted."""
+
+    spans: tuple[Spans, ...]
+    samples: float
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that every product meets."""
+        return sum(s.number * s.count for s in self.spans)
+
+    @property
+    def rows(self) -> float:
+        """Spans in all."""
+        return sum(s.number for s in self.spans)
+
+
+_STEP = 1.05  # lengths within 5 % of each other count as alike
+
+
+def load_of(spans: Iterable[Span]) -> Load:
+    """The load of a micro-batch that the scheduler made; spans of like lengths are joined, their means kept."""
+    alike: dict[tuple[int, int], list[Span]] = {}
+    samples = 0
+    for span in spans:
+        samples += span.samples
+        alike.setdefault((_bin(span.count), _bin(span.first)), []).append(span)
+    return Load(tuple(_joined(group) for group in alike.values()), samples)
+
+
+def _joined(group: Sequence[Span]) -> Spans:
+    number = len(group)
+    return Spans(number, sum(s.first for s in group) / number, sum(s.count for s in group) / number)
+
+
+def _bin(size: int) -> int:
+    """A whole number for sizes that are alike; exact up to 20."""
+    return size if size <= 20 else 20 + int(math.log(size / 20) / math.log(_STEP))

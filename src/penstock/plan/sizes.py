@@ -1,0 +1,128 @@
+"""Memory of a run as a function of how its work is cut: what the rule and the planner's search count with. No torch."""
+
+from dataclasses import dataclass
+
+from penstock.errors import UserError
+from penstock.plan.placement import spread
+from penstock.plan.policy import Tier
+from penstock.plan.types import Asked, Footprint, Job, Ledger
+from penstock.units import format_bytes
+
+_JITTER = 16 << 20  # what the interpreter and its libraries take differs by this from one start to the next
+_HELD = 2  # a suspended call keeps less than 1/2 of what it takes when it runs (measured: 0.20 to 0.45)
+_STATE_COPIES = 4  # of one layer's states in a call: gathered, updated in two steps, put back
+
+
+def least_mib(nbytes: int) -> int:
+    """A budget that works, in MiB: what is taken at the next start differs a little from now."""
+    return -(-(nbytes + _JITTER) // (1 << 20))
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How the work is cut: page slots, tokens of a call, rows, tokens of a sweep."""
+
+    slots: int
+    batch: int
+    rows: int
+    sweep: int
+
+
+class Sizes:
+    """Memory of a run as a function of how the work is cut."""
+
+    def __init__(self, model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Tier) -> None:
+        self.model, self.job, self.ledger, self.asked, self.compute = model, job, ledger, asked, compute
+        self.streamable = [n for i, n in enumerate(model.pages) if i not in model.tables]
+        self.page = max(self.streamable, default=0)
+
+    def row_bytes(self, tokens: int) -> int:
+        """KV of one row of so many tokens, with the block that it grows into."""
+        return (-(-tokens // self.model.block_tokens) + 1) * self.model.kv_block
+
+    def fixed(self, cut: Cut) -> int:
+        """Bytes of the compute tier before KV and resident pages."""
+        tokens = max(cut.batch, self.job.longest_prompt) if self.model.state else cut.batch
+        logits = min(cut.rows, cut.batch) * self.model.logit_bytes
+        workspace = max(tokens * self.model.call_bytes, logits + tokens * self.model.call_bytes // 4)
+        workspace += _STATE_COPIES * min(cut.rows, cut.batch) * self.model.state_layer
+        workspace += self.suspended(cut)
+        ring = min(cut.slots, len(self.streamable)) * self.page
+        return self.model.core + workspace + ring + 2 * self.staging()
+
+    def suspended(self, cut: Cut) -> int:
+        """Bytes of activations on the compute tier of the calls that wait for a page while another one runs."""
+        held, asked = self.model.call_bytes // _HELD, self.asked
+        tokens = min(cut.sweep, self.job.prompts * self.job.longest_prompt)
+        if asked.batch_size is not None:
+            tokens = (asked.num_batches or 1) * max(cut.batch, asked.batch_size)
+        waiting = max(0, tokens - cut.batch) * held
+        if asked.activations is None or not waiting:
+            return waiting
+        passing = cut.batch * held if self.compute == "cpu" else 0  # to the disk and back, through one buffer
+        return int(waiting * asked.activations.of(self.compute)) + passing
+
+    def staging(self) -> int:
+        """Bytes of one buffer for KV that comes from slower tiers: the longest row's blocks of one layer, at least."""
+        if self.asked.kv is None or self.asked.kv.of(self.compute) >= 1:
+            return 0
+        blocks = -(-self.job.longest_tokens // self.model.block_tokens) + 1
+        return max(blocks * self.model.staged_layer, 8 << 20)
+
+    def resident_asked(self) -> int:
+        """Bytes of pages that a person put on the compute tier."""
+        shares = self.asked.weights
+        if shares is None:
+            return 0
+        homes = spread(list(self.model.pages), shares)
+        return sum(n for n, home in zip(self.model.pages, homes, strict=True) if home == self.compute)
+
+    def kv_share(self) -> float:
+        """The compute tier's part of KV."""
+        return 1.0 if self.asked.kv is None else self.asked.kv.of(self.compute)
+
+    def kv_least(self) -> int:
+        """KV room without which the longest row cannot be run."""
+        if self.kv_share() > 0:
+            return self.row_bytes(self.job.longest_tokens)
+        return self.row_bytes(self.job.longest_prompt)  # blocks are written here before they go home
+
+    def row_least(self) -> int:
+        """Room for KV and state without which no row can be run."""
+        return self.kv_least() + self.model.state
+
+    def rows_held(self, room: int, rows: int) -> int:
+        """Of so many rows, those whose states fit beside their KV. UserError where a static group does not."""
+        state, share = self.model.state, self.kv_share()
+        if not state:
+            return rows
+        spare = room - self.kv_least()
+        if self.asked.batch_size is not None:
+            if rows * state > spare:
+                raise UserError(
+                    f"{rows} rows keep {format_bytes(rows * state)} of recurrent state on {self.compute}, where "
+                    f"{format_bytes(max(spare, 0))} are left for it: make --batch-size or --num-batches smaller"
+                )
+            return rows
+        return min(rows, max(1, spare // (state + int(share * self.row_bytes(self.job.mean_tokens)))))
+
+    def needed(self, cut: Cut) -> int:
+        """Bytes of the compute tier without which nothing runs so."""
+        return self.fixed(cut) + self.row_least() + self.resident_asked()
+
+    def fits(self, cut: Cut) -> bool:
+        """Whether the budget of the compute tier allows that."""
+        return self.needed(cut) <= self.ledger.free(self.compute)
+
+    def refusal(self, least: Cut) -> str:
+        """Why the budget is too small even for the least cut, and the least budget that works."""
+        taken, ring = self.ledger.taken.get(self.compute, 0), least.slots * self.page
+        parts = [f"{least.slots} page slots {format_bytes(ring)}", f"one row {format_bytes(self.row_least())}"]
+        if self.compute == "cpu":
+            parts.insert(0, f"the interpreter takes {format_bytes(taken)}")
+        if resident := self.resident_asked():
+            parts.append(f"resident pages {format_bytes(resident)}")
+        budget = format_bytes(self.ledger.budget.get(self.compute, 0))
+        parts.append(f"a call {format_bytes(self.fixed(least) - ring)}")
+        given = f"--{self.compute}-memory {budget} is too small for this model"
+        return f"{given}: {', '.join(parts)}. The least that works is {least_mib(taken + self.needed(least))}MiB."

@@ -1,0 +1,183 @@
+"""A job on a virtual clock: the engine's own scheduler makes its sweeps, the cost model says how long each takes.
+
+So mixed phases, admission, ragged lengths, rows that give way and the tail of a job are predicted by construction.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from penstock.machine.machine import Machine
+from penstock.plan.cost import SweepCost
+from penstock.plan.load import load_of
+from penstock.plan.plan import Prediction, SteadySweep
+from penstock.plan.shape import ModelShape
+from penstock.plan.types import Placement
+from penstock.schedule.scheduler import Scheduler
+from penstock.schedule.types import GroupSpec, Request
+
+_AHEAD = 1024  # prompts that wait for room, as in a run
+_MOST_SWEEPS = 1500  # priced one by one; a longer job is extended from its middle
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """One row of a job: tokens of its prompt, and how many it generates. ids: its prompt, where prefixes may be shared.
+
+    most: tokens that it may generate, where that is more than it will.
+    """
+
+    prompt: int
+    generated: int
+    ids: Sequence[int] | None = None
+    most: int | None = None
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Sums over sweeps, and the sweeps themselves as (seconds, tokens, rows, lanes)."""
+
+    seconds: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    tokens_out: int = 0
+    rows: int = 0
+    sweeps: int = 0
+
+
+class VirtualRun:
+    """Runs jobs of one model on one machine as a placement says. groups, block_tokens, chunking: as the scheduler's."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        machine: Machine,
+        placement: Placement,
+        groups: Sequence[GroupSpec],
+        chunking: bool = True,
+    ) -> None:
+        self.shape, self.machine, self.placement = shape, machine, placement
+        self._groups, self._chunking = tuple(groups), chunking
+        self._cost = SweepCost(shape, machine, placement.policy, placement.homes)
+
+    def predict(self, lengths: Sequence[Length]) -> Prediction:
+        """What becomes of a job. A job of very many rows is cut to two shorter ones, whose difference is its middle."""
+        rows = self.placement.policy.rows
+        tokens = sum(one.generated for one in lengths) / max(1, len(lengths))
+        affordable = max(4 * rows, int(_MOST_SWEEPS * rows / max(1.0, tokens)))
+        if len(lengths) <= affordable:
+            return self._run(lengths)
+        half = affordable // 2
+        return _extended(self._run(lengths[:half]), self._run(lengths[:affordable]), half, affordable, len(lengths))
+
+    def _run(self, lengths: Sequence[Length]) -> Prediction:
+        scheduler = Scheduler(
+            self.placement.policy,
+            self._groups,
+            self.placement.kv,
+            self.shape.footprint.block_tokens,
+            self.machine.compute,
+            chunking=self._chunking,
+            sharing=any(one.ids is not None for one in lengths),
+        )
+        coming: Iterator[tuple[int, Length]] = iter(enumerate(lengths))
+        left: dict[int, int] = {}
+        prompts: dict[int, int] = {}
+        tally = _Tally()
+        lanes: dict[str, float] = {}
+        middle: deque[SteadySweep] = deque(maxlen=65)  # around the sweep with most rows
+        steadiest: SteadySweep | None = None
+        while True:
+            while scheduler.waiting < _AHEAD and (one := next(coming, None)) is not None:
+                index, length = one
+                ids = length.ids if length.ids is not None else range(length.prompt)
+                row = scheduler.add(Request(str(index), ids, length.most or length.generated))
+                left[row], prompts[row] = length.generated, length.prompt
+            sweep = scheduler.next()
+            if sweep is None:
+                break
+            priced = self._cost.price([load_of(batch) for batch in sweep.micro_batches])
+            spans = [span for batch in sweep.micro_batches for span in batch]
+            ended = []
+            for span in spans:
+                if span.samples:
+                    left[span.row] -= 1
+                    tally.tokens_out += 1
+                    if left[span.row] <= 0:
+                        ended.append(span.row)
+            scheduler.done(sweep, ended)
+            prefill = sum(s.count for s in spans if s.first < prompts[s.row])
+            decode = sum(s.count for s in spans) - prefill
+            part = prefill / (prefill + decode)
+            tally.seconds += priced.seconds
+            tally.prefill_s += part * priced.seconds
+            tally.decode_s += (1 - part) * priced.seconds
+            tally.prefill_tokens += prefill
+            tally.decode_tokens += decode
+            tally.rows += len(prompts.keys() & {s.row for s in spans})
+            tally.sweeps += 1
+            for lane, busy in priced.lanes.items():
+                lanes[lane] = lanes.get(lane, 0.0) + busy
+            seen = SteadySweep(priced.seconds, prefill + decode, len(spans), priced.lanes)
+            middle.append(seen)
+            if steadiest is None or seen.rows >= steadiest.rows:
+                steadiest = seen
+        assert steadiest is not None  # a job has at least one row
+        return Prediction(
+            seconds=tally.seconds,
+            prefill_s=tally.prefill_s,
+            decode_s=tally.decode_s,
+            tokens_in=sum(one.prompt for one in lengths),
+            prefill_tokens=tally.prefill_tokens,
+            decode_tokens=tally.decode_tokens,
+            tokens_out=tally.tokens_out,
+            sweeps=tally.sweeps,
+            rows_mean=tally.rows / tally.sweeps,
+            lanes=lanes,
+            steady=steadiest,
+            hidden_tokens=hidden_tokens(self.shape, self.machine, self.placement),
+        )
+
+
+def hidden_tokens(shape: ModelShape, machine: Machine, placement: Placement) -> float:
+    """T*: the tokens whose products take as long as one sweep's pages take on the slowest link; 0 without streaming."""
+    streamed = {
+        tier: sum(
+            p.nbytes for p, home in zip(shape.pages, placement.homes, strict=True) if home == tier and not p.table
+        )
+        for tier in ("cpu", "disk")
+    }
+    seconds = 0.0
+    if streamed["disk"]:
+        seconds = machine.links["disk→cpu"].seconds(streamed["disk"])
+    if machine.compute == "gpu" and (streamed["cpu"] or streamed["disk"]):
+        seconds = max(seconds, machine.links["cpu→gpu"].seconds(streamed["cpu"] + streamed["disk"]))
+    curve = next(iter(machine.processors[machine.compute].products.values()))
+    fastest = machine.processors[machine.compute].products.get(shape.arithmetic, curve).at(1 << 20)
+    return seconds * fastest / shape.token_flops if shape.token_flops else 0.0
+
+
+def _extended(short: Prediction, long: Prediction, few: int, many: int, rows: int) -> Prediction:
+    """The job of ``rows`` rows: the longer of two runs, and its difference to the shorter as often as needed."""
+    times = (rows - many) / (many - few)
+
+    def on(short: float, long: float) -> float:
+        return long + times * (long - short)
+
+    sweeps = round(on(short.sweeps, long.sweeps))
+    return replace(
+        long,
+        seconds=on(short.seconds, long.seconds),
+        prefill_s=on(short.prefill_s, long.prefill_s),
+        decode_s=on(short.decode_s, long.decode_s),
+        tokens_in=round(on(short.tokens_in, long.tokens_in)),
+        prefill_tokens=round(on(short.prefill_tokens, long.prefill_tokens)),
+        decode_tokens=round(on(short.decode_tokens, long.decode_tokens)),
+        tokens_out=round(on(short.tokens_out, long.tokens_out)),
+        sweeps=sweeps,
+        rows_mean=on(short.rows_mean * short.sweeps, long.rows_mean * long.sweeps) / sweeps,
+        lanes={lane: on(short.lanes.get(lane, 0.0), busy) for lane, busy in long.lanes.items()},
+        whole=False,
+    )
