@@ -87,8 +87,10 @@ def test_every_line_has_its_line(llm: LLM, tmp_path: Path) -> None:
     assert (run["answered"], run["errors"], run["to_go"]) == (20, 3, 0)
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert sorted(one["line"] for one in answers) == list(range(1, 24))
-    codes = {one["line"]: one["error"]["code"] for one in answers if one["error"]}
-    assert codes == {21: "duplicate", 22: "invalid_request", 23: "invalid_json"}
+    errors = {one["line"]: one["error"] for one in answers if one["error"]}
+    codes = {line: error["code"] for line, error in errors.items()}
+    assert codes == {21: "duplicate", 22: "too_long", 23: "invalid_json"}
+    assert "the model's context holds 512" in errors[22]["message"]
     before = out.read_bytes()
     again = llm.run_batch(source, out, PARAMS)
     assert out.read_bytes() == before and again["answered_before"] == 20 and again["to_go"] == 0

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.encoding import Item, job_of
+from penstock.encoding import Item, TooLong, job_of
 from penstock.errors import UserError
 from penstock.generation import Run
 from penstock.jobs.answers import Done, drop_errors, repair, scan
@@ -222,7 +222,8 @@ class _Work:
             try:
                 item = self.llm.encoder.item(parsed.number - 1, parsed.prompt, parsed.params, chat, name, self.params)
             except UserError as refusal:
-                self._write(error_record(parsed, id, "invalid_request", str(refusal)))
+                code = "too_long" if isinstance(refusal, TooLong) else "invalid_request"
+                self._write(error_record(parsed, id, code, str(refusal)))
                 self.outlook.refused(parsed)
                 continue
             self._parsed[item.index] = parsed

@@ -15,6 +15,10 @@ Prompt = str | Mapping[str, Any]
 _FORMS = ("prompt", "messages", "prompt_token_ids")
 
 
+class TooLong(UserError):
+    """A prompt that the model's context does not hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """A prompt, ready to run. index: its place in the input. key: with the seed, what its draws depend on."""
@@ -55,7 +59,7 @@ class Encoder:
     ) -> Item:
         """A prompt made ready. key: its index where None. defaults: what holds where ``params`` says nothing.
 
-        Raises UserError for what cannot be run.
+        Raises UserError for what cannot be run, and TooLong for a prompt beyond the model's context.
         """
         ids = self._encode(prompt, chat, f"prompt {index + 1}")
         sampling = self._limited(resolve(params, self._generation_config, defaults), ids)
@@ -81,7 +85,10 @@ class Encoder:
             ids = tokenizer.encode_prompt(self._tokenizer, prompt["prompt"])
         if not ids:
             raise UserError(f"{name} has no tokens")
-        check_context(self._blueprint, len(ids), name)
+        try:
+            check_context(self._blueprint, len(ids), name)
+        except UserError as refusal:
+            raise TooLong(str(refusal)) from None
         return ids
 
     def _limited(self, sampling: Sampling, ids: Sequence[int]) -> Sampling:
