@@ -223,12 +223,14 @@ def bounds(model: Model, speeds: Speeds, job: Job, resident_bytes: int) -> dict[
     }
 
 
-def measure(model: Model, job: Job, dtype: torch.dtype, rounds: int, least_seconds: float) -> tuple[Speeds, Speeds]:
-    """Speeds alone and together, each the median over rounds taken in turn."""
+def measure(
+    model: Model, sweeps: set[tuple[int, int]], dtype: torch.dtype, rounds: int, least_seconds: float
+) -> tuple[Speeds, Speeds]:
+    """Speeds for sweeps of (tokens, samples), alone and together, each the median over rounds taken in turn."""
     wanted = sorted(
         {
             (product.shape, size)
-            for tokens, samples in job.sweeps()
+            for tokens, samples in sweeps
             for product, seen in model.products(tokens, samples)
             for size in call_sizes(seen)
         }
@@ -310,7 +312,7 @@ def main() -> None:
     compute = arguments.compute
     if compute == "auto":
         compute = max(("float32", "bfloat16"), key=rates.__getitem__)
-    alone, together = measure(model, job, getattr(torch, compute), arguments.rounds, arguments.least_seconds)
+    alone, together = measure(model, job.sweeps(), getattr(torch, compute), arguments.rounds, arguments.least_seconds)
     speeds = {"alone": alone, "together": together}
     resident_bytes = int(arguments.resident * 2**30)
     found = {name: bounds(model, one, job, resident_bytes) for name, one in speeds.items()}

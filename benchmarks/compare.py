@@ -10,25 +10,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import re
 import shlex
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-PEERS = HERE / "peers"
-DROP_CACHES = Path("/proc/sys/vm/drop_caches")
-MEMCAP_LINE = re.compile(r"memcap: peak (\d+) MiB, limit hit (\d+) times, killed (\d+), exit (\d+)")
+from sitting import (
+    HERE,
+    PEERS,
+    append,
+    build,
+    capped,
+    cell,
+    checkpoint,
+    machine,
+    model_name,
+    notes,
+    numbers,
+    peers_python,
+    read_records,
+    timed_out,
+    words,
+)
+
 MOST_LLAMACPP_ROWS = 256
 
 
@@ -53,28 +64,6 @@ class Run:
     command: list[str]
 
 
-def build(command: list[str | Path], what: str) -> None:
-    print(f"building {what}", file=sys.stderr)
-    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
-
-
-def checkpoint(arguments: argparse.Namespace, name: str) -> Path:
-    path = arguments.work / name
-    if not path.exists():
-        layers = ["--layers", str(arguments.layers)] if arguments.layers else []
-        build([sys.executable, HERE / "make_model.py", arguments.shape, path, *layers], f"checkpoint {path}")
-    return path
-
-
-def peers_python(arguments: argparse.Namespace) -> Path:
-    python = arguments.peers_python or arguments.work / "peers" / "bin" / "python"
-    if not python.exists():
-        if arguments.peers_python:
-            raise SystemExit(f"compare.py: no interpreter at {python}; leave --peers-python out to have one built")
-        build([sys.executable, PEERS / "install.py", python.parents[1]], "the peers' environment")
-    return python
-
-
 def penstock_runs(arguments: argparse.Namespace, model: Path) -> Iterator[Run]:
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
     draw = random.Random(0)
@@ -93,7 +82,11 @@ def penstock_runs(arguments: argparse.Namespace, model: Path) -> Iterator[Run]:
 def accelerate_runs(arguments: argparse.Namespace, model: Path) -> Iterator[Run]:
     for rows in arguments.rows:
         for dtype in arguments.dtypes:
-            command = [str(peers_python(arguments)), str(PEERS / "run_accelerate.py"), str(model)]
+            command = [
+                str(peers_python(arguments.work, arguments.peers_python)),
+                str(PEERS / "run_accelerate.py"),
+                str(model),
+            ]
             command += ["--rows", str(rows), "--dtype", dtype, "--resident", arguments.accelerate_resident]
             command += ["--prompt-len", str(arguments.prompt_len), "--gen-len", str(arguments.gen_len)]
             command += ["--offload-dir", str(arguments.work / "accelerate-offload")]
@@ -102,7 +95,8 @@ def accelerate_runs(arguments: argparse.Namespace, model: Path) -> Iterator[Run]
 
 def airllm_runs(arguments: argparse.Namespace, model: Path) -> Iterator[Run]:
     shards = arguments.work / f"{model.name}.airllm"
-    script = [str(peers_python(arguments)), str(PEERS / "run_airllm.py"), str(model)]
+    python = peers_python(arguments.work, arguments.peers_python)
+    script = [str(python), str(PEERS / "run_airllm.py"), str(model)]
     if not shards.exists():
         part = shards.with_name(shards.name + ".part")
         build([*script, "--split-only", "--shards-dir", part], f"AirLLM's copy {shards}")
@@ -115,7 +109,7 @@ def airllm_runs(arguments: argparse.Namespace, model: Path) -> Iterator[Run]:
 
 
 def llamacpp_runs(arguments: argparse.Namespace, model: Path) -> Iterator[Run]:
-    python = peers_python(arguments)
+    python = peers_python(arguments.work, arguments.peers_python)
     for kind in arguments.gguf:
         path = arguments.work / f"{model.name}.{kind}.gguf"
         if not path.exists():
@@ -127,41 +121,6 @@ def llamacpp_runs(arguments: argparse.Namespace, model: Path) -> Iterator[Run]:
 
 
 RUNS = {"penstock": penstock_runs, "accelerate": accelerate_runs, "airllm": airllm_runs, "llamacpp": llamacpp_runs}
-
-
-def drop_page_cache() -> bool:
-    """Start from a cold page cache; False where that is not permitted."""
-    os.sync()
-    try:
-        DROP_CACHES.write_text("3")
-    except OSError:
-        return False
-    return True
-
-
-def machine() -> dict:
-    """What a figure depends on besides the command."""
-    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": names[0] if names else "unknown",
-        "cores": len(os.sched_getaffinity(0)),
-        "load_before": round(os.getloadavg()[0], 2),
-        "commit": commit.stdout.strip(),
-    }
-
-
-def last_json(text: str) -> dict | None:
-    """The JSON object that stdout is (Penstock) or ends with (the peers)."""
-    for part in (text, text.strip().rpartition("\n")[2]):
-        try:
-            value = json.loads(part)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(value, dict):
-            return value
-    return None
 
 
 def figures(run: Run, job: Job, value: dict) -> dict:
@@ -183,29 +142,12 @@ def figures(run: Run, job: Job, value: dict) -> dict:
 
 
 def execute(run: Run, job: Job, limit_seconds: float) -> dict:
-    """Run under the memory limit and the time limit; the record, whatever happened."""
-    cold = drop_page_cache()
-    record = machine() | asdict(job) | asdict(run) | {"cold_cache": cold, "time_limit": limit_seconds}
-    record["command"] = shlex.join(run.command)
-    # outside of the limit's group, so that a run that is stopped still has its peak reported
-    capped = [str(HERE / "memcap"), str(job.memory_gib), "timeout", "-k", "30", str(limit_seconds), *run.command]
-    start = time.perf_counter()
-    done = subprocess.run(capped, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    record["wall_seconds"] = round(time.perf_counter() - start, 1)
-    said = MEMCAP_LINE.search(done.stderr)
-    if said:
-        peak, hits, kills, _ = map(int, said.groups())
-        record |= {"peak_mib": peak, "limit_hits": hits, "killed": kills}
-    value = last_json(done.stdout)
-    if said and int(said[3]):
-        record["problem"] = "killed for memory"
-    elif record["wall_seconds"] >= limit_seconds:
-        record["problem"] = f"over {limit_seconds:.0f} s"
+    """The record of a run, whatever happened."""
+    seen, value = capped(run.command, job.memory_gib, limit_seconds)
+    record = asdict(job) | asdict(run) | seen
+    if timed_out(record):
         record["tok_s_below"] = round(run.prompts * job.gen_len / limit_seconds, 3)
-    elif done.returncode or value is None:
-        record["problem"] = f"exit {done.returncode}"
-        record["stderr"] = done.stderr[-2000:]
-    else:
+    elif "problem" not in record and value is not None:
         record |= figures(run, job, value)
     return record
 
@@ -221,10 +163,6 @@ def measure_bound(arguments: argparse.Namespace, job: Job, model: Path) -> dict:
 def bound_kind(record: dict) -> str:
     """All prompts together, or rows that come and go."""
     return "at_once" if record["rows"] >= record["prompts"] else "mixed"
-
-
-def cell(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def table(records: list[dict]) -> str:
@@ -243,17 +181,12 @@ def table(records: list[dict]) -> str:
             continue
         rate = None if "problem" in r else r["tok_s"]
         shown = f"< {r['tok_s_below']:.2f}" if "tok_s_below" in r else cell(rate, ".2f")
-        notes = [r["problem"]] if "problem" in r else []
-        if not r["cold_cache"]:
-            notes.append("page cache not dropped")
-        if r["load_before"] > 0.5:
-            notes.append(f"load {r['load_before']} before")
         lines.append(
             f"| {r['engine']} | {r['dtype']} | {r['prompts']} | {r['rows'] or ''} | {shown} "
             f"| {cell(rate / best if rate and best else None, '.2f')} "
             f"| {cell(rate / bound if rate and bound else None, '.0%')} "
             f"| {cell(r.get('seconds'), '.0f')} | {cell(r['wall_seconds'], '.0f')} "
-            f"| {r.get('peak_mib', '')} | {r.get('limit_hits', '')} | {'; '.join(notes)} |"
+            f"| {r.get('peak_mib', '')} | {r.get('limit_hits', '')} | {'; '.join(notes(r))} |"
         )
     for r in limits:
         kind, disk = bound_kind(r), r["disk_bytes_per_second"]["together"] / 1e9
@@ -262,27 +195,6 @@ def table(records: list[dict]) -> str:
             f"{r['flops'][r['dtype']] / 1e9:.0f} GFLOP/s in {r['dtype']} and {disk:.2f} GB/s from disk beside it."
         )
     return "\n".join(lines)
-
-
-def append(path: Path, record: dict) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read_records(path: Path, job: Job) -> list[dict]:
-    """The lines of the file that belong to the job."""
-    if not path.exists():
-        return []
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [r for r in records if all(r[key] == value for key, value in asdict(job).items())]
-
-
-def words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
-
-
-def numbers(text: str) -> list[int]:
-    return [int(word) for word in words(text)]
 
 
 def parse() -> argparse.Namespace:
@@ -322,13 +234,12 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    name = arguments.shape + (f"-{arguments.layers}layers" if arguments.layers else "")
-    job = Job(name, arguments.memory, arguments.prompt_len, arguments.gen_len)
+    job = Job(model_name(arguments.shape, arguments.layers), arguments.memory, arguments.prompt_len, arguments.gen_len)
     if not arguments.table_only:
         arguments.work.mkdir(parents=True, exist_ok=True)
         results = arguments.results or arguments.work / f"results-{datetime.now(UTC):%Y%m%d-%H%M%S}.jsonl"
         arguments.results = results
-        model = checkpoint(arguments, name)
+        model = checkpoint(arguments.work, arguments.shape, arguments.layers)
         runs = [run for engine in arguments.engines for run in RUNS[engine](arguments, model)]
         if not arguments.no_bound:
             append(results, measure_bound(arguments, job, model))
@@ -336,7 +247,7 @@ def main() -> None:
             print(f"running {run.engine} {run.dtype}, {run.prompts} prompts", file=sys.stderr)
             append(results, execute(run, job, arguments.time_limit))
         print(f"results: {results}", file=sys.stderr)
-    print(table(read_records(arguments.results, job)))
+    print(table(read_records(arguments.results, asdict(job))))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,18 @@ SHAPES = {
         "vocab_size": 49152,
         "tie_word_embeddings": True,
     },
+    # 2.5 GB, the shape of Llama 3.2 1B with its 128k vocabulary
+    "llama1b": {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
     # 3.0 GB, a third of it two untied 128k vocabularies
     "llama1b-128k": {
         "model_type": "llama",

@@ -1,0 +1,111 @@
+"""A job of unequal requests on transformers' continuous batching over a model that accelerate reads from disk.
+
+`generate_batch` knows one output length for all requests, so they are given one by one to the manager that it is made
+of. Whatever stops it is its result: one JSON line either way, with `problem` where it does not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from batch_job import Request, Watch, read_job
+from result import Clock
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+
+PAGE_TOKENS = 16
+
+
+class Failed(Exception):
+    """A request that ended with an error, in the words of the library."""
+
+
+def blocks(requests: list[Request], rows: int) -> int:
+    """Blocks of KV for so many rows of the mean length, and at least for the longest."""
+    lengths = [len(request.prompt) + request.output for request in requests]
+    tokens = max(rows * sum(lengths) / len(lengths), max(lengths) + PAGE_TOKENS)
+    return -(-int(tokens) // PAGE_TOKENS)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    requests = read_job(arguments.job)
+    wanted = sum(request.output for request in requests)
+    print(json.dumps({"rows": arguments.rows, "wanted": wanted}), flush=True)
+    clock = Clock()
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.model,
+        device_map="auto",
+        max_memory={"cpu": arguments.resident},
+        offload_folder=arguments.offload_dir,
+        dtype=getattr(torch, arguments.dtype),
+    )
+    # the one that it would guess is made for all memory of the machine, whatever the limit is
+    settings = ContinuousBatchingConfig(
+        page_size=PAGE_TOKENS,
+        num_blocks=blocks(requests, arguments.rows),
+        max_batch_tokens=arguments.batch_tokens,
+        max_requests_per_batch=arguments.rows,
+    )
+    greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+    with model.continuous_batching_context_manager(
+        generation_config=greedy, continuous_batching_config=settings, warmup=False
+    ) as manager:
+        clock.started()
+        watch = Watch(model)
+        for request in requests:
+            manager.add_request(request.prompt, max_new_tokens=request.output, eos_token_id=-1)
+        tokens = collect(manager, len(requests))
+        clock.report(
+            engine="generate_batch",
+            tokens=tokens,
+            packages=("torch", "transformers", "accelerate"),
+            rows=arguments.rows,
+            dtype=arguments.dtype,
+            part="all",
+            wanted=wanted,
+            batch_tokens=arguments.batch_tokens,
+            **watch.figures(tokens),
+        )
+
+
+def collect(manager, number: int) -> int:
+    """Tokens of all answers; Failed with the first error."""
+    tokens = done = 0
+    while done < number:
+        answer = manager.get_result(timeout=1)
+        if answer is not None and answer.error:
+            raise Failed(answer.error)
+        if answer is not None and answer.is_finished():
+            tokens += len(answer.generated_tokens)
+            done += 1
+        elif answer is None and not manager.is_running():
+            raise Failed(str(manager.background_thread_status.fatal_error or "its thread ended before the requests"))
+    return tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--rows", type=int, default=32, help="requests in flight at most; KV is made for so many")
+    parser.add_argument("--batch-tokens", type=int, default=256, help="tokens of one call at most")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--resident", default="0.5GiB", help="weights that stay in memory; the rest is read from disk")
+    parser.add_argument("--offload-dir", required=True, help="for tensors that cannot be read in place")
+    arguments = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr)
+    try:
+        run(arguments)
+    except Exception as error:  # of whatever kind: that it does not run, and why, is what is wanted to be known
+        traceback.print_exc()
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        print(json.dumps({"engine": "generate_batch", "problem": f"does not run: {said[-1]}"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
