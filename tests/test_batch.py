@@ -94,6 +94,9 @@ def test_every_line_has_its_line(llm: LLM, tmp_path: Path) -> None:
     before = out.read_bytes()
     again = llm.run_batch(source, out, PARAMS)
     assert out.read_bytes() == before and again["answered_before"] == 20 and again["to_go"] == 0
+    for figures in (run, again):
+        assert figures["errors_by_code"] == {"duplicate": 1, "too_long": 1, "invalid_json": 1}
+        assert figures["first_error_lines"] == {"duplicate": 21, "too_long": 22, "invalid_json": 23}
 
 
 def test_a_torn_output_is_mended_and_gone_on_with(llm: LLM, tmp_path: Path) -> None:
@@ -123,15 +126,15 @@ def test_what_was_answered_differently_is_refused(llm: LLM, tmp_path: Path) -> N
 
 
 def test_errors_run_again_where_asked(llm: LLM, tmp_path: Path) -> None:
-    lines = requests(4)
-    source, out = (
-        write(tmp_path / "in.jsonl", [*lines[:3], {**lines[3], "prompt_token_ids": []}]),
-        tmp_path / "out.jsonl",
-    )
-    assert llm.run_batch(source, out, PARAMS)["errors"] == 1
-    write(source, lines)
-    run = llm.run_batch(source, out, PARAMS, retry_errors=True)
-    assert (run["answered_before"], run["answered"], run["errors"]) == (3, 4, 0)
+    lines = requests(5)
+    wrong = [{**line, "prompt_token_ids": []} for line in lines[3:]]
+    source, out = write(tmp_path / "in.jsonl", [*lines[:3], *wrong]), tmp_path / "out.jsonl"
+    assert llm.run_batch(source, out, PARAMS)["errors"] == 2
+    for right in (1, 2):
+        write(source, [*lines[: 3 + right], *wrong[right:]])
+        run = llm.run_batch(source, out, PARAMS, retry_errors=True)
+        assert (run["answered_before"], run["answered"], run["errors"]) == (2 + right, 3 + right, 2 - right)
+        assert run["errors_by_code"] == ({"invalid_request": 1} if right == 1 else {})
     assert all(one["error"] is None for one in read(out).values())
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from penstock.encoding import Item, TooLong, job_of
 from penstock.errors import UserError
 from penstock.generation import Run
 from penstock.jobs.answers import Done, drop_errors, repair, scan
-from penstock.jobs.errors import JobStopped
+from penstock.jobs.errors import JobStopped, Tally
 from penstock.jobs.identity import answer_id, identity
 from penstock.jobs.job import JobFile, Settings, check_same_job
 from penstock.jobs.paths import check_paths
@@ -120,7 +119,8 @@ class _Work:
         self.params, self.fingerprint = terms.params, terms.fingerprint
         self.outlook = JobOutlook(surveyed, self._tell)
         self.answered = 0
-        self.errors: Counter[str] = Counter()
+        self.errors = Tally() if done.retries else done.tally.copy()  # of all error lines that the output will hold
+        self._errors_kept = self.errors.total
         self._parsed: dict[int, Parsed] = {}  # of the items that the engine has
         self._unwritten: list[Record] = []
         self._writer: Writer | None = None
@@ -232,7 +232,7 @@ class _Work:
 
     def _write(self, record: Record) -> None:
         if record["error"] is not None:
-            self.errors[record["error"]["code"]] += 1
+            self.errors.add(record["error"]["code"], record["line"])
         if self._writer is not None:
             self._writer.write([record])
             return
@@ -242,12 +242,11 @@ class _Work:
 
     def told(self) -> dict[str, Any]:
         """How far the job is, for whoever asks from elsewhere."""
-        errors = self.errors.total()
-        before = 0 if self.done.retries else self.done.errors
+        ended = self.answered + self.errors.total - self._errors_kept
         return {
             "answered": self.done.answered + self.answered,
-            "errors": before + errors,
-            "to_go": self.surveyed.lines - self.surveyed.done - self.answered - errors,
+            "errors": self.errors.total,
+            "to_go": self.surveyed.lines - self.surveyed.done - ended,
         }
 
     def _tell(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -263,6 +262,7 @@ class _Work:
             "lines": self.surveyed.lines,
             "answered_before": self.done.answered,
             "errors_before": self.done.errors,
-            "errors_by_code": dict(self.errors),
+            "errors_by_code": dict(self.errors.counts),
+            "first_error_lines": dict(self.errors.first),
             "settings": dict(self.terms.settings),
         }

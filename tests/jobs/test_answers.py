@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import UserError
-from penstock.jobs.answers import Done, drop_errors, repair, scan
+from penstock.jobs.answers import Answer, Done, drop_errors, repair, scan
 from penstock.jobs.errors import JobStopped
 from penstock.jobs.identity import answer_id, as_duplicate, key
 from penstock.jobs.lines import Line
@@ -46,6 +46,8 @@ LINES = [answer(request) for request in REQUESTS]
 def test_a_scan_finds_every_key_with_its_id(tmp_path: Path) -> None:
     done = scan(written(tmp_path, *LINES))
     assert (len(done), done.answered, done.errors, done.torn_bytes) == (6, 3, 3, 0)
+    assert done.tally.counts == {"duplicate": 1, "invalid_json": 1, "invalid_request": 1}
+    assert done.tally.first == {"duplicate": 3, "invalid_json": 4, "invalid_request": 6}
     for request in REQUESTS:
         assert key(request) in done
         assert done.matches(key(request), answer_id("model", request))
@@ -98,6 +100,7 @@ def test_what_a_power_failure_leaves_is_cut_off(tmp_path: Path, torn: bytes) -> 
         ([LINES[0], b"[]\n"], "is not an answer that penstock wrote"),
         ([LINES[0].replace(b'"line": 1', b'"line": "1"')], r"line 1 of out\.jsonl is damaged"),
         ([LINES[1].replace(b'"custom_id": "a"', b'"custom_id": 5')], r"line 1 of out\.jsonl is damaged"),
+        ([LINES[3].replace(b'"invalid_json"', b"[5]")], r"line 1 of out\.jsonl is damaged"),
     ],
 )
 def test_a_file_that_is_not_as_it_was_written_is_refused_and_kept(
@@ -140,6 +143,6 @@ def test_where_errors_cannot_be_dropped_nothing_changes(tmp_path: Path, monkeypa
 
 def test_an_answer_counts_once() -> None:
     done = Done()
-    assert done.add(b"k" * 16, "batch_req_" + "f" * 24, False)
-    assert not done.add(b"k" * 16, "batch_req_" + "0" * 24, True)
+    assert done.add(Answer(b"k" * 16, "batch_req_" + "f" * 24, 1))
+    assert not done.add(Answer(b"k" * 16, "batch_req_" + "0" * 24, 1, "too_long"))
     assert (done.answered, done.errors) == (1, 0)

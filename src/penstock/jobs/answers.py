@@ -6,11 +6,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from penstock.directories import sync_directory
 from penstock.errors import UserError
-from penstock.jobs.errors import JobStopped, one_line
+from penstock.jobs.errors import JobStopped, Tally, one_line
 from penstock.jobs.identity import DUPLICATE, ID_HEX, ID_PREFIX, key_of_custom_id, key_of_line
 from penstock.jobs.index import Index
 from penstock.units import format_bytes
@@ -26,15 +26,25 @@ _SHORTENED = (1 << 62) - 1  # the bits of an id that are kept: enough to tell a 
 _WAYS_OUT = "or use another -o, or --overwrite"
 
 
+class Answer(NamedTuple):
+    """What a line of the output says of its line of the input. code: of an error line, else None."""
+
+    key: bytes
+    id: str
+    line: int
+    code: str | None = None
+
+
 class Done:
     """What an output file holds, by key; 36 to 72 bytes a line.
 
-    answered, errors: lines with an answer and error lines. whole_bytes: of the file, up to where it is whole;
+    answered: lines with an answer. tally: error lines, by reason. whole_bytes: of the file, up to where it is whole;
     torn_bytes: what follows there. retries: error lines count as absent, since they are to run again.
     """
 
     def __init__(self) -> None:
-        self.answered = self.errors = 0
+        self.answered = 0
+        self.tally = Tally()
         self.whole_bytes = self.torn_bytes = 0
         self.retries = False
         self._marks = Index()  # an id's bits, then 1 for an error line, then 1, since 0 is absent
@@ -46,6 +56,11 @@ class Done:
         mark = self._marks.get(key)
         return mark != 0 and not (self.retries and mark & 2)
 
+    @property
+    def errors(self) -> int:
+        """Error lines."""
+        return self.tally.total
+
     def is_error(self, key: bytes) -> bool:
         """Whether the key's line is an error line."""
         return self._marks.get(key) & 2 != 0
@@ -54,12 +69,15 @@ class Done:
         """Whether the key's line has this id."""
         return self._marks.get(key) >> 2 == _shortened(id)
 
-    def add(self, key: bytes, id: str, is_error: bool) -> bool:
+    def add(self, answer: Answer) -> bool:
         """Count a line in; False, and nothing is changed, where the key has one."""
-        if not self._marks.add(key, _shortened(id) << 2 | is_error << 1 | 1):
+        key, id, line, code = answer
+        if not self._marks.add(key, _shortened(id) << 2 | (code is not None) << 1 | 1):
             return False
-        self.errors += is_error
-        self.answered += not is_error
+        if code is None:
+            self.answered += 1
+        else:
+            self.tally.add(code, line)
         return True
 
 
@@ -84,7 +102,7 @@ def scan(path: str | os.PathLike[str]) -> Done:
             if line.isspace():
                 continue
             try:
-                key, id, is_error = _read(line)
+                answer = _read(line)
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 if last and isinstance(error, json.JSONDecodeError | UnicodeDecodeError) and _ours(line):
                     done.whole_bytes, done.torn_bytes = start, len(line)
@@ -95,7 +113,7 @@ def scan(path: str | os.PathLike[str]) -> Done:
                         f"{what} is not an answer that penstock wrote: use another -o, or --overwrite"
                     ) from error
                 raise UserError(f"{what} is damaged ({one_line(str(error), 80)}): delete it, {_WAYS_OUT}") from error
-            if not done.add(key, id, is_error):
+            if not done.add(answer):
                 what = one_line(str(json.loads(line)["custom_id"]), 80)
                 raise UserError(f"line {number:,} of {name} answers {what} again: delete one of the two, {_WAYS_OUT}")
     return done
@@ -127,7 +145,7 @@ def drop_errors(path: str | os.PathLike[str], done: Done) -> int:
         copy = target.with_name(f".{target.name}.retry")  # of one name: the next start writes over what a crash left
         with open(copy, "wb") as file, open(target, "rb") as whole:
             shutil.copymode(target, copy)
-            file.writelines(line for line in _lines(whole, done.whole_bytes) if not _read(line)[2])
+            file.writelines(line for line in _lines(whole, done.whole_bytes) if _read(line).code is None)
             file.flush()
             os.fsync(file.fileno())
         os.replace(copy, target)
@@ -151,18 +169,20 @@ def _opened(path: str | os.PathLike[str]) -> BinaryIO:
         raise UserError(f"{path} cannot be read ({error.strerror}): use another -o") from error
 
 
-def _read(line: bytes) -> tuple[bytes, str, bool]:
-    """Key, id and whether it is an error, of a line of the output."""
+def _read(line: bytes) -> Answer:
     if (usual := _USUAL.fullmatch(line)) is not None:
         id, custom_id, number, implicit = usual.groups()
         key = key_of_line(int(number)) if implicit else key_of_custom_id(custom_id.decode())
-        return key, id.decode(), False
+        return Answer(key, id.decode(), int(number))
     record = json.loads(line.decode())
     id, custom_id, number, error = record["id"], record["custom_id"], record["line"], record["error"]
+    code = None if error is None else error["code"]
     if not _ID.fullmatch(id) or not isinstance(custom_id, str) or not isinstance(number, int):
         raise ValueError("its id, custom_id or line is not one of penstock's")
-    by_line = record.get("implicit_id") is True or (error is not None and error["code"] == DUPLICATE)
-    return key_of_line(number) if by_line else key_of_custom_id(custom_id), id, error is not None
+    if error is not None and not isinstance(code, str):
+        raise ValueError("the code of its error is not a word")
+    by_line = record.get("implicit_id") is True or code == DUPLICATE
+    return Answer(key_of_line(number) if by_line else key_of_custom_id(custom_id), id, number, code)
 
 
 def _ours(line: bytes) -> bool:

@@ -1,5 +1,7 @@
 """What can go wrong in a job: one line of its input, or all of it."""
 
+from collections import Counter
+
 
 class JobStopped(Exception):
     """Something besides the person stopped a job, which can be resumed: its text is one line, the exit status is 1."""
@@ -12,6 +14,30 @@ class Fault(Exception):
         super().__init__(reason)
         self.code = code
         self.reason = one_line(reason)
+
+
+class Tally:
+    """Error lines by code. counts: how many there are; first: the number of the first line, as far as they were met."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, int] = {}
+
+    @property
+    def total(self) -> int:
+        """Error lines of all codes."""
+        return self.counts.total()
+
+    def add(self, code: str, line: int) -> None:
+        """Count an error line in."""
+        self.counts[code] += 1
+        self.first[code] = min(line, self.first.get(code, line))
+
+    def copy(self) -> "Tally":
+        """One that goes on by itself."""
+        other = Tally()
+        other.counts, other.first = Counter(self.counts), dict(self.first)
+        return other
 
 
 def one_line(text: str, most: int = 200) -> str:
