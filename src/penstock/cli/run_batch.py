@@ -30,6 +30,7 @@ Examples:
   penstock run-batch --status answers.jsonl
 """
 STOPPED = 1
+REASONS = {"invalid_json": "not JSON", "invalid_request": "invalid"}  # other codes read well as they are
 
 Model = Annotated[
     str | None,
@@ -176,15 +177,20 @@ def _print_end(run: Mapping[str, Any], out: Path, as_json: bool, stopped: bool) 
     if run.get("sweeps") and not stopped:
         typer.echo(summary(run, table=True), err=True)
     errors = f", {run['errors']:,} with errors" if run["errors"] else ""
-    kinds = ", ".join(f"{number:,} {code.replace('_', ' ')}" for code, number in run["errors_by_code"].items())
-    told = f": {kinds}" if kinds else ""
     if stopped and run["to_go"]:
-        total = run["lines"]
-        typer.echo(
-            f"{run['answered']:,} of {total:,} answered{errors}. The same command goes on where this stopped.", err=True
-        )
+        told = f"{run['answered']:,} of {run['lines']:,} answered{errors}. The same command goes on where this stopped."
     else:
-        typer.echo(f"{out.name:<12}{run['answered']:,} answered{errors}{told}", err=True)
+        told = f"{out.name + '  ':<12}{run['answered']:,} answered{errors}{_reasons(run)}"
+    typer.echo(told, err=True)
+
+
+def _reasons(run: Mapping[str, Any]) -> str:
+    """How many error lines there are of each kind, the most frequent first; where one is alone, which it is."""
+    kinds = []
+    for code, number in sorted(run["errors_by_code"].items(), key=lambda item: -item[1]):
+        alone = f" (line {run['first_error_lines'][code]:,})" if number == 1 else ""
+        kinds.append(f"{number:,} {REASONS.get(code, code.replace('_', ' '))}{alone}")
+    return f": {', '.join(kinds)}" if kinds else ""
 
 
 def _show_status(out: str, as_json: bool) -> None:

@@ -189,12 +189,13 @@ def conflicts(stored: Settings, asked: Settings) -> list[str]:
 def check_same_job(out: str | os.PathLike[str], answers: int, stored: Settings | None, asked: Settings) -> None:
     """Refuse, by UserError, to go on with answers that other settings gave, or of which it is not known what did."""
     name, ways_out = Path(out).name, "Use another -o, or --overwrite."
+    lines = f"{answers:,} line{'s' * (answers != 1)}"
     if stored is None:
         if answers:
             beside = job_path(out).name
-            raise UserError(f"{name} holds {answers:,} lines, and {beside} does not say what made them. {ways_out}")
+            raise UserError(f"{name} holds {lines}, and {beside} does not say what made them. {ways_out}")
     elif differing := conflicts(stored, asked):
-        raise UserError(f"{name} holds {answers:,} lines of another run ({'; '.join(differing)}). {ways_out}")
+        raise UserError(f"{name} holds {lines} of another run ({'; '.join(differing)}). {ways_out}")
 
 
 def status(out: str | os.PathLike[str]) -> dict[str, Any]:
