@@ -49,6 +49,7 @@ class Batch:
     run: dict[str, Any] = field(default_factory=lambda: {**RUN, **ANSWERED, "prompts": 4})
     wish: Wish | None = None
     asked: tuple[Any, ...] = ()
+    remarks: list[str] = field(default_factory=list)
     during: Callable[[Any], None] = lambda stop: None
     failure: BaseException | None = None
 
@@ -58,10 +59,14 @@ def batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Batch:
     """A stand-in for ``penstock.batch``; the files of the job are real."""
     batch = Batch()
 
-    def run_batch(llm: Any, source: Path, out: Path, wish: Wish, job: Any, done: Any, stop: Any) -> dict[str, Any]:
+    def run_batch(
+        llm: Any, source: Path, out: Path, wish: Wish, job: Any, done: Any, stop: Any, note: Callable[[str], None]
+    ) -> dict[str, Any]:
         batch.wish, batch.asked = wish, (source, out, job.stored, None if done is None else len(done))
         for event in engine.events:
             llm._on_event(event)
+        for remark in batch.remarks:
+            note(remark)
         batch.during(stop)
         if batch.failure is not None:
             raise batch.failure
@@ -123,14 +128,16 @@ def test_the_end_says_what_happened_and_why_lines_have_errors(
         "errors_by_code": {"invalid_json": 1, "too_long": 2, "duplicate": 1},
         "first_error_lines": {"invalid_json": 812, "too_long": 7, "duplicate": 1200},
     }
+    batch.remarks = ["in.jsonl: 1 line cannot be run, first line 812: the line is not JSON"]
     out = files[3].replace("out.jsonl", "answers.jsonl")
     assert main(["run-batch", "demo", *files[:3], out]) == 0
     printed, err = capsys.readouterr()
     assert printed == ""
-    first, table, *_, last = err.splitlines()
-    assert (first, table) == ("computing in float32", "4 prompts · 12 tokens in · 9 out · 1.1 s")
+    *notes, table = err.splitlines()[:3]
+    assert notes == ["computing in float32", *batch.remarks]
+    assert table == "4 prompts · 12 tokens in · 9 out · 1.1 s"
     told = "1,997 answered, 4 with errors: 2 too long, 1 not JSON (line 812), 1 duplicate (line 1,200)"
-    assert last == f"answers.jsonl  {told}"
+    assert err.splitlines()[-1] == f"answers.jsonl  {told}"
 
 
 def test_a_job_that_had_nothing_to_run_is_one_line(

@@ -50,6 +50,10 @@ def test_a_new_job(source: Path) -> None:
     assert (found.prompt_bytes, found.longest_prompt_bytes) == (2 + 7 + 12, 12)
     assert (found.max_tokens, found.longest_max_tokens, found.unsaid) == (12, 7, 1)
     assert (found.changed, found.strangers) == (None, 0)
+    assert list(found.remarks(source, "out.jsonl")) == [
+        "in.jsonl: 2 lines cannot be run, first line 7: prompt is a number, not a text",
+        "in.jsonl: 2 lines with the custom_id of an earlier one, which alone is run",
+    ]
 
 
 def test_what_is_to_go_is_every_line_until_it_is_done(source: Path, tmp_path: Path) -> None:
@@ -111,6 +115,21 @@ def test_answers_without_a_line_are_counted(source: Path, tmp_path: Path) -> Non
     done = answered(tmp_path / "out.jsonl", list(lines_to_go(source, survey(source, "model", Done()), Done())))
     found = survey(written(source, REQUESTS[:2]), "model", done)
     assert (found.done, found.strangers, found.changed) == (2, 5, None)
+    assert list(found.remarks(source, "out.jsonl")) == [
+        "out.jsonl: 5 lines of which in.jsonl has none; kept as they are"
+    ]
+
+
+def test_error_lines_that_run_again_are_no_strangers(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    done = answered(out, list(lines_to_go(source, survey(source, "model", Done()), Done())))
+    done.retries = True
+    found = survey(source, "model", done)
+    assert (found.done, found.strangers) == (3, 0)
+    kept = found.kept(source)
+    again = resumed(source, kept, scan(out))
+    assert again is not None and (again.done, again.to_go) == (7, 0)
+    assert resumed(source, {**kept, "strangers": 1}, done) is None, "it may have been an error line"
 
 
 def test_a_line_that_the_survey_has_not_seen_owns_its_name() -> None:

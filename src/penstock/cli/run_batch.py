@@ -96,6 +96,10 @@ def run_batch(
 
     check_paths(source, out)
     display, stop_ = stderr_display(json_), Stop()
+
+    def note(text: str) -> None:
+        display.show({"kind": "note", "text": text})
+
     try:
         with _stops(stop_), JobFile.open(out, overwrite=overwrite) as job:
             from penstock.batch import Wish
@@ -107,11 +111,10 @@ def run_batch(
             done = None if job.stored is None else scan(out)
             if job.stored is not None and done is not None:
                 check_same_job(out, len(done), job.stored, wish.said())
-                said = _resuming(done.answered, done.errors, retry_errors, job.stored)
-                display.show({"kind": "note", "text": said})
+                note(_resuming(done.answered, done.errors, retry_errors, job.stored))
             dtype = how["dtype"] if job.stored is None or how["dtype"] != "auto" else str(job.stored["dtype"])
             with LLM(model, **{**how, "dtype": dtype}, on_event=display.show) as llm:
-                run = answer(llm, source, out, wish, job, done, stop_)
+                run = answer(llm, source, out, wish, job, done, stop_, note)
     except JobStopped as stopped:
         display.close()
         typer.echo(f"penstock: {stopped}", err=True)

@@ -26,7 +26,8 @@ class Survey:
     """What the input holds: lines is done + to_go + faults + duplicates.
 
     done: lines with an answer or error line. to_go: requests to run. faults, duplicates: lines without an error line
-    yet. strangers: answers in the output of which the input has no line. changed: the first identity whose request is
+    yet; first_fault: what is wrong with which line. strangers: lines that stay in the output, of which the input has
+    none. changed: the first identity whose request is
     another one than was answered, or None; changed_error: whether that answer is an error line. prompt_bytes,
     longest_prompt_bytes: of the prompts to go, in UTF-8, a token id counting 4. max_tokens: summed over the requests to
     go that say it, longest_max_tokens the largest, unsaid the number of those that do not. owners: first line number by
@@ -37,6 +38,7 @@ class Survey:
     done: int = 0
     to_go: int = 0
     faults: int = 0
+    first_fault: str = ""
     duplicates: int = 0
     strangers: int = 0
     changed: str | None = None
@@ -58,6 +60,16 @@ class Survey:
             f"{one_line(self.changed, 80)} is answered in {name}, but its request or the job's settings changed since."
             f" Use another -o, or --overwrite{retry}."
         )
+
+    def remarks(self, source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Iterator[str]:
+        """What a person may want to mend before a long job is under way."""
+        name = Path(source).name
+        if self.faults:
+            yield f"{name}: {_lines(self.faults)} cannot be run, first {self.first_fault}"
+        if self.duplicates:
+            yield f"{name}: {_lines(self.duplicates)} with the custom_id of an earlier one, which alone is run"
+        if self.strangers:
+            yield f"{Path(out).name}: {_lines(self.strangers)} of which {name} has none; kept as they are"
 
     def parse(self, line: Line) -> Parsed:
         """What a line asks for; it is a duplicate where an earlier one owns its custom_id. Lines come in order."""
@@ -88,6 +100,7 @@ class Survey:
             self.duplicates += 1
         else:
             self.faults += 1
+            self.first_fault = self.first_fault or f"line {line.number:,}: {parsed.fault}"
 
     def _count(self, parsed: Parsed) -> None:
         self.to_go += 1
@@ -104,7 +117,7 @@ def survey(path: str | os.PathLike[str], fingerprint: str, done: Done) -> Survey
     found = Survey()
     for line in read_lines(path):
         found._look(line, fingerprint, done)
-    found.strangers = len(done) - found.done
+    found.strangers = _kept_lines(done) - found.done
     return found
 
 
@@ -118,12 +131,23 @@ def resumed(path: str | os.PathLike[str], kept: object, done: Done) -> Survey | 
         return None
     if not all(isinstance(kept.get(name), int) for name in (*_KEPT, "of")):
         return None
+    if done.retries and kept["strangers"]:  # those with errors go now, and it is not known how many that are
+        return None
     found = Survey(**{name: kept[name] for name in _KEPT}, digest=str(kept["digest"]))
-    found.done = max(0, done.answered + (0 if done.retries else done.errors) - found.strangers)
+    found.done = max(0, _kept_lines(done) - found.strangers)
     found.to_go = max(0, found.lines - found.done)
     for name in _SUMS:
         setattr(found, name, round(getattr(found, name) * found.to_go / max(1, kept["of"])))
     return found
+
+
+def _kept_lines(done: Done) -> int:
+    """Lines of the output that stay in it."""
+    return done.answered + (0 if done.retries else done.errors)
+
+
+def _lines(count: int) -> str:
+    return f"{count:,} line{'s' * (count != 1)}"
 
 
 def _digest(path: str | os.PathLike[str]) -> str:
