@@ -60,7 +60,7 @@ def test_resident_does_not_fit_and_is_what_others_are_measured_by() -> None:
 def test_static_split_computes_where_layers_lie() -> None:
     assert layers_held(SEVEN) == 14  # 8,000 of 550 MB
     split = way("static split")
-    assert split.name == "static split, 14 of 32 layers"
+    assert split.name == "static split 14/32"
     assert split.sweep_s == pytest.approx(14 / 32 * 0.030 + 18 / 32 * 0.300 + 8192 / 12e9)
     assert split.fits
 

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from penstock.cli import generate, models, options, run_batch
+from penstock.cli import generate, models, options, plan, run_batch
 from penstock.cli.options import INTERRUPTED
 from penstock.errors import UserError
 
@@ -33,6 +33,9 @@ app.command(
 app.command(
     "run-batch", cls=options.Command, epilog=run_batch.EXAMPLES, short_help="answer every line of a file, and survive"
 )(run_batch.run_batch)
+app.command(
+    "plan", cls=options.Command, epilog=plan.EXAMPLES, short_help="say how fast a job will be and why, beforehand"
+)(plan.plan)
 app.command(
     "models", cls=options.Command, epilog=models.EXAMPLES, short_help="show what a model weighs and what a budget holds"
 )(models.models)

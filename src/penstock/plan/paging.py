@@ -141,7 +141,7 @@ class Way:
 def compare(model: Paged, rows: int | None = None) -> Sequence[Way]:
     """Every way, for one row, and last for many at once. rows: how many; those whose KV the fast tier holds if None."""
     many = rows or rows_held(model)
-    one = Scheme(model.layers)
+    one, ring = Scheme(model.layers), min(SLOTS, model.layers)
     hot = max(0, min(model.layers, layers_held(model) - 1))
     cold = model.layers - hot
     double = replace(one, slots=2, overlapped=True)
@@ -149,11 +149,11 @@ def compare(model: Paged, rows: int | None = None) -> Sequence[Way]:
         _resident(model),
         _split(model),
         _way(model, "one layer at a time", one, 1),
-        _way(model, f"ring of {SLOTS} slots, filled at once", replace(one, slots=SLOTS, grouped=SLOTS), 1),
+        _way(model, f"ring of {ring} slots", replace(one, slots=ring, grouped=ring), 1),
         _way(model, "double buffering", double, 1),
-        _way(model, f"{hot} hot layers resident", replace(one, moving=cold, slots=min(1, cold)), 1),
+        _way(model, f"{hot} hot layers", replace(one, moving=cold, slots=min(1, cold)), 1),
         *(_way(model, f"{bits}-bit transfer", _compressed(model, bits), 1, bits) for bits in (8, 4)),
-        _way(model, f"sweeps of {many:,} rows", double, many),
+        _way(model, f"sweeps of {many:,} row{'s' if many > 1 else ''}", double, many),
         _way(model, f"the same, KV on {model.fast}", replace(double, kv_moves=False), many),
     ]
 
@@ -190,7 +190,7 @@ def _split(model: Paged) -> Way:
     held = layers_held(model)
     layer = model.layer_bytes + model.row_bytes
     memory = {model.fast: model.rest_bytes + held * layer, model.slow: (model.layers - held) * layer}
-    name, part = f"static split, {held} of {model.layers} layers", held / model.layers
+    name, part = f"static split {held}/{model.layers}", held / model.layers
     if model.slow_speed is None and part < 1:
         return _made(model, name, 1, memory, None, None, 0, f"nothing computes on {model.slow}")
     there = 0.0 if model.slow_speed is None else (1 - part) / model.slow_speed.at(1)

@@ -1,0 +1,259 @@
+"""``penstock plan``: where every byte goes, how fast a job will be and what limits it, before anything is loaded."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from penstock.cli import options
+from penstock.cli.console import Display, stderr_display, width_of
+from penstock.errors import UserError
+from penstock.plan.question import Question
+
+if TYPE_CHECKING:
+    from penstock.cli.plan_table import Line
+    from penstock.plan.plan import Plan
+
+EXAMPLES = """\
+Examples:
+  penstock plan demo
+  penstock plan Qwen/Qwen3-30B-A3B -i questions.jsonl --cpu-memory 16GiB
+  penstock plan ./llama-70b/config.json --machine a100-80 --plot plan.html
+  penstock plan ./llama-70b --weights gpu=20%,cpu=80% --batch-size 48 --num-batches 3
+  penstock plan ./llama-70b --explain paging
+"""
+BITS = (4, 8, 16)
+DRAWN = (".png", ".svg", ".html")
+
+
+def plan(
+    model: options.PlanModel = None,
+    input: options.PlanInput = None,
+    prompt_len: options.PromptLen = None,
+    gen_len: options.GenLen = None,
+    num_prompts: options.NumPrompts = None,
+    objective: options.Objective = None,
+    max_seconds: options.MaxSeconds = None,
+    machine: options.MachineName = None,
+    cost_model: options.CostModel = "penstock",
+    instance: options.Instance = None,
+    save: options.Save = None,
+    plot: options.Plot = None,
+    explain: options.Explain = None,
+    json_: options.Json = False,
+    gpu_memory: options.GpuMemory = None,
+    cpu_memory: options.CpuMemory = None,
+    disk_memory: options.DiskMemory = None,
+    offload_dir: options.OffloadDir = None,
+    weights: options.Weights = None,
+    kv: options.Kv = None,
+    activations: options.Activations = None,
+    no_disk: options.NoDisk = False,
+    attention: options.AttentionTier = "auto",
+    weight_bits: options.WeightBits = None,
+    kv_bits: options.KvBits = None,
+    rows: options.Rows = None,
+    sweep_tokens: options.SweepTokens = None,
+    batch_tokens: options.BatchTokens = None,
+    slots: options.Slots = None,
+    batch_size: options.BatchSize = None,
+    num_batches: options.NumBatches = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Say where every byte of a job goes, how fast it will be and what limits it; nothing is loaded.
+
+    With placement or cut given, that policy is priced instead of searched, also where it does not fit.
+    """
+    if instance is not None:
+        _solve(instance, model, json_)
+        return
+    if model is None:
+        raise UserError("plan needs a MODEL (or --instance FILE alone)")
+    options.check_cut(rows, batch_size, num_batches)
+    _check_outputs(save, plot, explain)
+    _check_bits(weight_bits, "--weight-bits")
+    _check_bits(kv_bits, "--kv-bits")
+    _check_job(input, prompt_len, num_prompts)
+    shares = _shares({"--weights": weights, "--kv": kv, "--activations": activations}, no_disk, disk_memory)
+    display = stderr_display(json_)
+    try:
+        question = Question(
+            **_job(model, input, prompt_len, gen_len, num_prompts, trust_remote_code, display),
+            **_aim(objective, max_seconds),
+            **_budgets(gpu_memory, cpu_memory, disk_memory),
+            **shares,
+            no_disk=no_disk,
+            machine=machine,
+            cost_model=cost_model,
+            attention=None if attention == "auto" else attention,
+            rows=rows,
+            sweep_tokens=sweep_tokens,
+            batch_tokens=batch_tokens,
+            slots=slots,
+            batch_size=batch_size,
+            num_batches=num_batches,
+            weight_bits=weight_bits,
+            kv_bits=kv_bits,
+            dtype=dtype,
+            device=device,
+            offload_dir=offload_dir,
+            trust_remote_code=trust_remote_code,
+        )
+        if explain is not None:
+            _explain(model, question, json_, display)
+            return
+        from penstock.planner import make_plan
+
+        made = make_plan(model, question, display.show)
+    finally:
+        display.close()
+    _print(made, json_)
+    if plot is not None:
+        from penstock.cli.plan_figure import draw
+
+        draw(made, Path(plot))
+    if save is not None:
+        _save(made, model, question, Path(save))
+
+
+def _solve(instance: str, model: str | None, as_json: bool) -> None:
+    if model is not None:
+        raise UserError(f"--instance {instance} is a problem of its own: leave {model} out")
+    from penstock.cli.plan_instance import run_instance
+
+    run_instance(Path(instance), as_json)
+
+
+def _check_outputs(save: str | None, plot: str | None, explain: str | None) -> None:
+    """What is written last must not cost a search because of its name."""
+    if explain is not None and (save is not None or plot is not None):
+        flag = "--save" if save is not None else "--plot"
+        raise UserError(f"--explain {explain} compares and plans nothing: leave {flag} out")
+    for flag, name in (("--save", save), ("--plot", plot)):
+        if name is not None and (Path(name).is_dir() or not Path(name).absolute().parent.is_dir()):
+            raise UserError(f"{flag} {name} is not a file in a directory that exists; create the directory first")
+    if plot is not None and Path(plot).suffix.lower() not in DRAWN:
+        raise UserError(f"--plot {plot}: the name must end in {', '.join(DRAWN[:-1])} or {DRAWN[-1]}")
+
+
+def _check_bits(bits: int | None, flag: str) -> None:
+    if bits is not None and bits not in BITS:
+        raise UserError(f"{flag} {bits}: give 4, 8 or 16")
+
+
+def _check_job(input: str | None, prompt_len: int | None, num_prompts: int | None) -> None:
+    if input is None:
+        return
+    for flag, value in (("--prompt-len", prompt_len), ("--num-prompts", num_prompts)):
+        if value is not None:
+            raise UserError(f"{flag} {value} and -i {input} describe the job in two ways; use one of them")
+
+
+def _job(
+    model: str,
+    input: str | None,
+    prompt_len: int | None,
+    gen_len: int | None,
+    num_prompts: int | None,
+    trust_remote_code: bool,
+    display: Display,
+) -> dict[str, Any]:
+    """Fields of the question that say what is generated."""
+    given = {"prompt_len": prompt_len, "gen_len": gen_len, "num_prompts": num_prompts}
+    said = {name: value for name, value in given.items() if value is not None}
+    if input is None:
+        return said
+    from penstock.cli.plan_lengths import lengths_of
+
+    def note(text: str) -> None:
+        display.show({"kind": "note", "text": text})
+
+    lengths = lengths_of(input, model, said.get("gen_len", Question().gen_len), trust_remote_code, note)
+    return {**said, "lengths": lengths, "num_prompts": len(lengths)}
+
+
+def _aim(objective: str | None, max_seconds: float | None) -> dict[str, Any]:
+    """Fields of the question that say what is best."""
+    if max_seconds is not None and not (math.isfinite(max_seconds) and max_seconds > 0):
+        raise UserError(f"--max-seconds {max_seconds:g}: give a number of seconds above 0")
+    if objective == "throughput" and max_seconds is not None:
+        raise UserError(f"--max-seconds {max_seconds:g} bounds latency: use --objective latency with it")
+    aim = objective or ("throughput" if max_seconds is None else "latency")
+    return {"objective": aim, "latency_s": max_seconds}
+
+
+def _budgets(gpu_memory: str | None, cpu_memory: str | None, disk_memory: str | None) -> dict[str, Any]:
+    from penstock.units import parse_bytes
+
+    given = {"gpu_memory": gpu_memory, "cpu_memory": cpu_memory, "disk_memory": disk_memory}
+    return {
+        name: None if size is None else parse_bytes(size, f"--{name.replace('_', '-')}") for name, size in given.items()
+    }
+
+
+def _shares(given: dict[str, str | None], no_disk: bool, disk_memory: str | None) -> dict[str, Any]:
+    """Fields of the question that say where bytes rest."""
+    from penstock.plan.shares import parse_shares
+
+    if no_disk and disk_memory is not None:
+        raise UserError(f"--no-disk and --disk-memory {disk_memory} contradict each other; use one of them")
+    shares = {flag: None if text is None else parse_shares(text, flag) for flag, text in given.items()}
+    for flag, said in shares.items():
+        if no_disk and said is not None and said.disk > 0:
+            raise UserError(f"--no-disk and {flag} {given[flag]} contradict each other; use one of them")
+    return {flag.removeprefix("--"): said for flag, said in shares.items()}
+
+
+def _print(made: "Plan", as_json: bool) -> None:
+    if as_json:
+        from penstock.cli.plan_json import record
+
+        print(json.dumps(record(made)))
+        return
+    from penstock.cli.plan_table import table
+
+    _echo(table(made, width_of(sys.stdout)))
+
+
+def _echo(lines: "Sequence[Line]") -> None:
+    for line in lines:
+        typer.secho(line.text, dim=line.dim or None)
+
+
+def _explain(model: str, question: Question, as_json: bool, display: Display) -> None:
+    """The ways to move layers, at the job's mean context, with as many rows as the fast tier holds."""
+    from penstock.cli.plan_json import paging_record
+    from penstock.cli.plan_paging import paging_table
+    from penstock.plan.paged import paged
+    from penstock.plan.paging import compare, rows_held
+    from penstock.planner import machine_for, shape_of
+
+    lengths = question.requests
+    context = sum(prompt + new // 2 for prompt, new in lengths) // len(lengths)
+    machine = machine_for(question)
+    shape = shape_of(model, question)
+    layers = paged(shape, machine, context, question.budgets)
+    ways = compare(layers, question.rows or min(rows_held(layers), len(lengths)))
+    display.close()
+    if as_json:
+        print(
+            json.dumps({"model": shape.name, "machine": machine.name, "paging": paging_record(layers, ways, context)})
+        )
+    else:
+        _echo(list(paging_table(shape.name, machine.name, layers, ways, context)))
+
+
+def _save(made: "Plan", model: str, question: Question, path: Path) -> None:
+    from penstock.model.fingerprint import fingerprint
+    from penstock.model.source import resolve
+    from penstock.plan.saved import save_plan
+    from penstock.planner import shape_of
+
+    found = resolve(model, trust_remote_code=question.trust_remote_code, random_weights=model.endswith(".json"))
+    save_plan(made, fingerprint(found), sum(shape_of(model, question).footprint.pages), path)
