@@ -241,3 +241,13 @@ def test_a_quantity_reads_as_it_was_written(value: float, unit: Unit) -> None:
 @given(nbytes=st.integers(1, 2**63 - 1))
 def test_a_size_reads_as_it_was_written(nbytes: int) -> None:
     assert read_size(write_size(nbytes)) == nbytes
+
+
+def test_the_example_in_the_documentation_can_be_read(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "machines.md").read_text(encoding="utf-8")
+    path = tmp_path / "example.toml"
+    path.write_text(page.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    machine = load_machine(path)
+    assert machine.name == "My workstation"
+    assert machine.source == {"links.cpu→gpu": "nvbandwidth, pinned"}
+    assert set(machine.links) == {"disk→cpu", "cpu→disk", "cpu→gpu", "gpu→cpu"}

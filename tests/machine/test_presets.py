@@ -68,6 +68,8 @@ def test_an_unknown_name_lists_the_presets() -> None:
     for ask in (preset, machine_of):
         with pytest.raises(UserError, match=r"'rtx5090'.*t4-flexgen, rtx4090, a100-80, h100, h200, gh200, m-class"):
             ask("rtx5090")
+    with pytest.raises(UserError, match="neither a file nor a preset"):
+        machine_of("x" * 5000)
 
 
 def test_a_machine_is_named_by_a_preset_or_a_path(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Machines that come with Penstock, by name: files of datasheet values and published measurements, with sources."""
 
+import os
 from pathlib import Path
 
 from penstock.errors import UserError
@@ -32,10 +33,9 @@ def machine_of(given: str) -> Machine:
     """
     if given in PRESETS:
         return preset(given)
-    path = Path(given)
-    if not path.exists():
+    if not os.path.exists(given):
         raise UserError(
             f"machine {given!r} is neither a file nor a preset: presets are {', '.join(PRESETS)}; "
             "docs/machines.md says how to write a file"
         )
-    return load_machine(path)
+    return load_machine(Path(given))
