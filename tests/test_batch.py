@@ -312,6 +312,15 @@ def test_an_answer_that_memory_cut_is_an_error(model: Path, tmp_path: Path) -> N
         assert made.run_batch(source, out, PARAMS, retry_errors=True)["answered"] == 6
 
 
+def test_an_answer_that_the_context_ended_is_counted(llm: LLM, tmp_path: Path) -> None:
+    prompt = {"prompt_token_ids": [5] * (WIDTHS["max_position_embeddings"] - 3)}
+    lines = [{**prompt, "custom_id": "whole", "max_tokens": 3}, {**prompt, "custom_id": "cut", "max_tokens": 4}]
+    run = llm.run_batch(write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl", PARAMS)
+    assert (run["answered"], run["errors"], run["context_full"]) == (2, 0, 1)
+    told = [body[1][0]["finish_reason"] for body in said(read(tmp_path / "out.jsonl")).values()]
+    assert told == ["length", "length"]
+
+
 def test_a_stream_and_a_run_do_not_mix(llm: LLM) -> None:
     stream = llm.stream([{"prompt_token_ids": [1, 2]}] * 20, PARAMS)
     next(stream)

@@ -22,3 +22,10 @@ def test_a_prompt_beyond_the_context_is_told_from_other_mistakes() -> None:
     with pytest.raises(UserError, match="from 0 to 9") as caught:
         item({"prompt_token_ids": [10]})
     assert not isinstance(caught.value, TooLong)
+
+
+@pytest.mark.parametrize(("asked", "given", "limited"), [(3, 3, False), (4, 3, True)])
+def test_an_answer_ends_where_the_context_does(asked: int, given: int, limited: bool) -> None:
+    made = item({"prompt_token_ids": [1] * 5}, max_tokens=asked)
+    assert (made.sampling.max_tokens, made.limited) == (given, limited)
+    assert not item({"prompt_token_ids": [1] * 5}, context=None, max_tokens=asked).limited

@@ -122,7 +122,7 @@ class _Work:
         self.done, self.surveyed, self.stop = done, surveyed, stop
         self.params, self.fingerprint = terms.params, terms.fingerprint
         self.outlook = JobOutlook(surveyed, self._tell)
-        self.answered = 0
+        self.answered = self.context_full = 0
         self.errors = Tally() if done.retries else done.tally.copy()  # of all error lines that the output will hold
         self._errors_kept = self.errors.total
         self._parsed: dict[int, Parsed] = {}  # of the items that the engine has
@@ -210,6 +210,7 @@ class _Work:
             cut = f"its answer ended after {len(answer.token_ids):,} of {most:,} tokens, where memory for KV was full"
             return error_record(parsed, id, "too_long", f"{cut}: give more memory or a smaller max_tokens")
         self.answered += 1
+        self.context_full += item.limited and answer.finish_reason == "length"
         return answer_record(parsed, id, output, self.llm.name, int(time.time()))
 
     def _items(self) -> Iterator[Item]:
@@ -266,6 +267,7 @@ class _Work:
             "lines": self.surveyed.lines,
             "answered_before": self.done.answered,
             "errors_before": self.done.errors,
+            "context_full": self.context_full,
             "errors_by_code": dict(self.errors.counts),
             "first_error_lines": dict(self.errors.first),
             "settings": dict(self.terms.settings),

@@ -21,13 +21,18 @@ class TooLong(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A prompt, ready to run. index: its place in the input. key: with the seed, what its draws depend on."""
+    """A prompt, ready to run.
+
+    index: its place in the input. key: with the seed, what its draws depend on. limited: whether more tokens were asked
+    for than the model's context holds.
+    """
 
     index: int
     key: str
     prompt: Prompt
     ids: list[int]
     sampling: Sampling
+    limited: bool = False
 
     @property
     def tokens(self) -> int:
@@ -62,8 +67,9 @@ class Encoder:
         Raises UserError for what cannot be run, and TooLong for a prompt beyond the model's context.
         """
         ids = self._encode(prompt, chat, f"prompt {index + 1}")
-        sampling = self._limited(resolve(params, self._generation_config, defaults), ids)
-        return Item(index, str(index) if key is None else key, prompt, ids, sampling)
+        asked = resolve(params, self._generation_config, defaults)
+        sampling = self._limited(asked, ids)
+        return Item(index, str(index) if key is None else key, prompt, ids, sampling, sampling is not asked)
 
     def _encode(self, prompt: Prompt, chat: bool, name: str) -> list[int]:
         if isinstance(prompt, str):

@@ -24,6 +24,7 @@ ANSWERED: dict[str, Any] = {
     "answered": 4,
     "errors": 0,
     "to_go": 0,
+    "context_full": 0,
     "errors_by_code": {},
     "first_error_lines": {},
 }
@@ -146,6 +147,17 @@ def test_a_job_that_had_nothing_to_run_is_one_line(
     batch.run = ANSWERED
     assert main(["run-batch", "demo", *files]) == 0
     assert capsys.readouterr() == ("", "out.jsonl   4 answered\n")
+
+
+def test_answers_that_the_context_ended_are_counted(
+    batch: Batch, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch.run = {**ANSWERED, "context_full": 2}
+    assert main(["run-batch", "demo", *files]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "2 answers of this run ended where the model's context was full, before max_tokens (finish_reason length)",
+        "out.jsonl   4 answered",
+    ]
 
 
 def test_json_is_one_value_and_progress_is_json_lines(

@@ -180,6 +180,9 @@ def _print_end(run: Mapping[str, Any], out: Path, as_json: bool, stopped: bool) 
     if run.get("sweeps") and not stopped:
         typer.echo(summary(run, table=True), err=True)
     errors = f", {run['errors']:,} with errors" if run["errors"] else ""
+    if full := run["context_full"]:
+        kept = f"{figures.count(full, 'answer')} of this run ended where the model's context was full"
+        typer.echo(f"{kept}, before max_tokens (finish_reason length)", err=True)
     if stopped and run["to_go"]:
         told = f"{run['answered']:,} of {run['lines']:,} answered{errors}. The same command goes on where this stopped."
     else:
