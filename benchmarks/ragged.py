@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ragged_job import Lengths, Load, draw_requests, kv_token_bytes, write
-from ragged_table import table
+from ragged_table import is_whole, table
 from sitting import (
     HERE,
     PEERS,
@@ -96,7 +96,7 @@ def peer_runs(sitting: Sitting, engine: str, script: str, dtypes: list[str], fur
     for rows in arguments.rows:
         for dtype in dtypes:
             command = [str(python), str(PEERS / script), str(sitting.model), str(sitting.source)]
-            command += ["--rows", str(rows), "--dtype", dtype, "--resident", arguments.resident]
+            command += ["--rows", str(rows), "--dtype", dtype]
             command += ["--offload-dir", str(arguments.work / "accelerate-offload"), *further]
             yield Run(engine, rows, dtype, command)
 
@@ -104,6 +104,7 @@ def peer_runs(sitting: Sitting, engine: str, script: str, dtypes: list[str], fur
 def accelerate_runs(sitting: Sitting) -> Iterator[Run]:
     arguments = sitting.arguments
     further = ["--part", str(arguments.peer_part), "--prefill-chunk", str(arguments.prefill_chunk)]
+    further += ["--resident", arguments.accelerate_resident]
     yield from peer_runs(sitting, "accelerate", "run_static_batches.py", arguments.dtypes, further)
 
 
@@ -162,7 +163,7 @@ def kv_rows(record: dict, sitting: Sitting) -> int:
 
 def measure_bound(sitting: Sitting) -> dict:
     """For the rows asked for, or for the last Penstock run of this job: its rows, sweeps and resident pages."""
-    done = [r for r in sitting.records() if r["engine"] == "penstock" and "run" in r]
+    done = [r for r in sitting.records() if r["engine"] == "penstock" and is_whole(r)]
     asked = sitting.arguments.bound_rows
     if not done and not asked:
         raise SystemExit("ragged.py: no Penstock run of this job to take rows from; name them with --bound-rows")
@@ -192,7 +193,7 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--rows", type=numbers, default=[16, 32, 64, 128], help="rows of a peer, one run each")
     add("--dtypes", type=words, default=["bfloat16", "float32"], help="of a peer, one run each")
-    add("--resident", default="0.5GiB", help="weights that a peer keeps in memory")
+    add("--accelerate-resident", default="embedding", help="what accelerate keeps in memory: that, or a size as 0.5GiB")
     add(
         "--prefill-chunk", type=int, default=128, help="prompt tokens of a row that accelerate computes at once; 0: all"
     )

@@ -19,6 +19,14 @@ def is_whole(record: dict) -> bool:
     return "tok_s" in record and "problem" not in record
 
 
+def part(record: dict) -> list[str]:
+    """How much of the job a run did, and how like the whole that is."""
+    if record.get("part", "all") == "all":
+        return []
+    like = record["tokens_per_sweep"] / record["tokens_per_sweep_of_all"]
+    return [f"{record['part']}, with {like:.0%} of the tokens per sweep of all"]
+
+
 def row(record: dict, best: float | None, bounds: dict[str, float]) -> str:
     """One line of the table. bounds: tok/s by kind."""
     whole = is_whole(record)
@@ -26,8 +34,7 @@ def row(record: dict, best: float | None, bounds: dict[str, float]) -> str:
     shown = f"< {record['tok_s_below']:.2f}" if "tok_s_below" in record else cell(rate, ".2f")
     of_bound = {kind: rate / bound for kind, bound in bounds.items() if rate}
     made = of_bound.get("made") if record["engine"] == "penstock" else None
-    part = record.get("part", "all")
-    said = ([] if part == "all" else [part]) + notes(record)
+    said = part(record) + notes(record)
     read = record["read_bytes"] / record["tokens"] / 1e6 if whole else None
     return (
         f"| {record['engine']} | {record['dtype']} | {record['rows'] or ''} | {cell(record.get('rows_mean'), '.0f')} "

@@ -1,4 +1,4 @@
-"""A job of unequal requests as ragged.py writes it, for the runners that take one."""
+"""A job of unequal requests as ragged.py writes it, and a model that accelerate reads from disk, for its runners."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,21 @@ class Request:
 def read_job(path: Path) -> list[Request]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [Request(line["prompt_token_ids"], line["max_tokens"]) for line in lines]
+
+
+def load(model: str, dtype: str, resident: str, offload_dir: str) -> PreTrainedModel:
+    """A model of which some weights stay in memory, and the rest is read in place from the checkpoint.
+
+    resident: EMBEDDING (with what is neither it nor a layer), or a size that accelerate fills in its own order.
+    """
+    if resident == EMBEDDING:
+        layers = AutoConfig.from_pretrained(model).num_hidden_layers
+        kept = ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
+        homes = dict.fromkeys(kept, "cpu") | {f"model.layers.{i}": "disk" for i in range(layers)}
+        where = {"device_map": homes}
+    else:
+        where = {"device_map": "auto", "max_memory": {"cpu": resident}}
+    return AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), offload_folder=offload_dir, **where)
 
 
 class Watch:

@@ -1,4 +1,4 @@
-"""A job of unequal requests on transformers' continuous batching over a model that accelerate reads from disk.
+"""A job of unequal requests on transformers' continuous batching over layers that accelerate reads from disk.
 
 `generate_batch` knows one output length for all requests, so they are given one by one to the manager that it is made
 of. Whatever stops it is its result: one JSON line either way, with `problem` where it does not run.
@@ -13,10 +13,9 @@ import sys
 import traceback
 from pathlib import Path
 
-import torch
-from batch_job import Request, Watch, read_job
+from batch_job import EMBEDDING, Request, Watch, load, read_job
 from result import Clock
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 PAGE_TOKENS = 16
 
@@ -37,13 +36,9 @@ def run(arguments: argparse.Namespace) -> None:
     wanted = sum(request.output for request in requests)
     print(json.dumps({"rows": arguments.rows, "wanted": wanted}), flush=True)
     clock = Clock()
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments.model,
-        device_map="auto",
-        max_memory={"cpu": arguments.resident},
-        offload_folder=arguments.offload_dir,
-        dtype=getattr(torch, arguments.dtype),
-    )
+    # nothing but a resident embedding will do: KV is made on the device of the first parameter, and that of one on disk
+    # is torch's meta device, where nothing can be computed
+    model = load(arguments.model, arguments.dtype, EMBEDDING, arguments.offload_dir)
     # the one that it would guess is made for all memory of the machine, whatever the limit is
     settings = ContinuousBatchingConfig(
         page_size=PAGE_TOKENS,
@@ -95,7 +90,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32, help="requests in flight at most; KV is made for so many")
     parser.add_argument("--batch-tokens", type=int, default=256, help="tokens of one call at most")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--resident", default="0.5GiB", help="weights that stay in memory; the rest is read from disk")
     parser.add_argument("--offload-dir", required=True, help="for tensors that cannot be read in place")
     arguments = parser.parse_args()
     logging.basicConfig(stream=sys.stderr)

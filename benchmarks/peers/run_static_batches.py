@@ -13,9 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from batch_job import Request, Watch, read_job
+from batch_job import EMBEDDING, Request, Watch, load, read_job
 from result import Clock
-from transformers import AutoModelForCausalLM
 
 Batch = list[Request]
 ORDERS: dict[str, Callable[[Request], tuple[int, int]]] = {
@@ -93,7 +92,7 @@ def main() -> None:
     parser.add_argument("--order", choices=["best", *ORDERS], default="best", help="what requests are sorted by")
     parser.add_argument("--part", type=int, default=1, help="run every k-th batch only, k at most this")
     parser.add_argument("--prefill-chunk", type=int, default=0, help="prompt tokens of a row in one call (0: all)")
-    parser.add_argument("--resident", default="0.5GiB", help="weights that stay in memory; the rest is read from disk")
+    parser.add_argument("--resident", default=EMBEDDING, help=f"what stays in memory: {EMBEDDING}, or a size as 0.5GiB")
     parser.add_argument("--offload-dir", required=True, help="for tensors that cannot be read in place")
     arguments = parser.parse_args()
 
@@ -108,8 +107,9 @@ def main() -> None:
     plan = {
         "order": order,
         "rows": arguments.rows,
-        "part": f"{len(batches)} of {len(everything)} batches",
+        "part": "all" if len(batches) == len(everything) else f"{len(batches)} of {len(everything)} batches",
         "prefill_chunk": arguments.prefill_chunk,
+        "resident": arguments.resident,
         "wanted": tokens,
         "tokens_per_sweep": tokens / sum(sweeps(batch, arguments.prefill_chunk) for batch in batches),
         "tokens_per_sweep_of_all": asked(requests)
@@ -118,13 +118,7 @@ def main() -> None:
     print(json.dumps(plan), flush=True)
 
     clock = Clock()
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments.model,
-        device_map="auto",
-        max_memory={"cpu": arguments.resident},
-        offload_folder=arguments.offload_dir,
-        dtype=getattr(torch, arguments.dtype),
-    )
+    model = load(arguments.model, arguments.dtype, arguments.resident, arguments.offload_dir)
     clock.started()
     watch = Watch(model)
     for batch in batches:
