@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from penstock.cli import generate, models, options, plan, run_batch
+from penstock.cli import generate, models, options, plan, profile, run_batch
 from penstock.cli.options import INTERRUPTED
 from penstock.errors import UserError
 
@@ -39,6 +39,9 @@ app.command(
 app.command(
     "models", cls=options.Command, epilog=models.EXAMPLES, short_help="show what a model weighs and what a budget holds"
 )(models.models)
+app.command(
+    "profile", cls=options.Command, epilog=profile.EXAMPLES, short_help="measure what this host computes and reads"
+)(profile.profile)
 
 
 @app.callback(invoke_without_command=True)

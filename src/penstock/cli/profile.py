@@ -1,0 +1,183 @@
+"""``penstock profile``: what this host does per second."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from penstock.cli import options
+from penstock.errors import UserError
+from penstock.units import format_bytes, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from penstock.machine.machine import Curve, Processor
+    from penstock.model.pages import Extent
+    from penstock.profiling.profile import Profile
+
+EXAMPLES = """\
+Examples:
+  penstock profile
+  penstock profile --force --offload-dir /mnt/nvme
+  penstock profile ./llama-70b          the disk that this checkpoint lies on
+  penstock profile --show --json > machine.json
+"""
+
+PROFILE = "Profile"
+
+Checkpoint = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="read this model's files to measure their disk", show_default=False),
+]
+Show = Annotated[bool, options.option(PROFILE, "--show", "print the stored profile and measure nothing")]
+Force = Annotated[bool, options.option(PROFILE, "--force", "measure again, whatever is stored")]
+Short = Annotated[bool, options.option(PROFILE, "--short", "in 15 seconds instead of 60, by fewer sizes")]
+
+
+def profile(
+    model: Checkpoint = None,
+    show: Show = False,
+    force: Force = False,
+    short: Short = False,
+    offload_dir: options.OffloadDir = None,
+    json_: options.Json = False,
+) -> None:
+    """Measure what this host computes, copies and reads per second, or show what was measured."""
+    if show and (force or short):
+        raise UserError("--show measures nothing: leave --force and --short out")
+
+    from penstock.profiling.profile_file import load_profile, profile_path, save_profile, to_json
+
+    stored = None if force else load_profile()
+    if show and stored is None:
+        raise UserError(f"nothing is measured yet ({profile_path()} does not exist): penstock profile measures")
+    found = stored if show and stored is not None else _current(stored, model, short, offload_dir)
+    if found is not stored:
+        save_profile(found)
+    if json_:
+        print(to_json(found))
+        return
+    for line in lines(found):
+        typer.echo(line)
+
+
+def _current(stored: "Profile | None", model: str | None, short: bool, offload_dir: str | None) -> "Profile":
+    """The stored profile where it holds; with disks that it lacks, or measured again, where it does not."""
+    extents = _extents(model)
+
+    from penstock.memory.offload import offload_root
+    from penstock.profiling.measure import LONG, SHORT, measure_profile, with_disks
+    from penstock.profiling.profile import Host, gpu_name, stale_reasons
+
+    root, form = offload_root(offload_dir), SHORT if short else LONG
+    reasons = stale_reasons(stored, Host.here(gpu_name())) if stored else []
+    if stored and not short and stored.form == "short":
+        reasons.append("that was the short form")
+    if stored is None or reasons:
+        if reasons:
+            typer.echo(f"measuring again: {'; '.join(reasons)}", err=True)
+        with _progress() as progress:
+            return measure_profile(extents or None, root, form, progress)
+    typer.echo(f"measured {_ago(stored.measured)}; --force measures again", err=True)
+    if lacking := stored.lacks(Path(extents[0].path) if extents else None, root):
+        typer.echo(f"measuring the disk of {' and '.join(map(str, lacking))} too", err=True)
+        with _progress() as progress:
+            return with_disks(stored, extents or None, root, form, progress)
+    return stored
+
+
+def _extents(model: str | None) -> "Sequence[Extent]":
+    if model is None:
+        return []
+
+    from penstock.model.source import resolve
+    from penstock.profiling.checkpoint import checkpoint_extents
+
+    return checkpoint_extents(resolve(model))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar on a terminal, a line for each measurement elsewhere; on stderr."""
+    if not sys.stderr.isatty():
+        yield lambda what, part: typer.echo(f"{what} ({part:.0%})", err=True) if what else None
+        return
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(30),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, part: bar.update(task, description=what, completed=part)
+
+
+def lines(profile: "Profile") -> Iterator[str]:
+    """The profile as a table."""
+    host, machine = profile.host, profile.machine
+    said = ", ".join(f"{package} {number}" for package, number in profile.versions.items())
+    gpu = f", {host.gpu}" if host.gpu else ""
+    yield f"this host       {host.cpu}, {host.cores} cores, {format_bytes(host.memory_bytes)}{gpu}"
+    took = f"{profile.form} form, in {format_seconds(profile.seconds)}"
+    yield f"measured        {_ago(profile.measured)}, {took} ({said})"
+    for tier, processor in machine.processors.items():
+        yield ""
+        yield from _processor(tier, processor)
+    yield ""
+    for name, link in machine.links.items():
+        yield f"{name:<16}{format_rate(link.bytes_per_s):<12}{_small(link.latency_s)} latency"
+    for mount, disk in profile.disks.items():
+        parts = [f"read {format_rate(disk.read.bytes_per_s)}"]
+        if disk.write and disk.kv_read and disk.kv_write:
+            parts.append(f"written {format_rate(disk.write.bytes_per_s)}")
+            parts.append(f"KV blocks read {format_rate(disk.kv_read)}, written {format_rate(disk.kv_write)}")
+        yield f"{'disk at ' + mount:<16}{', '.join(parts)}"
+    yield (
+        f"together        compute loses {machine.compute_loses:.0%} of its speed while the disk reads,"
+        f" the disk {machine.disk_loses:.0%}"
+    )
+
+
+def _processor(tier: str, processor: "Processor") -> Iterator[str]:
+    """Products and attention by size, in GFLOP/s, and the rest."""
+    yield from _curves(f"{tier} products", "tokens of a call", processor.products)
+    yield from _curves(f"{tier} attention", "query tokens", {"": processor.attention})
+    rates = format_rate(processor.kv_bytes_per_s), format_rate(processor.activation_bytes_per_s)
+    yield f"{'':<16}keys and values read at {rates[0]}; between products {rates[1]}"
+    costs = (
+        f"{_small(processor.visit_s)} a call and page, {_small(processor.sweep_s)} a sweep,"
+        f" {_small(processor.row_s)} a drawn row, {processor.logit_s * 1e9:.2g} ns a logit"
+    )
+    yield f"{'':<16}besides: {costs}"
+
+
+def _curves(title: str, sizes: str, curves: "Mapping[str, Curve]") -> Iterator[str]:
+    """A row of sizes, and one of GFLOP/s for each curve."""
+    columns = sorted({size for curve in curves.values() for size, _ in curve.points})
+    yield f"{title:<16}{sizes:<18}" + "".join(f"{size:>7,.0f}" for size in columns)
+    for number, (name, curve) in enumerate(curves.items()):
+        measured = dict(curve.points)
+        cells = [f"{_gflops(measured[size])}" if size in measured else "" for size in columns]
+        yield f"{'' if number else 'GFLOP/s':<16}{name:<18}" + "".join(f"{cell:>7}" for cell in cells)
+
+
+def _gflops(flops: float) -> str:
+    return f"{flops / 1e9:,.0f}" if flops >= 1e10 else f"{flops / 1e9:.2g}"
+
+
+def _small(seconds: float) -> str:
+    """A short time: ``310 µs``, ``1.2 ms``."""
+    return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
+
+
+def _ago(when: datetime) -> str:
+    """How long ago, and when: ``2 d 04 h ago (2026-11-21)``."""
+    return f"{format_seconds(max(0.0, (datetime.now(UTC) - when).total_seconds()))} ago ({when:%Y-%m-%d})"

@@ -1,0 +1,1 @@
+"""What this host does per second, measured with the engine's own kernels."""

@@ -1,0 +1,169 @@
+"""Measuring a host within a given time: every part in turn, joined to a Machine and a Profile."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from penstock.machine.limits import free_disk_bytes, memory_limit_bytes
+from penstock.machine.machine import Link, LinkName, Machine, Processor
+from penstock.memory.allocator import give_back_at_once
+from penstock.memory.device import CpuDevice, Device, open_device
+from penstock.memory.offload import offload_root
+from penstock.model.pages import Extent
+from penstock.plan.policy import Tier
+from penstock.profiling import attention, copies, overheads, products, scratch, traffic
+from penstock.profiling.disk import mount_of
+from penstock.profiling.disks import measured_disks
+from penstock.profiling.place import Place
+from penstock.profiling.profile import Host, Profile, gpu_name, now_utc, versions
+from penstock.profiling.together import measure_together
+
+Progress = Callable[[str, float], None]
+
+# What each part takes of the time; the rest is for what no clock is held against: making models, matrices and files.
+_PRODUCTS, _ATTENTION, _TRAFFIC, _OVERHEADS, _DISKS, _TOGETHER, _COPIES = 0.34, 0.14, 0.03, 0.08, 0.16, 0.08, 0.02
+_ALL = _PRODUCTS + _ATTENTION + _TRAFFIC + _OVERHEADS + _DISKS + _TOGETHER + 2 * _COPIES
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How much is measured, and in what time.
+
+    budget_s: for all of it, besides compiling kernels once. auto_only: no arithmetics but those that ``--dtype auto``
+    chooses here. tokens, width: of products. keys: of a row in decode. spans: query tokens of prefill. layers: of the
+    tiny models that overheads are measured with. file_bytes, kv_bytes: written to a disk at most.
+    """
+
+    name: str
+    budget_s: float
+    auto_only: bool
+    tokens: Sequence[int]
+    width: int = products.WIDTH
+    keys: Sequence[int] = attention.DECODE_KEYS
+    spans: Sequence[int] = attention.SPANS
+    layers: Sequence[int] = overheads.LAYERS
+    file_bytes: int = scratch.FILE_BYTES
+    kv_bytes: int = 256 << 20
+    copied_bytes: int = 128 << 20
+
+
+LONG = Form("long", 60.0, False, products.LONG_TOKENS)
+SHORT = Form("short", 15.0, True, products.SHORT_TOKENS, file_bytes=512 << 20, kv_bytes=96 << 20)
+
+
+def measure_machine(
+    checkpoint: Sequence[Extent] | None,
+    offload_dir: Path,
+    budget_s: float = LONG.budget_s,
+    short: bool = False,
+    progress: Progress = lambda what, part: None,
+) -> Machine:
+    """This host as a machine: ``measure_profile`` without what only a stored profile needs."""
+    form = replace(SHORT, budget_s=min(budget_s, SHORT.budget_s)) if short else replace(LONG, budget_s=budget_s)
+    return measure_profile(checkpoint, offload_dir, form, progress).machine
+
+
+def measure_profile(
+    checkpoint: Sequence[Extent] | None,
+    offload_dir: Path,
+    form: Form = LONG,
+    progress: Progress = lambda what, part: None,
+    room_bytes: int | None = None,
+) -> Profile:
+    """Measure this host, its gpu where there is one, and the disks of a checkpoint, page cache and ``offload_dir``.
+
+    checkpoint: where weights are read from; None: from a file that is written to ``offload_dir`` for it and removed.
+    progress: called with what is measured next and the part of all that is done. room_bytes: of memory that matrices
+    and KV may take, by default a quarter of what is free. Raises UserError where a disk cannot be measured.
+    """
+    give_back_at_once()
+    started, steps, extra = time.perf_counter(), _Steps(form.budget_s, progress), dict[str, float]()
+    with ExitStack() as opened:
+        cpu, device = Place.of(CpuDevice(), room_bytes), open_device("auto")
+        opened.callback(device.close)
+        places = [cpu, Place.of(device)] if device.compute_tier == "gpu" else [cpu]
+        processors = {p.device.compute_tier: _processor(p, form, steps, len(places), extra) for p in places}
+        extra["host_copy_bytes_per_s"] = copies.host_copy_rate(steps.begin("host copy", _COPIES), form.copied_bytes)
+        links = _device_links(device, steps, extra)
+        budget_s = steps.begin("disks", _DISKS)
+        sizes = (budget_s, form.file_bytes, form.kv_bytes)
+        disks = opened.enter_context(measured_disks(checkpoint, offload_dir, offload_root(None), *sizes, steps.say))
+        losses = measure_together(cpu, disks.pages, steps.begin("compute and disk together", _TOGETHER))
+    steps.say("")
+    host, when = Host.here(gpu_name()), now_utc()
+    memory: dict[Tier, int] = {"cpu": memory_limit_bytes(), "disk": free_disk_bytes(offload_dir)}
+    if device.compute_tier == "gpu":
+        memory["gpu"] = torch.cuda.mem_get_info(device.torch_device)[1]
+    links["disk→cpu"] = disks.by_mount[mount_of(Path(disks.pages[0].path))].read
+    if (write := disks.by_mount[mount_of(offload_dir)].write) is not None:
+        links["cpu→disk"] = write
+    said = f"measured on {host.name}, {when:%Y-%m-%d} ({form.name} form)"
+    source = dict.fromkeys(("processors", "links", "compute_loses", "disk_loses"), said)
+    machine = Machine(host.name, memory, links, processors, *losses, source)
+    return Profile(host, when, form.name, time.perf_counter() - started, versions(), machine, disks.by_mount, extra)
+
+
+def with_disks(
+    profile: Profile, checkpoint: Sequence[Extent] | None, offload_dir: Path, form: Form, progress: Progress
+) -> Profile:
+    """The profile with the file systems of a checkpoint and an offload directory measured too, and nothing else."""
+    steps = _Steps(form.budget_s, progress)
+    sizes = (steps.begin("disks", _DISKS), form.file_bytes, form.kv_bytes)
+    with measured_disks(checkpoint, offload_dir, offload_root(None), *sizes, steps.say) as disks:
+        return replace(profile, disks={**profile.disks, **disks.by_mount})
+
+
+class _Steps:
+    """Tells what is measured next, and gives each step its part of the time."""
+
+    def __init__(self, budget_s: float, progress: Progress) -> None:
+        self._budget_s, self._progress, self._given, self._begun = budget_s, progress, 0.0, 0.0
+
+    def begin(self, what: str, share: float) -> float:
+        """Seconds that a step may take."""
+        self._begun = self._given
+        self._given += share
+        self.say(what)
+        return share * self._budget_s
+
+    def say(self, what: str) -> None:
+        """Tell what comes next within the step that was begun; nothing: all is done."""
+        self._progress(what, min(1.0, self._begun / _ALL) if what else 1.0)
+
+
+def _processor(place: Place, form: Form, steps: _Steps, places: int, extra: dict[str, float]) -> Processor:
+    """What one place computes; the time is shared among as many."""
+
+    def budget_s(what: str, share: float) -> float:
+        return steps.begin(f"{place.device.compute_tier}: {what}", share / places)
+
+    kinds = place.arithmetics(form.auto_only)
+    curves = products.measure_products(place, kinds, form.tokens, budget_s("products", _PRODUCTS), form.width)
+    rates = attention.measure_attention(place, budget_s("attention", _ATTENTION), keys=form.keys, spans=form.spans)
+    between = traffic.measure_traffic(place, budget_s("between products", _TRAFFIC))
+    costs = overheads.measure_overheads(place, budget_s("overheads", _OVERHEADS), form.layers)
+    extra[f"{place.device.compute_tier}_attention_row_s"] = rates.row_s
+    return Processor(
+        products=curves,
+        attention=rates.flops,
+        kv_bytes_per_s=rates.kv_bytes_per_s,
+        activation_bytes_per_s=between,
+        visit_s=costs.visit_s,
+        sweep_s=costs.sweep_s,
+        row_s=costs.row_s,
+        logit_s=costs.logit_s,
+    )
+
+
+def _device_links(device: Device, steps: _Steps, extra: dict[str, float]) -> dict[LinkName, Link]:
+    """Links between host and gpu; none without one."""
+    if device.compute_tier != "gpu":
+        return {}
+    found = copies.measure_device_links(device, steps.begin("host and gpu", _COPIES))
+    extra["cpu→gpu_pageable_bytes_per_s"] = found.pageable_up.bytes_per_s
+    extra["gpu→cpu_pageable_bytes_per_s"] = found.pageable_down.bytes_per_s
+    return {"cpu→gpu": found.up, "gpu→cpu": found.down}

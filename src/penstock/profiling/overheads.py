@@ -1,0 +1,139 @@
+"""What a sweep costs besides arithmetic and bytes: a tiny random model in the real engine, by how the work is cut."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers import LlamaConfig
+
+from penstock.engine.build import Blueprint, assemble, blueprint
+from penstock.engine.engine import Engine
+from penstock.engine.sampler import Draw, sample
+from penstock.memory.clock import Clock, Lane
+from penstock.model.source import Source
+from penstock.plan.policy import Policy, Shares, Tier
+from penstock.plan.types import Placement
+from penstock.profiling.fits import fit_line, fit_terms
+from penstock.profiling.place import Place
+from penstock.profiling.timing import median_s
+from penstock.sampling import Sampling
+
+LAYERS = (4, 16)
+# Rows, and rows of a micro-batch: enough for the products' kernel for many tokens, which takes longer to be called.
+CUTS = ((8, 8), (32, 8), (32, 32))
+VOCABULARIES = (2048, 65536)
+_SAMPLED_ROWS = 32
+_PROMPT = 4
+_ROW_TOKENS = 1024
+_GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0, max_tokens=_ROW_TOKENS, stop=(), stop_ids=frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Overheads:
+    """Seconds besides products, attention and what is between them.
+
+    sweep_s: of a sweep. visit_s: of a call that passes a page, the mean of attention's and MLP's: the model's Python
+    from one stop to the next, and its part of serving the page. row_s: of a row that a token is drawn for. logit_s: of
+    one of its logits.
+    """
+
+    sweep_s: float
+    visit_s: float
+    row_s: float
+    logit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """Median seconds of a decode sweep of so many pages, micro-batches and rows."""
+
+    pages: int
+    calls: int
+    rows: int
+    seconds: float
+
+
+def measure_overheads(
+    place: Place,
+    budget_s: float,
+    layers: Sequence[int] = LAYERS,
+    cuts: Sequence[tuple[int, int]] = CUTS,
+    vocabularies: Sequence[int] = VOCABULARIES,
+) -> Overheads:
+    """Decode sweeps of models of several depths, cut in several ways, and draws from vocabularies of several sizes."""
+    share_s = 0.8 * budget_s / (len(layers) * len(cuts))
+    swept = [one for depth in layers for one in _sweeps(place, depth, cuts, share_s)]
+    drawn = [draw_s(place, size, 0.2 * budget_s / len(vocabularies)) for size in vocabularies]
+    return overheads_of(swept, vocabularies, drawn)
+
+
+def overheads_of(swept: Sequence[Swept], vocabularies: Sequence[int], drawn: Sequence[float]) -> Overheads:
+    """The terms that explain the sweeps' times, and what a logit adds to a drawn row; all seconds."""
+    amounts = [(1.0, s.pages * s.calls, s.rows) for s in swept]
+    per_sweep, per_visit, per_row = fit_terms(amounts, [s.seconds for s in swept])
+    return Overheads(per_sweep, per_visit, per_row, fit_line(vocabularies, drawn).each_s)
+
+
+def draw_s(place: Place, vocabulary: int, budget_s: float, rows: int = _SAMPLED_ROWS) -> float:
+    """Seconds of one row's greedy draw among several."""
+    logits = place.noise(rows * vocabulary, place.auto.compute).view(rows, vocabulary)
+    draws = [Draw(_GREEDY, str(row), _PROMPT) for row in range(rows)]
+    return median_s(lambda: sample(logits, draws).tolist(), budget_s) / rows
+
+
+def _sweeps(place: Place, layers: int, cuts: Sequence[tuple[int, int]], budget_s: float) -> Iterator[Swept]:
+    model = _tiny(place, layers)
+    for rows, batch in cuts:
+        with _engine(place, model, rows, batch) as engine:
+            yield Swept(len(engine.model.first_order), -(-rows // batch), rows, sweep_s(engine, rows, budget_s))
+
+
+def sweep_s(engine: Engine, rows: int, budget_s: float) -> float:
+    """Median seconds of an engine's decode sweeps with so many rows."""
+    for row in range(rows):
+        engine.add(str(row), [3 + (row * 7 + at) % 50 for at in range(_PROMPT)], _GREEDY)
+    taken: list[float] = []
+    start = time.perf_counter()
+    while (report := engine.sweep()) is not None:
+        if report.decode_tokens == rows:
+            taken.append(report.seconds)
+        if time.perf_counter() - start > budget_s and len(taken) > 1:
+            break
+    return median(taken[1:])
+
+
+def _tiny(place: Place, layers: int) -> Blueprint:
+    """A model whose arithmetic takes no time worth counting."""
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=2 * _ROW_TOKENS,
+    )
+    source = Source("overheads", "random", Path(), config, None, "bfloat16")
+    return blueprint(source, place.auto, one_group=True)
+
+
+@contextmanager
+def _engine(place: Place, model: Blueprint, rows: int, batch: int) -> Iterator[Engine]:
+    """An engine with all of the model in the memory of the device that computes."""
+    tier: Tier = place.device.compute_tier
+    footprint = model.footprint()
+    held = Shares.from_mapping({tier: 1.0})
+    policy = Policy(held, held, held, rows=rows, sweep_tokens=max(rows, _PROMPT) * _PROMPT, batch_tokens=batch)
+    kv_bytes = rows * (_ROW_TOKENS // footprint.block_tokens + 2) * footprint.kv_block
+    placement = Placement(policy, (tier,) * len(footprint.pages), {tier: kv_bytes}, 0, {tier: 0})
+    lane: Lane = "gpu-compute" if tier == "gpu" else "cpu-compute"
+    with torch.inference_mode(False):
+        engine = assemble(model, placement, place.device, Clock(lane), None)
+    try:
+        yield engine
+    finally:
+        engine.close()

@@ -1,0 +1,59 @@
+"""FLOP/s of linear layers by the tokens of a call, through the very product that the engine runs."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import torch
+
+from penstock.engine.linear import Widening
+from penstock.machine.machine import Curve
+from penstock.profiling.place import Arithmetic, Place
+from penstock.profiling.timing import median_s
+
+SHORT_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+LONG_TOKENS = (*SHORT_TOKENS, 4096)
+WIDTH = 4096  # in and out: between the projections of small models and the MLPs of large ones
+_LEAST_WIDTH = 512
+_WARM_UP_TOKENS = (1, 8)  # one for each kind of kernel: the first call compiles it
+
+
+def measure_products(
+    place: Place, arithmetics: Sequence[Arithmetic], tokens: Sequence[int], budget_s: float, width: int = WIDTH
+) -> Mapping[str, Curve]:
+    """A curve for each arithmetic, of square matrices that are not in cache when their turn comes.
+
+    width: theirs, halved where there is no room for two of them.
+    """
+    while 2 * width * width * 4 > place.room_bytes and width > _LEAST_WIDTH:
+        width //= 2
+    share_s = budget_s / len(arithmetics)
+    return {kind.name: product_curve(place, kind, tokens, share_s, width) for kind in arithmetics}
+
+
+@torch.inference_mode()
+def product_curve(
+    place: Place, arithmetic: Arithmetic, tokens: Sequence[int], budget_s: float, width: int = WIDTH
+) -> Curve:
+    """One arithmetic's FLOP/s by tokens, in ascending order; a size that would take longer than all is left out."""
+    count = place.copies(width * width * arithmetic.stored.itemsize)
+    weights = place.noise(count * width * width, arithmetic.stored).view(count, width, width)
+    widening = Widening(arithmetic.compute, place.device.torch_device)
+    in_turn = cycle(weights)
+    points: list[tuple[float, float]] = []
+
+    def rate(number: int, seconds: float) -> float:
+        hidden = place.noise(number * width, arithmetic.compute).view(1, number, width)
+
+        def product() -> None:
+            widening.linear(hidden, next(in_turn), None)
+            place.settle()
+
+        return 2.0 * number * width * width / median_s(product, seconds)
+
+    for number in _WARM_UP_TOKENS:
+        rate(number, 0.0)
+    for number in tokens:
+        if points and 2.0 * number * width * width / points[-1][1] > budget_s:
+            break
+        points.append((float(number), rate(number, budget_s / len(tokens))))
+    return Curve(tuple(points))

@@ -1,0 +1,183 @@
+"""The stored profile: readable JSON under the user's cache directory, which a person may look at and edit."""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationError
+
+from penstock.directories import cache_directory
+from penstock.errors import UserError
+from penstock.machine.machine import Curve, Link, LinkName, Machine, Processor
+from penstock.plan.policy import Tier
+from penstock.profiling.disk import Disk
+from penstock.profiling.profile import Host, Profile
+
+_DIGITS = 4  # no rate is known to more of them
+Rates = Annotated[dict[PositiveFloat, PositiveFloat], Field(min_length=1)]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _Link(_Form):
+    bytes_per_s: PositiveFloat
+    latency_s: NonNegativeFloat = 0.0
+
+    def value(self) -> Link:
+        return Link(self.bytes_per_s, self.latency_s)
+
+
+class _Processor(_Form):
+    products: dict[str, Rates] = Field(min_length=1)
+    attention: Rates
+    kv_bytes_per_s: PositiveFloat
+    activation_bytes_per_s: PositiveFloat
+    dequantise_per_s: PositiveFloat | None = None
+    visit_s: NonNegativeFloat
+    sweep_s: NonNegativeFloat
+    row_s: NonNegativeFloat
+    logit_s: NonNegativeFloat
+
+    def value(self) -> Processor:
+        plain = self.model_dump(exclude={"products", "attention", "dequantise_per_s"})
+        return Processor(
+            products={name: _curve(rates) for name, rates in self.products.items()},
+            attention=_curve(self.attention),
+            dequantise_per_s=self.dequantise_per_s or math.inf,
+            **plain,
+        )
+
+
+class _Machine(_Form):
+    name: str
+    memory: dict[Tier, NonNegativeInt]
+    links: dict[LinkName, _Link]
+    processors: dict[Tier, _Processor] = Field(min_length=1)
+    compute_loses: float = Field(ge=0, lt=1)
+    disk_loses: float = Field(ge=0, lt=1)
+    source: dict[str, str] = {}
+
+    def value(self) -> Machine:
+        return Machine(
+            self.name,
+            self.memory,
+            {name: link.value() for name, link in self.links.items()},
+            {tier: processor.value() for tier, processor in self.processors.items()},
+            self.compute_loses,
+            self.disk_loses,
+            self.source,
+        )
+
+
+class _Disk(_Form):
+    read: _Link
+    write: _Link | None = None
+    kv_read: PositiveFloat | None = None
+    kv_write: PositiveFloat | None = None
+
+    def value(self, mount: str) -> Disk:
+        return Disk(mount, self.read.value(), self.write.value() if self.write else None, self.kv_read, self.kv_write)
+
+
+class _Host(_Form):
+    name: str
+    cpu: str
+    cores: int = Field(ge=1)
+    memory_bytes: int = Field(ge=1)
+    gpu: str | None = None
+
+
+class _Profile(_Form):
+    host: _Host
+    measured: datetime
+    form: Literal["long", "short"]
+    seconds: NonNegativeFloat
+    versions: dict[str, str]
+    machine: _Machine
+    disks: dict[str, _Disk]
+    extra: dict[str, float] = {}
+
+    def value(self) -> Profile:
+        disks = {mount: disk.value(mount) for mount, disk in self.disks.items()}
+        host, machine = Host(**self.host.model_dump()), self.machine.value()
+        return Profile(host, self.measured, self.form, self.seconds, self.versions, machine, disks, self.extra)
+
+
+def profile_path() -> Path:
+    """Where this user's profile is kept."""
+    return cache_directory() / "profile.json"
+
+
+def load_profile(path: Path | None = None) -> Profile | None:
+    """The stored profile; None where there is none.
+
+    Raises UserError, with file and place, for a file that was changed into something that is no profile.
+    """
+    path = path or profile_path()
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return _Profile.model_validate_json(text).value()
+    except ValidationError as error:
+        raise UserError(f"{path}: {_told(error)}; mend it, or measure again: penstock profile --force") from error
+
+
+def save_profile(profile: Profile, path: Path | None = None) -> Path:
+    """Write the profile in one piece; returns where."""
+    path = path or profile_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(to_json(profile) + "\n", encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def to_json(profile: Profile) -> str:
+    """The profile as it is stored."""
+    return _Profile.model_validate(_plain(profile)).model_dump_json(indent=2, exclude_none=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value of dataclasses as mappings and numbers: curves as rates by size, floats in the digits that are known."""
+    if isinstance(value, Curve):
+        return {size: _rounded(rate) for size, rate in value.points}
+    if hasattr(value, "__dataclass_fields__"):
+        names = [name for name in value.__dataclass_fields__ if not (isinstance(value, Disk) and name == "mount")]
+        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {key: _plain(held) for key, held in value.items()}
+    if isinstance(value, float):
+        return None if math.isinf(value) else _rounded(value)
+    return value
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.{_DIGITS}g}")
+
+
+def _curve(rates: Mapping[float, float]) -> Curve:
+    return Curve(tuple(sorted(rates.items())))
+
+
+def _told(error: ValidationError) -> str:
+    """The first mistake: where, what is there, what should be."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = str(first["msg"]).removeprefix("Input should be ")
+    if first["type"] == "json_invalid":
+        return f"is not JSON ({message.removeprefix('Invalid JSON: ')})"
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    if first["type"] == "extra_forbidden":
+        return f"{place} is not known here"
+    if isinstance(first["input"], Mapping | list):
+        return f"{place}: should be {message}"
+    return f"{place} is {first['input']!r}, and should be {message}"
