@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.model.test_tokenizer import TEMPLATE, byte_tokenizer
 from tests.parity import families
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from penstock import LLM, SamplingParams, UserError
 from penstock.engine.engine import Engine
@@ -36,8 +37,12 @@ VOCABULARY = WIDTHS["vocab_size"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model, stored in bfloat16, with a tokenizer of bytes and a chat template that takes only texts."""
-    path = tmp_path_factory.mktemp("spoken")
-    made = AutoModelForCausalLM.from_config(LlamaConfig(**WIDTHS))
+    return saved(LlamaConfig(**WIDTHS), tmp_path_factory.mktemp("spoken"))
+
+
+def saved(config: PretrainedConfig, path: Path) -> Path:
+    """A random model of the config, in a directory."""
+    made = AutoModelForCausalLM.from_config(config)
     for parameter in made.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.08)
@@ -298,6 +303,72 @@ def test_a_full_disk_keeps_what_is_done(model: Path, tmp_path: Path) -> None:
     assert len(read(out)) == 60
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """A file that takes what is free there, less some bytes."""
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - leave))
+    return ballast
+
+
+def test_a_disk_of_answers_that_is_full(llm: LLM, small_disk: Path, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", requests(60)), small_disk / "out.jsonl"
+    ballast = fill(small_disk, leave=16 << 10)
+    with pytest.raises(JobStopped, match=r"no room left for out\.jsonl: .* free in .*small\. Free some there, then"):
+        llm.run_batch(source, out, PARAMS)
+    assert 5 < len(read(out)) < 60
+    ballast.unlink()
+    assert llm.run_batch(source, out, PARAMS)["answered"] == len(read(out)) == 60
+
+
+def test_a_disk_that_is_full_before_a_job_begins(llm: LLM, small_disk: Path, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", requests(6)), small_disk / "out.jsonl"
+    ballast = fill(small_disk, leave=0)
+    with pytest.raises(JobStopped, match=r"out\.jsonl\.job cannot be written .*: make room in .*small"):
+        llm.run_batch(source, out, PARAMS)
+    assert list(small_disk.iterdir()) == [ballast]
+    ballast.unlink()
+    assert llm.run_batch(source, out, PARAMS)["answered"] == 6
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_disk_of_kv_that_is_full(model: Path, small_disk: Path, tmp_path: Path, groups: int) -> None:
+    """KV of one group takes its room at the start; that of several grows as rows do."""
+    if groups == 2:
+        kinds = ["sliding_attention", "full_attention", "full_attention"]
+        windowed = Qwen2Config(use_sliding_window=True, sliding_window=64, layer_types=kinds, **WIDTHS)
+        model = saved(windowed, tmp_path / "windowed")
+    source, out = write(tmp_path / "in.jsonl", requests(40, lambda i: 3 + 4 * i)), tmp_path / "out.jsonl"
+    how = {**HOW, "offload_dir": small_disk, "kv": "disk=100%", "disk_memory": "1GiB", "rows": 8}
+    ballast = fill(small_disk, leave=160 << 10)
+    with LLM(str(model), **how) as made:
+        with pytest.raises(JobStopped) as stopped:
+            made.run_batch(source, out, PARAMS)
+        told = ("No space left on device", "--offload-dir", str(small_disk), "start the same command again")
+        assert all(part in str(stopped.value) for part in told)
+        kept = lines_in(out)
+        assert kept > 0 if groups == 2 else not out.exists()
+        ballast.unlink()
+    with LLM(str(model), **how) as made:
+        run = made.run_batch(source, out, PARAMS)
+    assert (run["answered_before"], run["answered"], len(read(out))) == (kept, 40, 40)
+    assert list(small_disk.iterdir()) == []
+
+
 def test_an_answer_that_memory_cut_is_an_error(model: Path, tmp_path: Path) -> None:
     lines = [*requests(5), {"custom_id": "long", "prompt_token_ids": [5, 6], "max_tokens": 400}]
     source, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
@@ -354,7 +425,7 @@ def test_files_of_the_engine_that_cannot_grow_stop_the_job(llm: LLM, tmp_path: P
 
     whole = Engine.sweep
     monkeypatch.setattr(Engine, "sweep", sweep)
-    with pytest.raises(JobStopped, match=r"kv-0 \(No space left on device\): free room"):
+    with pytest.raises(JobStopped, match=r"kv-0 \(No space left on device\)\. Free room in"):
         llm.run_batch(source, out, PARAMS)
     monkeypatch.undo()
     assert 0 < len(read(out)) < 30

@@ -112,6 +112,10 @@ def run_batch(
         return _Work(llm, source, job, terms, done, surveyed, stop or Stop()).run()
 
 
+def _disk_full(cause: object) -> bool:
+    return isinstance(cause, OSError) and cause.errno in _DISK_FULL
+
+
 class _Work:
     """Everything of one job from its settled terms to its last line."""
 
@@ -167,10 +171,14 @@ class _Work:
         try:
             return self.llm.run(everything, self._job(first, longest=True), self.outlook, WAITING)
         except UserError as refusal:
+            if _disk_full(refusal.__cause__):
+                raise JobStopped(f"{refusal}, or make room there and start the same command again") from refusal
             try:
                 return self.llm.run(everything, self._job(first, longest=False), self.outlook, WAITING)
             except UserError:
                 raise refusal from None
+        except OSError as error:
+            raise self._stopped(error) from error
 
     def _job(self, first: list[Item], longest: bool) -> Job:
         """The sample, and by the bytes of all prompts what lies beyond it."""
@@ -193,13 +201,24 @@ class _Work:
                 self._write(self._record(item, self._parsed.pop(item.index), output))
         except BrokenPipeError:  # whoever read the progress has gone
             raise
-        except OSError as error:  # files of the engine's own: weights that went away, KV that cannot grow
+        except OSError as error:
+            raise self._stopped(error) from error
+        except UserError as error:  # no mistake by now, but files that changed, went away or cannot grow
+            raise self._stopped(error) from error
+
+    def _stopped(self, error: OSError | UserError) -> JobStopped:
+        """What happened to a file of the engine's own (weights, KV that cannot grow) or to the input."""
+        if isinstance(error, OSError):
             where = error.filename or f"a file of KV or activations in {self.llm.offload_dir}"
-            advice = "free room there or use another --offload-dir" if error.errno in _DISK_FULL else "see to it"
-            raise JobStopped(
-                f"stopped by {where} ({error.strerror or error}): {advice}, then start the same command again;"
-                f" {self.answered:,} answers of this run are kept"
-            ) from error
+            what, cause = f"stopped by {where} ({error.strerror or error})", error
+        else:
+            what, cause = f"stopped: {error}", error.__cause__
+        advice = (
+            f"Free room in {self.llm.offload_dir} or use another --offload-dir" if _disk_full(cause) else "See to it"
+        )
+        return JobStopped(
+            f"{what}. {advice}, then start the same command again; {self.answered:,} answers of this run are kept"
+        )
 
     def _record(self, item: Item, parsed: Parsed, output: RequestOutput | UserError) -> Record:
         id = answer_id(self.fingerprint, parsed)
