@@ -89,8 +89,8 @@ def test_memory_by_hand() -> None:
     # projections 8b·s·h1 = 960; attention b(4s·h1 + 2·heads·s²) = 672; MLP 2b·s(h1 + h2) = 720
     assert predicted.working_bytes == 960
     assert predicted.memory == {
-        "gpu": weights * 0.5 + kv * 0.2 + 2 * 1600 * 0.5 + 2 * 4 * 10 * 3 + 960,
-        "cpu": weights * 0.25 + kv * 0.4 + activations * 0.5 + 2 * 1600 * 0.25 + 2 * 4 * 10 * 3 * 0.5,
+        "gpu": weights * 0.5 + kv * 0.2 + 2 * 1600 * 0.5 + 960,
+        "cpu": weights * 0.25 + kv * 0.4 + activations * 0.5 + 2 * 1600 * 0.25,
         "disk": weights * 0.25 + kv * 0.4 + activations * 0.5,
     }
     assert predicted.short == {}

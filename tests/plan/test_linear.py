@@ -125,6 +125,23 @@ def test_a_tier_that_an_item_may_not_rest_on() -> None:
         price(tied, {"kv": {"disk": 1.0}})
 
 
+def test_phases_without_lanes() -> None:
+    with pytest.raises(ValueError, match=r"phases \['sweep'\], of which times has \['decode'\]"):
+        Program({}, {}, {"compute": Lane(1.0, {})}, {"decode": 1.0})
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes.filter(any), st.floats(0.0, 1.0))
+def test_memory_that_is_just_enough(sizes: tuple[int, ...], part: float) -> None:
+    items = {name: Item(size, TIERS[:2]) for name, size in zip(ITEMS, sizes, strict=True)}
+    lanes = {"cpu→gpu": Lane(0.0, {(name, "cpu"): item.nbytes / 1e9 for name, item in items.items()})}
+    gpu = round(part * sum(sizes))
+    exact = Program(items, {"gpu": gpu, "cpu": sum(sizes) - gpu}, lanes)
+    optimum = solve(exact)
+    assert price(exact, optimum.shares).short == {}
+    assert optimum.seconds == pytest.approx(exact.capacity["cpu"] / 1e9, abs=1e-5)
+
+
 @settings(max_examples=40, deadline=None)
 @given(programs)
 def test_shares_sum_to_one_and_fit(given: Program) -> None:

@@ -190,15 +190,13 @@ class _Group:
         sizes = self._layer_sizes
         tiers = tuple(tier for tier in TIERS if tier in self.machine.memory)
         slots = round(2 * sizes.weights)
-        batch = self.prompt * self.shape.hidden_bytes * self.policy.batch_size
         streams: dict[tuple[Tier, Tier], int] = {("cpu", "gpu"): slots, ("disk", "gpu"): slots, ("disk", "cpu"): slots}
-        visits: dict[tuple[Tier, Tier], int] = {("cpu", "gpu"): batch, ("disk", "gpu"): batch, ("disk", "cpu"): batch}
         layers = self.shape.layers
         longest = self.prompt + self.generate
         items = {
             "weights": Item(round(layers * sizes.weights), tiers, streams),
             "kv": Item(round(layers * sizes.token_kv * longest), tiers),
-            "activations": Item(round(self.prompt * sizes.token_hidden), tiers, visits),
+            "activations": Item(round(self.prompt * sizes.token_hidden), tiers),
         }
         capacity = dict(self.machine.memory)
         capacity["gpu"] -= self.working_bytes
@@ -209,7 +207,10 @@ class _Group:
 
     @property
     def working_bytes(self) -> int:
-        """What the largest operator of one batch holds on the gpu: projections, attention with its scores, or MLP."""
+        """What the largest operator of one batch holds on the gpu: projections, attention with its scores, or MLP.
+
+        Activations of the batch that is computed are counted here, not as something that streams.
+        """
         return max(self._working(self.prompt, self.prompt), self._working(1, self.prompt + self.generate))
 
     def _working(self, queries: int, keys: int) -> int:

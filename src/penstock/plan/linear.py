@@ -21,8 +21,9 @@ _Vector = npt.NDArray[np.float64]
 
 # The tightest that HiGHS takes, in units in which the largest item and the longest time are 1.
 _TOLERANCE = 1e-10
-# What is smaller than this is rounding: shares of an item, and shortages as a part of all bytes.
-_NOTHING = 1e-9
+# What is smaller than this is rounding: a share of an item, and a shortage as a part of all bytes.
+_NO_SHARE = 1e-9
+_NO_SHORTAGE = 1e-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,20 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Items, the bytes that tiers hold (absent ones are unlimited), and lanes. times: how often each phase runs."""
+    """Items, the bytes that tiers hold (absent ones are unlimited), and lanes. times: how often each phase runs.
+
+    ValueError where a phase has no lane, or a lane a phase that never runs.
+    """
 
     items: Mapping[str, Item]
     capacity: Mapping[Tier, int]
     lanes: Mapping[str, Lane]
     times: Mapping[str, float] = field(default_factory=lambda: {"sweep": 1.0})
+
+    def __post_init__(self) -> None:
+        phases = {lane.phase for lane in self.lanes.values()}
+        if phases != set(self.times):
+            raise ValueError(f"lanes have the phases {sorted(phases)}, of which times has {sorted(self.times)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,9 @@ def solve(program: Program, settle_ties: bool = True) -> Optimum:
     ties = [matrix.slowness, matrix.traffic] if settle_ties else []
     found = matrix.minimise([matrix.seconds, *ties])
     if not found:
-        raise Infeasible(matrix.missing())
+        if missing := matrix.missing():
+            raise Infeasible(missing)
+        raise ArithmeticError(f"the solver found no placement of {program}, though one fits")
     first, last = found[0], found[-1]
     shares = matrix.shares(last.x)
     seconds, lanes, _ = price(program, shares)
@@ -135,7 +146,7 @@ def price(program: Program, shares: SharesOf) -> Price:
         for phase, times in program.times.items()
     )
     used = used_bytes(program, shares)
-    rounding = _NOTHING * sum(item.nbytes for item in program.items.values())
+    rounding = _NO_SHORTAGE * sum(item.nbytes for item in program.items.values())
     short = {tier: used[tier] - capacity for tier, capacity in program.capacity.items()}
     return Price(
         seconds, lanes, {tier: round(missing) for tier, missing in short.items() if missing > max(0.5, rounding)}
@@ -262,7 +273,7 @@ class _Matrix:
         """Shares of a solution: rounding taken away, and summing to 1."""
         parts: dict[str, dict[Tier, float]] = {name: {} for name in self.program.items}
         for (name, tier), part in zip(self.places, columns, strict=False):
-            parts[name][tier] = float(part) if part > _NOTHING else 0.0
+            parts[name][tier] = float(part) if part > _NO_SHARE else 0.0
         return {
             name: {tier: part / sum(tiers.values()) for tier, part in tiers.items()} for name, tiers in parts.items()
         }
