@@ -208,11 +208,12 @@ class _Work:
 
     def _stopped(self, error: OSError | UserError) -> JobStopped:
         """What happened to a file of the engine's own (weights, KV that cannot grow) or to the input."""
+        cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(error, OSError):
             where = error.filename or f"a file of KV or activations in {self.llm.offload_dir}"
-            what, cause = f"stopped by {where} ({error.strerror or error})", error
+            what = f"stopped by {where} ({error.strerror or error})"
         else:
-            what, cause = f"stopped: {error}", error.__cause__
+            what = f"stopped: {error}"
         advice = (
             f"Free room in {self.llm.offload_dir} or use another --offload-dir" if _disk_full(cause) else "See to it"
         )
