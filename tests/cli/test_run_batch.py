@@ -194,6 +194,28 @@ def test_a_contradiction_is_refused_before_the_model_is_read(
     assert engine.asked == {}
 
 
+def test_answers_of_nobody_knows_what_are_refused_before_the_model_is_read(
+    engine: Engine, batch: Batch, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(files[3]).write_text(answer(1))
+    assert main(["run-batch", "demo", *files]) == 2
+    assert "out.jsonl holds 1 line, and out.jsonl.job does not say what made them" in capsys.readouterr().err
+    assert engine.asked == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    assert main(["run-batch", "demo", *files, "--overwrite"]) == 0
+
+
+def test_an_input_that_cannot_be_read_any_further_stops_the_job(
+    batch: Batch, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_paths(source: Path, out: Path) -> None:
+        raise JobStopped("in.jsonl cannot be read any further (Input/output error)")
+
+    monkeypatch.setattr("penstock.jobs.paths.check_paths", check_paths)
+    assert main(["run-batch", "demo", *files]) == 1
+    assert capsys.readouterr().err == "penstock: in.jsonl cannot be read any further (Input/output error)\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -94,13 +94,13 @@ def run_batch(
     from penstock.jobs.paths import check_paths
     from penstock.jobs.stop import Stop
 
-    check_paths(source, out)
     display, stop_ = stderr_display(json_), Stop()
 
     def note(text: str) -> None:
         display.show({"kind": "note", "text": text})
 
     try:
+        check_paths(source, out)
         with _stops(stop_), JobFile.open(out, overwrite=overwrite) as job:
             from penstock.batch import Wish
             from penstock.batch import run_batch as answer
@@ -108,9 +108,10 @@ def run_batch(
             from penstock.sampling import SamplingParams
 
             wish = Wish(SamplingParams(**sampling), False if no_chat else None, overwrite, retry_errors)
-            done = None if job.stored is None else scan(out)
-            if job.stored is not None and done is not None:
+            done = None if overwrite else scan(out)
+            if done is not None:
                 check_same_job(out, len(done), job.stored, wish.said())
+            if done is not None and job.stored is not None:
                 note(_resuming(done.answered, done.errors, retry_errors, job.stored))
             dtype = how["dtype"] if job.stored is None or how["dtype"] != "auto" else str(job.stored["dtype"])
             with LLM(model, **{**how, "dtype": dtype}, on_event=display.show) as llm:
