@@ -158,8 +158,8 @@ class _Work:
         if not (self.done.retries and drop_errors(self.job.out, self.done)):
             repair(self.job.out, self.done)
         about: dict[str, Any] = {"input": str(self.source), "lines": self.surveyed.lines}
-        if not self.surveyed.digest:
-            about["survey"] = self.surveyed.kept(self.source)
+        if not self.surveyed.is_kept:
+            about["survey"] = self.surveyed.kept()
         self.job.save_progress(about, every_s=0)
         self._writer = self._opened.enter_context(Writer(self.job.out))
         self._writer.write(self._unwritten)

@@ -126,7 +126,7 @@ def test_error_lines_that_run_again_are_no_strangers(source: Path, tmp_path: Pat
     done.retries = True
     found = survey(source, "model", done)
     assert (found.done, found.strangers) == (3, 0)
-    kept = found.kept(source)
+    kept = found.kept()
     again = resumed(source, kept, scan(out))
     assert again is not None and (again.done, again.to_go) == (7, 0)
     assert resumed(source, {**kept, "strangers": 1}, done) is None, "it may have been an error line"
@@ -142,7 +142,7 @@ def test_a_kept_survey_holds_as_long_as_the_input_is_the_same(tmp_path):
     lines = [json.dumps({"custom_id": f"q{i % 8}", "prompt": "x" * (i + 1), "max_tokens": 3}) for i in range(10)]
     source.write_text("\n".join(lines) + "\n")
     whole = survey(source, "f", Done())
-    kept = json.loads(json.dumps(whole.kept(source)))
+    kept = json.loads(json.dumps(whole.kept()))
     again = resumed(source, kept, Done())
     assert again is not None and (again.lines, again.done, again.to_go) == (10, 0, 10)
     assert again.longest_prompt_bytes == whole.longest_prompt_bytes == 8
@@ -155,3 +155,11 @@ def test_a_kept_survey_holds_as_long_as_the_input_is_the_same(tmp_path):
     assert resumed(source, kept, Done()) is None
     assert resumed(source, {**kept, "lines": "10"}, Done()) is None
     assert resumed(source, None, Done()) is None
+
+
+def test_what_is_appended_after_the_survey_is_for_the_next_start(source: Path) -> None:
+    found = survey(source, "model", Done())
+    with source.open("a") as file:
+        file.write('\n{"prompt": "late"}\n')
+    assert resumed(source, found.kept(), Done()) is None
+    assert survey(source, "model", Done()).lines == found.lines + 1

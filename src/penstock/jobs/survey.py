@@ -31,7 +31,8 @@ class Survey:
     another one than was answered, or None; changed_error: whether that answer is an error line. prompt_bytes,
     longest_prompt_bytes: of the prompts to go, in UTF-8, a token id counting 4. max_tokens: summed over the requests to
     go that say it, longest_max_tokens the largest, unsaid the number of those that do not. owners: first line number by
-    key of custom_id. digest: of the input, where the survey is one that was kept.
+    key of custom_id. digest: of the input before it was read. is_kept: whether
+    an earlier start made the survey.
     """
 
     lines: int = 0
@@ -49,6 +50,7 @@ class Survey:
     longest_max_tokens: int = 0
     unsaid: int = 0
     digest: str = ""
+    is_kept: bool = False
     owners: Index = field(default_factory=Index, repr=False)
 
     def check_unchanged(self, out: str | os.PathLike[str]) -> None:
@@ -79,9 +81,9 @@ class Survey:
         first = self.owners.get(digest)
         return as_duplicate(parsed, first) if first < parsed.number else parsed
 
-    def kept(self, source: str | os.PathLike[str]) -> dict[str, Any]:
+    def kept(self) -> dict[str, Any]:
         """What a later start needs of this survey, if the input is the same then."""
-        return {"digest": _digest(source), **{name: getattr(self, name) for name in _KEPT}, "of": self.to_go}
+        return {"digest": self.digest, **{name: getattr(self, name) for name in _KEPT}, "of": self.to_go}
 
     def _look(self, line: Line, fingerprint: str, done: Done) -> None:
         self.lines += 1
@@ -114,7 +116,7 @@ class Survey:
 
 def survey(path: str | os.PathLike[str], fingerprint: str, done: Done) -> Survey:
     """Read the input once, against what is done; memory is the index of custom_ids. UserError as of ``read_lines``."""
-    found = Survey()
+    found = Survey(digest=_digest(path))  # first, so that what is appended meanwhile is seen by the next start
     for line in read_lines(path):
         found._look(line, fingerprint, done)
     found.strangers = _kept_lines(done) - found.done
@@ -133,7 +135,7 @@ def resumed(path: str | os.PathLike[str], kept: object, done: Done) -> Survey | 
         return None
     if done.retries and kept["strangers"]:  # those with errors go now, and it is not known how many that are
         return None
-    found = Survey(**{name: kept[name] for name in _KEPT}, digest=str(kept["digest"]))
+    found = Survey(**{name: kept[name] for name in _KEPT}, digest=str(kept["digest"]), is_kept=True)
     found.done = max(0, _kept_lines(done) - found.strangers)
     found.to_go = max(0, found.lines - found.done)
     for name in _SUMS:
