@@ -66,6 +66,19 @@ def test_a_failing_disk_stops_the_job(tmp_path: Path, monkeypatch: pytest.Monkey
         writer.close()
 
 
+def test_an_output_that_was_removed_stops_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers would go on into a file that nobody can open."""
+    monkeypatch.setattr("penstock.jobs.writer.SYNC_EVERY_S", 0.01)
+    writer = Writer(tmp_path / "out.jsonl")
+    writer.write([{}])
+    writer.path.rename(tmp_path / "moved.jsonl")
+    writer.write([{}])
+    (tmp_path / "moved.jsonl").unlink()
+    writer.write([{}])
+    with pytest.raises(JobStopped, match=r"out\.jsonl was removed while it was written to"):
+        writer.close()
+
+
 def test_what_stopped_the_job_is_heard_before_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(file: int) -> None:
         raise OSError(5, "Input/output error")

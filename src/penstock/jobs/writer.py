@@ -100,6 +100,8 @@ class Writer:
             closing = self._closing.wait(SYNC_EVERY_S)  # more may be written meanwhile; one call serves all
             try:
                 os.fsync(self._file)
+                if not os.fstat(self._file).st_nlink:
+                    raise FileNotFoundError(errno.ENOENT, "removed")
             except OSError as error:
                 self._failure = error
 
@@ -119,6 +121,10 @@ class Writer:
         elif error.errno == errno.EFBIG:
             size = format_bytes(self._whole_bytes)
             message = f"{name} is as large as a file may be here, {size}: {needs}. Raise the limit (ulimit -f), {again}"
+        elif error.errno == errno.ENOENT:
+            message = (
+                f"{name} was removed while it was written to, and its answers are gone: the same command begins anew"
+            )
         else:
             message = f"{name} cannot be written ({error.strerror}): see to the disk of {folder}, {again}"
         raise JobStopped(message) from error
