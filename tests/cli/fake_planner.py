@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,5 +115,8 @@ def install(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("penstock.planner")
     module.make_plan = make_plan  # type: ignore[attr-defined]  # a module made on the spot
     module.shape_of = lambda model, question: SHAPE  # type: ignore[attr-defined]
-    module.machine_for = lambda question: MACHINE  # type: ignore[attr-defined]
+    module.machine_for = lambda question, on_event: MACHINE  # type: ignore[attr-defined]
+    module.planned_source = lambda model, trust: SimpleNamespace(  # type: ignore[attr-defined]
+        name=model, kind="random" if model.endswith(".json") else "safetensors"
+    )
     monkeypatch.setitem(sys.modules, "penstock.planner", module)

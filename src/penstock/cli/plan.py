@@ -119,7 +119,7 @@ def plan(
 
         draw(made, Path(plot))
     if save is not None:
-        _save(made, model, question, Path(save))
+        _save(made, model, question, Path(save), stderr_display(json_))
 
 
 def _solve(instance: str, model: str | None, as_json: bool) -> None:
@@ -236,7 +236,7 @@ def _explain(model: str, question: Question, as_json: bool, display: Display) ->
 
     lengths = question.requests
     context = sum(prompt + new // 2 for prompt, new in lengths) // len(lengths)
-    machine = machine_for(question)
+    machine = machine_for(question, display.show)
     shape = shape_of(model, question)
     layers = paged(shape, machine, context, question.budgets)
     ways = compare(layers, question.rows or min(rows_held(layers), len(lengths)))
@@ -249,11 +249,12 @@ def _explain(model: str, question: Question, as_json: bool, display: Display) ->
         _echo(list(paging_table(shape.name, machine.name, layers, ways, context)))
 
 
-def _save(made: "Plan", model: str, question: Question, path: Path) -> None:
+def _save(made: "Plan", model: str, question: Question, path: Path, display: Display) -> None:
     from penstock.model.fingerprint import fingerprint
-    from penstock.model.source import resolve
     from penstock.plan.saved import save_plan
-    from penstock.planner import shape_of
+    from penstock.planner import planned_source, shape_of
 
-    found = resolve(model, trust_remote_code=question.trust_remote_code, random_weights=model.endswith(".json"))
+    found = planned_source(model, question.trust_remote_code)
     save_plan(made, fingerprint(found), sum(shape_of(model, question).footprint.pages), path)
+    if found.kind == "random":
+        display.show({"kind": "note", "text": f"{path} is of a config alone: it runs with --random-weights only"})

@@ -19,7 +19,7 @@ def paging_table(name: str, machine: str, model: Paged, ways: Sequence[Way], con
     )
     yield Line("")
     names = max(20, *(len(way.name) for way in ways))
-    columns = f"{model.fast:>9} {model.slow:>9} {'a token':>10}{'tok/s':>7}{'slower':>8}{'twice':>9}{'even':>7}"
+    columns = f"{model.fast:>9} {model.slow:>9} {'a token':>10}{'tok/s':>7}{'slower':>7}{'twice':>9}{'even':>7}"
     yield Line(f"{'':<{names}}{columns}")
     for way in ways:
         yield Line(f"{way.name:<{names}}{_memory(way, model)}{_figures(way)}".rstrip())
@@ -27,8 +27,8 @@ def paging_table(name: str, machine: str, model: Paged, ways: Sequence[Way], con
     if not all(way.fits for way in ways):
         yield Line("*        more than this machine, or its budget, has")
     yield Line(f"slower   than the same rows with everything on {model.fast}")
-    yield Line("twice    time of a token if weights and KV were moved both ways for each, as first")
-    yield Line("         estimates have it; weights are never written back, of KV only what is new")
+    yield Line("twice    time of a token if weights and KV were moved both ways for each, as")
+    yield Line("         first estimates have it; but weights are never written back")
     yield Line("even     rows from which on a sweep computes for longer than its layers move")
 
 
@@ -46,7 +46,7 @@ def _figures(way: Way) -> str:
         return f"   {way.remark}"
     even = "never" if way.break_even_rows is None else f"{way.break_even_rows:,}" if way.break_even_rows else NOTHING
     twice = _time(way.first_s) if way.first_s is not None and way.break_even_rows != 0 else NOTHING
-    now = f"{_time(way.token_s):>10}{figures.speed(way.tok_s):>7}{_ratio(way.slowdown):>8}"
+    now = f"{_time(way.token_s):>10}{figures.speed(way.tok_s):>7}{_ratio(way.slowdown):>7}"
     return f"{now}{twice:>9}{even:>7}"
 
 

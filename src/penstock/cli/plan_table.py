@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from penstock.cli import figures
 from penstock.plan.plan import Alternative, Gain, Plan, Use
-from penstock.plan.policy import TIERS, Policy, Shares
+from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.units import format_bytes, format_seconds
 
 LABEL = 16  # columns of the labels
@@ -15,6 +15,7 @@ NOTHING = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 _NARROWEST = 40
 _WIDEST = 100
+_SENTENCE = 20  # columns that one is wrapped to at least
 _SAME = 0.005  # a gain below this part is none
 _UNITS = {"gpu": ("GiB of gpu", 2**30), "cpu": ("GiB of cpu", 2**30), "disk": ("GiB of disk", 2**30)}
 
@@ -36,6 +37,11 @@ def table(plan: Plan, width: int) -> list[Line]:
     return separated[1:]
 
 
+def tiers_of(plan: Plan) -> list[Tier]:
+    """The tiers that are there or that something was put on, fastest first."""
+    return [t for t in TIERS if t in plan.memory and (plan.memory[t].budget or plan.memory[t].needed)]
+
+
 def labelled(label: str, text: str, width: int, dim: bool = False) -> Iterator[Line]:
     """A label and a text beside it, wrapped under itself; parts between middle dots stay together where they can."""
     room = max(width - LABEL, 20)
@@ -47,7 +53,7 @@ def _wrapped(text: str, room: int) -> Iterator[str]:
     line = ""
     for part in text.split(" · "):
         longer = f"{line} · {part}" if line else part
-        if line and len(longer) > room:
+        if line and len(longer) > room - 2:  # the dot at its end counts too
             yield f"{line} ·"
             line = part
         else:
@@ -92,7 +98,7 @@ def _predicted(plan: Plan, width: int) -> Iterator[Line]:
 
 
 def _memory(plan: Plan, width: int) -> Iterator[Line]:
-    tiers = [tier for tier in TIERS if tier in plan.memory]
+    tiers = tiers_of(plan)
     uses = [plan.memory[tier] for tier in tiers]
     column = min(13, (width - LABEL) // max(len(tiers), 1))
 
@@ -219,9 +225,14 @@ def _speed(other: Alternative) -> str:
 
 
 def _row(label: str, cells: str, rest: str, width: int) -> Iterator[Line]:
-    """A row of a small table whose last cell is a sentence, wrapped under itself."""
+    """A row of a small table whose last cell is a sentence: wrapped under itself, or below where there is no room."""
     indent = LABEL + len(cells)
-    lines = textwrap.wrap(rest, max(width - indent, 20)) or [""]
-    yield Line(f"{label:<{LABEL}}{cells}{lines[0]}".rstrip())
-    for line in lines[1:]:
+    if width - indent < min(len(rest), _SENTENCE):
+        indent = LABEL + 2
+        yield Line(f"{label:<{LABEL}}{cells}".rstrip())
+    else:
+        first, *others = textwrap.wrap(rest, width - indent) or [""]
+        yield Line(f"{label:<{LABEL}}{cells}{first}".rstrip())
+        rest = " ".join(others)
+    for line in textwrap.wrap(rest, width - indent):
         yield Line(" " * indent + line)
