@@ -61,7 +61,7 @@ def profile(
         print(to_json(found))
         return
     for line in lines(found):
-        typer.echo(line)
+        typer.echo(line.rstrip())
 
 
 def _current(stored: "Profile | None", model: str | None, short: bool, offload_dir: str | None) -> "Profile":

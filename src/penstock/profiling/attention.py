@@ -6,7 +6,7 @@ head show the bytes, rows with eight the arithmetic.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, cycle, pairwise
 from math import exp, log
 from statistics import mean
@@ -64,6 +64,10 @@ class Decoded:
     keys: int
     seconds: float
 
+    def beyond(self, call_s: float) -> "Decoded":
+        """Without what a call of attention takes whatever it attends to, which is part of a visit."""
+        return replace(self, seconds=max(self.seconds - call_s, self.seconds / 2))
+
 
 def measure_attention(
     place: Place,
@@ -75,9 +79,10 @@ def measure_attention(
     """Rates of decode and of prefill from position 0."""
     longest_bytes = (max(keys) + BLOCK_TOKENS) * PLAIN.kv_bytes(place.auto.kv.itemsize)
     rows = max(1, min(rows, place.room_bytes // longest_bytes))
-    share_s = budget_s / (2 * len(keys) + len(spans))
-    plain = [decode_s(place, PLAIN, rows, number, share_s) for number in keys]
-    shared = [decode_s(place, SHARED, rows, number, share_s) for number in keys]
+    share_s = budget_s / (2 * len(keys) + len(spans) + 1)
+    call_s = decode_s(place, PLAIN, 1, 1, share_s).seconds
+    plain = [decode_s(place, PLAIN, rows, number, share_s).beyond(call_s) for number in keys]
+    shared = [decode_s(place, SHARED, rows, number, share_s).beyond(call_s) for number in keys]
     prefill = [(float(count), prefill_flops(place, TYPICAL, count, share_s)) for count in spans]
     return decode_rates(plain, shared, place.auto.kv.itemsize, prefill)
 

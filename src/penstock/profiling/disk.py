@@ -36,7 +36,7 @@ class Disk:
 
 def mount_of(path: Path) -> str:
     """Where the file system is mounted that a path lies on, or would lie on."""
-    place = path.absolute()
+    place = path.resolve()  # a checkpoint of the hub is links to another directory
     while not os.path.ismount(place):
         place = place.parent
     return str(place)

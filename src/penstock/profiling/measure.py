@@ -81,11 +81,15 @@ def measure_profile(
     and KV may take, by default a quarter of what is free. Raises UserError where a disk cannot be measured.
     """
     give_back_at_once()
-    started, steps, extra = time.perf_counter(), _Steps(form.budget_s, progress), dict[str, float]()
+    started, extra = time.perf_counter(), dict[str, float]()
     with ExitStack() as opened:
         cpu, device = Place.of(CpuDevice(), room_bytes), open_device("auto")
         opened.callback(device.close)
         places = [cpu, Place.of(device)] if device.compute_tier == "gpu" else [cpu]
+        progress("compiling kernels", 0.0)
+        for place in places:
+            _warm_up(place, form)
+        steps = _Steps(form.budget_s, progress)
         processors = {p.device.compute_tier: _processor(p, form, steps, len(places), extra) for p in places}
         extra["host_copy_bytes_per_s"] = copies.host_copy_rate(steps.begin("host copy", _COPIES), form.copied_bytes)
         links = _device_links(device, steps, extra)
@@ -118,21 +122,31 @@ def with_disks(
 
 
 class _Steps:
-    """Tells what is measured next, and gives each step its part of the time."""
+    """Tells what is measured next, and gives each step its part of the time; less where earlier ones took longer."""
 
     def __init__(self, budget_s: float, progress: Progress) -> None:
         self._budget_s, self._progress, self._given, self._begun = budget_s, progress, 0.0, 0.0
+        self._started = time.perf_counter()
 
     def begin(self, what: str, share: float) -> float:
         """Seconds that a step may take."""
+        left_s = max(0.0, self._budget_s - (time.perf_counter() - self._started))
+        seconds = min(share * self._budget_s, share / max(share, _ALL - self._given) * left_s)
         self._begun = self._given
         self._given += share
         self.say(what)
-        return share * self._budget_s
+        return seconds
 
     def say(self, what: str) -> None:
         """Tell what comes next within the step that was begun; nothing: all is done."""
         self._progress(what, min(1.0, self._begun / _ALL) if what else 1.0)
+
+
+def _warm_up(place: Place, form: Form) -> None:
+    """Run everything once in small: kernels are compiled, which takes seconds once and is no matter of speed."""
+    products.measure_products(place, place.arithmetics(form.auto_only), (1, 8), 0.0, 64)
+    attention.measure_attention(place, 0.0, rows=2, keys=(4, 8), spans=(4,))
+    traffic.measure_traffic(place, 0.0, tokens=4, hidden=64, ffn=64)
 
 
 def _processor(place: Place, form: Form, steps: _Steps, places: int, extra: dict[str, float]) -> Processor:

@@ -14,7 +14,6 @@ SHORT_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 LONG_TOKENS = (*SHORT_TOKENS, 4096)
 WIDTH = 4096  # in and out: between the projections of small models and the MLPs of large ones
 _LEAST_WIDTH = 512
-_WARM_UP_TOKENS = (1, 8)  # one for each kind of kernel: the first call compiles it
 
 
 def measure_products(
@@ -50,8 +49,6 @@ def product_curve(
 
         return 2.0 * number * width * width / median_s(product, seconds)
 
-    for number in _WARM_UP_TOKENS:
-        rate(number, 0.0)
     for number in tokens:
         if points and 2.0 * number * width * width / points[-1][1] > budget_s:
             break

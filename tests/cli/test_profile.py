@@ -1,0 +1,114 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.profiling.profiles import HERE, profile
+
+import penstock.profiling.measure
+from penstock.cli import main
+from penstock.profiling.disk import mount_of
+from penstock.profiling.measure import Form
+from penstock.profiling.profile import Profile
+from penstock.profiling.profile_file import load_profile, profile_path, save_profile
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What was measured instead of a real measurement, by the name of its form, or ``disks``."""
+    done: list[str] = []
+
+    def measure(checkpoint: object, offload_dir: Path, form: Form, progress: object) -> Profile:
+        done.append(form.name)
+        return profile(form.name, mount=mount_of(tmp_path))
+
+    def disks(stored: Profile, *arguments: object) -> Profile:
+        done.append("disks")
+        return replace(stored, disks=profile(mount=mount_of(tmp_path)).disks)
+
+    monkeypatch.setattr(penstock.profiling.measure, "measure_profile", measure)
+    monkeypatch.setattr(penstock.profiling.measure, "with_disks", disks)
+    return done
+
+
+def test_table(measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert measured == ["long"]
+    assert lines[0].startswith("this host       ")
+    assert "long form, in 48.0 s" in lines[1]
+    assert lines[3:9] == [
+        "cpu products    tokens of a call        1    256",
+        "GFLOP/s         float32<bfloat16      7.1    240",
+        "                float32                 5",
+        "cpu attention   query tokens            1    256",
+        "GFLOP/s                                16    110",
+        "                keys and values read at 9.6 GB/s; between products 8.2 GB/s",
+    ]
+    assert (
+        lines[9] == "                besides: 310 µs a call and page, 1.2 ms a sweep, 40 µs a drawn row, 0.2 ns a logit"
+    )
+    assert "disk→cpu        1.4 GB/s    210 µs latency" in lines
+    assert lines[-1].endswith("compute loses 8% of its speed while the disk reads, the disk 13%")
+    assert load_profile() == profile(mount=mount_of(tmp_path))
+
+
+def test_a_stored_profile_is_used_again(measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile"]) == main(["profile"]) == main(["profile", "--short"]) == 0
+    assert measured == ["long"]
+    assert "--force measures again" in capsys.readouterr().err
+    assert main(["profile", "--force"]) == 0
+    assert measured == ["long", "long"]
+
+
+def test_a_short_one_gives_way_to_a_long_one(measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--short"]) == main(["profile"]) == 0
+    assert measured == ["short", "long"]
+    assert "measuring again: that was the short form" in capsys.readouterr().err
+
+
+def test_another_machine_s_is_measured_again(measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    save_profile(profile(host=replace(HERE, name="elsewhere")))
+    assert main(["profile"]) == 0
+    assert measured == ["long"]
+    assert "measuring again: measured on elsewhere" in capsys.readouterr().err
+
+
+def test_a_disk_that_was_not_measured_is_added(measured: list[str], tmp_path: Path) -> None:
+    save_profile(profile(mount="/elsewhere"))
+    assert main(["profile", "--offload-dir", str(tmp_path)]) == 0
+    assert measured == ["disks"]
+
+
+def test_show(measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--show"]) == 2
+    assert "nothing is measured yet" in capsys.readouterr().err
+    save_profile(profile(host=replace(HERE, name="elsewhere")))
+    assert main(["profile", "--show", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["host"]["name"] == "elsewhere"
+    assert measured == []
+
+
+def test_show_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--show", "--force"]) == 2
+    assert "leave --force and --short out" in capsys.readouterr().err
+
+
+def test_a_spoilt_profile_is_one_line(measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    save_profile(profile())
+    profile_path().write_text(profile_path().read_text().replace("1400000000", "-14"))
+    assert main(["profile"]) == 2
+    err = capsys.readouterr().err
+    assert "machine.links.disk→cpu.bytes_per_s is -14" in err and err.count("\n") == 1
+    assert main(["profile", "--force"]) == 0
+    assert measured == ["long"]
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--help"]) == 0
+    assert "penstock profile --force --offload-dir /mnt/nvme" in capsys.readouterr().out

@@ -1,0 +1,88 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from penstock.model.pages import Extent
+from penstock.profiling import measure
+from penstock.profiling.measure import LONG, SHORT, Form, measure_machine, measure_profile, with_disks
+from penstock.profiling.profile import stale_reasons
+from penstock.profiling.profile_file import load_profile, save_profile
+
+MIB = 1 << 20
+TINY = Form(
+    "short",
+    budget_s=0.5,
+    auto_only=True,
+    tokens=(1, 8),
+    width=64,
+    keys=(5, 20),
+    spans=(4,),
+    layers=(1, 2),
+    file_bytes=MIB,
+    kv_bytes=MIB,
+    copied_bytes=MIB,
+)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.profiling.place.last_level_bytes", lambda: 1 << 16)
+
+
+def test_a_profile_of_this_host(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(os.urandom(MIB))
+    said: list[tuple[str, float]] = []
+    found = measure_profile(
+        [Extent(str(tmp_path / "weights"), 0, MIB, 0)],
+        tmp_path,
+        TINY,
+        lambda what, part: said.append((what, part)),
+        room_bytes=8 * MIB,
+    )
+    machine, cpu = found.machine, found.machine.processors["cpu"]
+    assert {"disk→cpu", "cpu→disk"} <= machine.links.keys()
+    assert machine.memory["cpu"] > 1 << 28
+    assert 0 <= machine.compute_loses < 1 and 0 <= machine.disk_loses < 1
+    assert cpu.visit_s > 0 and cpu.activation_bytes_per_s > 0
+    assert "links" in machine.source
+    assert stale_reasons(found, found.host) == []
+    parts = [part for _, part in said]
+    assert parts == sorted(parts) and said[-1] == ("", 1.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+    stored = load_profile(save_profile(found, tmp_path / "profile.json"))
+    assert stored is not None and stored.machine.processors["cpu"].products.keys() == cpu.products.keys()
+
+    more = with_disks(replace(found, disks={}), None, tmp_path, TINY, lambda what, part: None)
+    assert more.disks.keys() == found.disks.keys() and more.machine is found.machine
+
+
+def test_forms_and_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Form] = []
+
+    class Stop(Exception):
+        pass
+
+    def measured(checkpoint: object, offload_dir: object, form: Form, progress: object) -> None:
+        asked.append(form)
+        raise Stop
+
+    monkeypatch.setattr(measure, "measure_profile", measured)
+    for arguments in ({}, {"short": True}, {"budget_s": 20.0}, {"budget_s": 5.0, "short": True}):
+        with pytest.raises(Stop):
+            measure_machine(None, tmp_path, **arguments)
+    assert [(form.name, form.budget_s) for form in asked] == [("long", 60), ("short", 15), ("long", 20), ("short", 5)]
+    assert (LONG.tokens[-1], SHORT.tokens[-1]) == (4096, 1024)
+
+
+def test_later_steps_pay_for_what_took_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    steps = measure._Steps(10.0, lambda what, part: None)
+    assert steps.begin("first", 0.4) == pytest.approx(4.0)
+    now[0] = 9.5
+    assert steps.begin("second", 0.2) < 0.5
+    now[0] = 20.0
+    assert steps.begin("third", 0.1) == 0.0
