@@ -3,8 +3,9 @@
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,7 +13,7 @@ import typer
 from penstock.cli import options
 from penstock.cli.console import Display, stderr_display, width_of
 from penstock.errors import UserError
-from penstock.plan.question import Question
+from penstock.plan.question import Attention, Question
 
 if TYPE_CHECKING:
     from penstock.cli.plan_table import Line
@@ -28,6 +29,7 @@ Examples:
 """
 BITS = (4, 8, 16)
 DRAWN = (".png", ".svg", ".html")
+ATTENTION: Mapping[str, Attention | None] = MappingProxyType({"auto": None, "cpu": "cpu", "gpu": "gpu"})
 
 
 def plan(
@@ -90,8 +92,8 @@ def plan(
             **shares,
             no_disk=no_disk,
             machine=machine,
-            cost_model=cost_model,
-            attention=None if attention == "auto" else attention,
+            cost_model="flexgen" if cost_model == "flexgen" else "penstock",
+            attention=ATTENTION[attention],
             rows=rows,
             sweep_tokens=sweep_tokens,
             batch_tokens=batch_tokens,

@@ -70,12 +70,14 @@ def _predicted(predicted: Prediction) -> dict[str, Any]:
     return asdict(predicted) | rates
 
 
-def _finite(value: Any) -> Any:
-    """The value with what JSON has no number for as None."""
+def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with what JSON has no number for as None, however deep."""
+    return {name: _value(one) for name, one in record.items()}
+
+
+def _value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return value
+        return _finite(value)
+    return [_value(one) for one in value] if isinstance(value, list | tuple) else value
