@@ -8,7 +8,7 @@ from tests.profiling.profiles import HERE, profile
 import penstock.profiling.measure
 from penstock.cli import main
 from penstock.profiling.disk import mount_of
-from penstock.profiling.measure import Form
+from penstock.profiling.measure import Form, Progress
 from penstock.profiling.profile import Profile
 from penstock.profiling.profile_file import load_profile, profile_path, save_profile
 
@@ -23,8 +23,10 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """What was measured instead of a real measurement, by the name of its form, or ``disks``."""
     done: list[str] = []
 
-    def measure(checkpoint: object, offload_dir: Path, form: Form, progress: object) -> Profile:
+    def measure(checkpoint: object, offload_dir: Path, form: Form, progress: Progress) -> Profile:
         done.append(form.name)
+        progress("products", 0.25)
+        progress("", 1.0)
         return profile(form.name, mount=mount_of(tmp_path))
 
     def disks(stored: Profile, *arguments: object) -> Profile:
@@ -107,6 +109,15 @@ def test_a_spoilt_profile_is_one_line(measured: list[str], capsys: pytest.Captur
     assert "machine.links.disk→cpu.bytes_per_s is -14" in err and err.count("\n") == 1
     assert main(["profile", "--force"]) == 0
     assert measured == ["long"]
+
+
+def test_progress_is_told_on_stderr(measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile"]) == 0
+    assert capsys.readouterr().err == "products (25%)\n"
+    assert main(["profile", "--force", "--json"]) == main(["profile", "--json"]) == 0
+    load, note = map(json.loads, capsys.readouterr().err.splitlines())
+    assert load == {"kind": "load", "what": "products", "done": 0.25, "total": 1.0}
+    assert note["kind"] == "note" and note["text"].startswith("measured ")
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

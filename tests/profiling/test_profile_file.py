@@ -31,7 +31,7 @@ def test_it_lies_in_the_user_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_person_can_read_it(tmp_path: Path) -> None:
     text = save_profile(profile(), tmp_path / "profile.json").read_text()
-    assert json.loads(text)["machine"]["processors"]["cpu"]["attention"] == {"1.0": 1.6e10, "256.0": 1.1e11}
+    assert json.loads(text)["machine"]["processors"]["cpu"]["attention"] == {"1": 1.6e10, "256": 1.1e11}
     assert json.loads(text)["machine"]["links"]["disk→cpu"] == {"bytes_per_s": 1.4e9, "latency_s": 2.1e-4}
 
 
@@ -46,7 +46,7 @@ def _cpu(data: Any) -> Any:
 MISTAKES: list[tuple[Callable[[Any], object], str]] = [
     (lambda d: _links(d)["disk→cpu"].update(bytes_per_s=0), "machine.links.disk→cpu.bytes_per_s is 0, and should be"),
     (lambda d: _links(d)["cpu→disk"].update(latency_s=-1), "machine.links.cpu→disk.latency_s is -1"),
-    (lambda d: _cpu(d)["products"]["float32"].update({"1.0": -5e9}), "machine.processors.cpu.products.float32.1.0 is"),
+    (lambda d: _cpu(d)["products"]["float32"].update({"1": -5e9}), "machine.processors.cpu.products.float32.1 is"),
     (lambda d: _cpu(d)["products"].update(float32={}), "machine.processors.cpu.products.float32: should"),
     (lambda d: _cpu(d).update(kv_bytes_per_s="fast"), "machine.processors.cpu.kv_bytes_per_s is 'fast'"),
     (lambda d: _cpu(d).pop("visit_s"), "machine.processors.cpu.visit_s is missing"),

@@ -1,5 +1,6 @@
 """``penstock profile``: what this host does per second."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ Examples:
   penstock profile
   penstock profile --force --offload-dir /mnt/nvme
   penstock profile ./llama-70b          the disk that this checkpoint lies on
-  penstock profile --show --json > machine.json
+  penstock profile --show --json > profile.json
 """
 
 PROFILE = "Profile"
@@ -54,7 +55,7 @@ def profile(
     stored = None if force else load_profile()
     if show and stored is None:
         raise UserError(f"nothing is measured yet ({profile_path()} does not exist): penstock profile measures")
-    found = stored if show and stored is not None else _current(stored, model, short, offload_dir)
+    found = stored if show and stored is not None else _current(stored, model, short, offload_dir, json_)
     if found is not stored:
         save_profile(found)
     if json_:
@@ -64,7 +65,9 @@ def profile(
         typer.echo(line.rstrip())
 
 
-def _current(stored: "Profile | None", model: str | None, short: bool, offload_dir: str | None) -> "Profile":
+def _current(
+    stored: "Profile | None", model: str | None, short: bool, offload_dir: str | None, as_json: bool
+) -> "Profile":
     """The stored profile where it holds; with disks that it lacks, or measured again, where it does not."""
     extents = _extents(model)
 
@@ -78,13 +81,13 @@ def _current(stored: "Profile | None", model: str | None, short: bool, offload_d
         reasons.append("that was the short form")
     if stored is None or reasons:
         if reasons:
-            typer.echo(f"measuring again: {'; '.join(reasons)}", err=True)
-        with _progress() as progress:
+            _note(f"measuring again: {'; '.join(reasons)}", as_json)
+        with _progress(as_json) as progress:
             return measure_profile(extents or None, root, form, progress)
-    typer.echo(f"measured {_ago(stored.measured)}; --force measures again", err=True)
+    _note(f"measured {_ago(stored.measured)}; --force measures again", as_json)
     if lacking := stored.lacks(Path(extents[0].path) if extents else None, root):
-        typer.echo(f"measuring the disk of {' and '.join(map(str, lacking))} too", err=True)
-        with _progress() as progress:
+        _note(f"measuring the disk of {' and '.join(map(str, lacking))} too", as_json)
+        with _progress(as_json) as progress:
             return with_disks(stored, extents or None, root, form, progress)
     return stored
 
@@ -99,11 +102,20 @@ def _extents(model: str | None) -> "Sequence[Extent]":
     return checkpoint_extents(resolve(model))
 
 
+def _note(text: str, as_json: bool) -> None:
+    typer.echo(json.dumps({"kind": "note", "text": text}) if as_json else text, err=True)
+
+
 @contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar on a terminal, a line for each measurement elsewhere; on stderr."""
-    if not sys.stderr.isatty():
-        yield lambda what, part: typer.echo(f"{what} ({part:.0%})", err=True) if what else None
+def _progress(as_json: bool) -> Iterator[Callable[[str, float], None]]:
+    """A bar on a terminal, a line for each measurement elsewhere, JSON lines for programs; on stderr."""
+    if as_json or not sys.stderr.isatty():
+
+        def line(what: str, part: float) -> None:
+            event = {"kind": "load", "what": what, "done": part, "total": 1.0}
+            typer.echo(json.dumps(event) if as_json else f"{what} ({part:.0%})", err=True)
+
+        yield lambda what, part: line(what, part) if what else None
         return
 
     from rich.console import Console

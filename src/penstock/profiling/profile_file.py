@@ -6,7 +6,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from penstock.directories import cache_directory
 from penstock.errors import UserError
@@ -16,7 +25,7 @@ from penstock.profiling.disk import Disk
 from penstock.profiling.profile import Host, Profile
 
 _DIGITS = 4  # no rate is known to more of them
-Rates = Annotated[dict[PositiveFloat, PositiveFloat], Field(min_length=1)]
+Rates = Annotated[dict[PositiveInt | PositiveFloat, PositiveFloat], Field(min_length=1)]
 
 
 class _Form(BaseModel):
@@ -148,7 +157,7 @@ def to_json(profile: Profile) -> str:
 def _plain(value: Any) -> Any:
     """A value of dataclasses as mappings and numbers: curves as rates by size, floats in the digits that are known."""
     if isinstance(value, Curve):
-        return {size: _rounded(rate) for size, rate in value.points}
+        return {int(size) if size == int(size) else size: _rounded(rate) for size, rate in value.points}
     if hasattr(value, "__dataclass_fields__"):
         names = [name for name in value.__dataclass_fields__ if not (isinstance(value, Disk) and name == "mount")]
         return {name: _plain(getattr(value, name)) for name in names}
@@ -164,7 +173,7 @@ def _rounded(number: float) -> float:
 
 
 def _curve(rates: Mapping[float, float]) -> Curve:
-    return Curve(tuple(sorted(rates.items())))
+    return Curve(tuple(sorted((float(size), rate) for size, rate in rates.items())))
 
 
 def _told(error: ValidationError) -> str:
