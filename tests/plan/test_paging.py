@@ -93,6 +93,12 @@ def test_hot_layers_do_not_move() -> None:
     assert hot.memory == {"gpu": 14 * 550 * MB, "cpu": 19 * 550 * MB}
 
 
+def test_where_all_layers_fit_all_are_hot() -> None:
+    roomy = replace(SEVEN, memory={"gpu": 64_000 * MB, "cpu": 64_000 * MB})
+    hot = way("32 hot layers", roomy)
+    assert (hot.sweep_s, hot.memory["cpu"], hot.break_even_rows) == (0.030, 0, 0)
+
+
 def test_four_bits_with_their_scales_are_a_quarter_and_more() -> None:
     four = way("4-bit")
     unpacking = 32 * 250 * MB / 1e12

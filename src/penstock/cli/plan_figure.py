@@ -239,7 +239,7 @@ def _throughput(axes: "Axes", plan: Plan) -> None:
             (roof.knee, 0.04), xycoords=("data", "axes fraction"), xytext=(-6, 0), textcoords="offset points",
             ha="right", fontsize=9,
         )  # fmt: skip
-        middle = math.sqrt(max(low, 1) * max(roof.knee, 1))
+        middle = low * (max(roof.knee, low) / low) ** 0.7
         axes.annotate(
             "roof: each row a token while the pages pass", (middle, roof.at(middle)), xytext=(-8, 8),
             textcoords="offset points", ha="right", fontsize=9,
@@ -249,14 +249,13 @@ def _throughput(axes: "Axes", plan: Plan) -> None:
         )
     if curve:
         axes.plot(*zip(*curve, strict=True), color=colour, linewidth=2.2)
-        axes.annotate(
-            "predicted", curve[-1], xytext=(0, -13), textcoords="offset points", ha="right", fontsize=9, color=colour
-        )
+        axes.annotate("predicted", curve[0], xytext=(10, -4), textcoords="offset points", fontsize=9, color=colour)
     axes.plot([here[0]], [here[1]], marker="o", markersize=9, color=colour, markeredgecolor="white")
+    many = len(curve) > 1 and here[0] ** 3 > curve[0][0] * curve[-1][0] ** 2  # in the right third: the text goes left
     axes.annotate(
         f"this plan: {figures.speed(here[1])} tok/s with {figures.count(here[0], 'row')}",
-        here, xytext=(10, -16), textcoords="offset points", fontsize=10, weight="bold",
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.85},
+        here, xytext=(8, -24) if many else (10, -16), textcoords="offset points", ha="right" if many else "left",
+        fontsize=10, weight="bold", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.85},
     )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

@@ -29,7 +29,7 @@ def paging_table(name: str, machine: str, model: Paged, ways: Sequence[Way], con
     yield Line(f"slower   than the same rows with everything on {model.fast}")
     yield Line("twice    time of a token if weights and KV were moved both ways for each, as")
     yield Line("         first estimates have it; but weights are never written back")
-    yield Line("even     rows from which on a sweep computes for longer than its layers move")
+    yield Line("even     the fewest rows whose sweep computes for longer than its layers move")
 
 
 def _memory(way: Way, model: Paged) -> str:

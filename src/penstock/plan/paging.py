@@ -109,8 +109,8 @@ class Scheme:
 @dataclass(frozen=True, slots=True)
 class Way:
     """One way to run the model. memory: bytes per tier. sweep_s: of a token for each of ``rows``, None where it cannot
-    run. first_s: seconds per token in the first form. break_even_rows: rows from which on moving layers costs nothing
-    or, where nothing overlaps, less than computing; 0 where nothing moves, None where that never comes."""
+    run. first_s: seconds per token in the first form. break_even_rows: the fewest with which a sweep computes for
+    longer than its layers move; 0 where nothing moves, None where no number does."""
 
     name: str
     rows: int
@@ -142,7 +142,8 @@ def compare(model: Paged, rows: int | None = None) -> Sequence[Way]:
     """Every way, for one row, and last for many at once. rows: how many; those whose KV the fast tier holds if None."""
     many = rows or rows_held(model)
     one, ring = Scheme(model.layers), min(SLOTS, model.layers)
-    hot = max(0, min(model.layers, layers_held(model) - 1))
+    held = layers_held(model)
+    hot = held if held == model.layers else max(0, held - 1)  # the others need a slot
     cold = model.layers - hot
     double = replace(one, slots=2, overlapped=True)
     return [
