@@ -45,11 +45,11 @@ def test_table(measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert lines[0].startswith("this host       ")
     assert "long form, in 48.0 s" in lines[1]
     assert lines[3:9] == [
-        "cpu products    tokens of a call        1    256",
-        "GFLOP/s         float32<bfloat16      7.1    240",
-        "                float32                 5",
-        "cpu attention   query tokens            1    256",
-        "GFLOP/s                                16    110",
+        "cpu products    tokens of a call    1  256",
+        "GFLOP/s         float32<bfloat16  7.1  240",
+        "                float32             5",
+        "cpu attention   query tokens        1  256",
+        "GFLOP/s                            16  110",
         "                keys and values read at 9.6 GB/s; between products 8.2 GB/s",
     ]
     assert (

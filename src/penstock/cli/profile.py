@@ -174,11 +174,14 @@ def _processor(tier: str, processor: "Processor") -> Iterator[str]:
 def _curves(title: str, sizes: str, curves: "Mapping[str, Curve]") -> Iterator[str]:
     """A row of sizes, and one of GFLOP/s for each curve."""
     columns = sorted({size for curve in curves.values() for size, _ in curve.points})
-    yield f"{title:<16}{sizes:<18}" + "".join(f"{size:>7,.0f}" for size in columns)
-    for number, (name, curve) in enumerate(curves.items()):
+    table = {(title, sizes): [f"{size:,.0f}" for size in columns]}
+    for name, curve in curves.items():
         measured = dict(curve.points)
-        cells = [f"{_gflops(measured[size])}" if size in measured else "" for size in columns]
-        yield f"{'' if number else 'GFLOP/s':<16}{name:<18}" + "".join(f"{cell:>7}" for cell in cells)
+        cells = [_gflops(measured[size]) if size in measured else "" for size in columns]
+        table["GFLOP/s" if len(table) == 1 else "", name] = cells
+    width = 2 + max(len(cell) for cells in table.values() for cell in cells)
+    for (label, name), cells in table.items():
+        yield f"{label:<16}{name:<16}" + "".join(f"{cell:>{width}}" for cell in cells)
 
 
 def _gflops(flops: float) -> str:

@@ -1,5 +1,6 @@
 """FLOP/s of linear layers by the tokens of a call, through the very product that the engine runs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
@@ -10,7 +11,8 @@ from penstock.machine.machine import Curve
 from penstock.profiling.place import Arithmetic, Place
 from penstock.profiling.timing import median_s
 
-SHORT_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# 3 and 4: from there on another kernel widens weights, several times as fast, and nothing between may be interpolated
+SHORT_TOKENS = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 LONG_TOKENS = (*SHORT_TOKENS, 4096)
 WIDTH = 4096  # in and out: between the projections of small models and the MLPs of large ones
 _LEAST_WIDTH = 512
@@ -40,7 +42,7 @@ def product_curve(
     in_turn = cycle(weights)
     points: list[tuple[float, float]] = []
 
-    def rate(number: int, seconds: float) -> float:
+    def measured(number: int, seconds: float) -> float:
         hidden = place.noise(number * width, arithmetic.compute).view(1, number, width)
 
         def product() -> None:
@@ -50,7 +52,8 @@ def product_curve(
         return 2.0 * number * width * width / median_s(product, seconds)
 
     for number in tokens:
-        if points and 2.0 * number * width * width / points[-1][1] > budget_s:
+        fastest = max((rate for _, rate in points), default=math.inf)
+        if 2.0 * number * width * width / fastest > budget_s:
             break
-        points.append((float(number), rate(number, budget_s / len(tokens))))
+        points.append((float(number), measured(number, budget_s / len(tokens))))
     return Curve(tuple(points))
