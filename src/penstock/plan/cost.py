@@ -5,12 +5,13 @@ ended and slot i - slots is free, and compute i begins when load i and compute i
 overlaps. Physical terms only: bytes over rates, FLOP over rates at their sizes, and the engine's own fixed costs.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from penstock.machine.machine import LinkName, Machine, Processor
+from penstock.machine.machine import Curve, LinkName, Machine, Processor
 from penstock.plan.load import Load
-from penstock.plan.policy import Policy, Tier
+from penstock.plan.policy import Policy, Shares, Tier
 from penstock.plan.shape import AttentionShape, ModelShape, PageShape
 
 _NATIVE_BITS = 16
@@ -46,9 +47,18 @@ class SweepCost:
             self._attention_on.setdefault(layer.page, []).append(layer)
         self._begins = _first_pages(shape.pages)
         self._order = [i for i, page in enumerate(shape.pages) if not page.table]
-        self._kinds = list(dict.fromkeys(shape.pages))  # a model has many pages of few kinds
-        self._layer_kinds = list(dict.fromkeys(shape.attention))
+        # a model has many pages and layers of few kinds
+        self._kinds = Counter(replace(shape.pages[i], layer=None) for i in self._order)
+        self._layer_kinds = Counter(replace(layer, page=0) for layer in shape.attention)
+        self._kind_of = [replace(page, layer=None) for page in shape.pages]
+        self._kinds_on = {
+            page: [replace(layer, page=0) for layer in layers] for page, layers in self._attention_on.items()
+        }
         self._memo: dict[tuple[Load, ...], Priced] = {}
+
+    def with_kv(self, kv: Shares) -> "SweepCost":
+        """The same with KV elsewhere."""
+        return SweepCost(self.shape, self.machine, replace(self.policy, kv=kv), self.homes)
 
     def price(self, loads: Sequence[Load]) -> Priced:
         """A sweep of these micro-batches, among others like it."""
@@ -57,6 +67,31 @@ class SweepCost:
         if found is None:
             found = self._memo[key] = self._priced(key)
         return found
+
+    def closed_form(self, loads: Sequence[Load], streamed: Mapping[Tier, float]) -> Priced:
+        """A steady sweep without looking at single pages: every lane as busy as it is, the busiest holds the others.
+
+        streamed: bytes of pages that rest on each tier other than the compute tier. For a search; ``price`` is exact.
+        """
+        compute = sum(number * self._visit_s(page, loads) for page, number in self._kinds.items())
+        carried: dict[str, float] = {}
+        beside = 0.0
+        for layer, number in self._layer_kinds.items():
+            attend_s, elsewhere_s = self._attention_s(layer, loads)
+            compute += number * (attend_s + elsewhere_s)
+            beside += number * elsewhere_s
+            _add(carried, {lane: number * s for lane, s in self._kv(layer, loads).items()})
+        compute += self._layers * self._between_s(loads)
+        _add(carried, {lane: self._layers * s for lane, s in self._activations(loads).items()})
+        for tier, nbytes in streamed.items():
+            _add(carried, self._up(nbytes * self._weight_part, tier))
+        (compute,), (read,) = self._together([compute], [carried.get("disk→cpu", 0.0)])
+        compute += self._fixed_s(loads)
+        lanes = {**carried, "disk→cpu": read, f"{self._compute}-compute": compute}
+        if beside and self._compute != "cpu":
+            lanes["cpu-compute"] = beside
+        seconds = sum(lanes.values()) - beside if self.policy.slots == 1 else max(lanes.values())
+        return Priced(seconds, {lane: busy for lane, busy in lanes.items() if busy > 0})
 
     def _priced(self, loads: tuple[Load, ...]) -> Priced:
         kinds = {page: self._visit_s(page, loads) for page in self._kinds}
@@ -67,12 +102,12 @@ class SweepCost:
         beside = 0.0  # attention where the layers are not computed
         for i in self._order:
             page = self.shape.pages[i]
-            compute_s, here = kinds[page], self._carried(page, self.homes[i], loads)
+            compute_s, here = kinds[self._kind_of[i]], self._carried(page, self.homes[i], loads)
             if i in self._begins:
                 compute_s += rest_s
                 moved = self._activations(loads)
                 here = {lane: here.get(lane, 0.0) + moved.get(lane, 0.0) for lane in (*here, *moved)}
-            for layer in self._attention_on.get(i, ()):
+            for layer in self._kinds_on.get(i, ()):
                 attend_s, elsewhere_s = layers[layer]
                 compute_s += attend_s + elsewhere_s
                 beside += elsewhere_s
@@ -103,7 +138,7 @@ class SweepCost:
         curve = self._products(self._processor)
         seconds = 0.0
         for load in loads:
-            tokens = load.samples if page.samples_only else load.tokens
+            tokens = (load.samples if page.samples_only else load.tokens) / load.calls
             if tokens <= 0:
                 continue
             weights, met, visited = float(page.weights), tokens, 1.0
@@ -113,12 +148,14 @@ class SweepCost:
                 weights *= touched
                 met = tokens * part / touched
                 visited = 1 - (1 - page.experts / self.shape.experts) ** (tokens * self.shape.experts_chosen)
-            seconds += 2 * weights * met / curve.at(met) + visited * self._processor.visit_s
+            visit_s = 2 * weights * met / curve.at(met) + visited * self._processor.visit_s
             if self._weight_part < 1:
-                seconds += weights / self._processor.dequantise_per_s
+                visit_s += weights / self._processor.dequantise_per_s
+            seconds += load.calls * visit_s
         return seconds
 
-    def _products(self, processor: Processor):  # type: ignore[no-untyped-def]
+    def _products(self, processor: Processor) -> Curve:
+        """The rates of the model's arithmetic, or of the nearest that the processor is known to have."""
         products = processor.products
         for name in (self.shape.arithmetic, self.shape.arithmetic.partition("<")[0], "float16", "bfloat16"):
             if name in products:
@@ -160,7 +197,7 @@ class SweepCost:
         link = self.machine.links.get("disk→cpu")
         tables = [page for i, page in enumerate(self.shape.pages) if page.table and self.homes[i] == "disk"]
         if link is not None and tables:
-            seconds += link.seconds(tokens * self.shape.hidden_bytes, len(loads))
+            seconds += link.seconds(tokens * self.shape.hidden_bytes, sum(load.calls for load in loads))
         return seconds
 
     # what is carried

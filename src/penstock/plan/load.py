@@ -32,10 +32,11 @@ class Spans:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One micro-batch. samples: tokens whose logits are wanted."""
+    """One micro-batch, or several alike together. samples: tokens whose logits are wanted. calls: micro-batches."""
 
     spans: tuple[Spans, ...]
     samples: float
+    calls: int = 1
 
     @property
     def tokens(self) -> float:

@@ -31,6 +31,19 @@ class Footprint:
 
 
 @dataclass(frozen=True, slots=True)
+class Length:
+    """One row of a job: tokens of its prompt, and how many it generates. ids: its prompt, where prefixes may be shared.
+
+    most: tokens that it may generate, where that is more than it will.
+    """
+
+    prompt: int
+    generated: int
+    ids: Sequence[int] | None = None
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """What is to be generated: prompts, their mean and largest length with the tokens that follow."""
 

@@ -8,29 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.machine.machine import Machine
+from penstock.plan.case import Case
 from penstock.plan.cost import SweepCost
 from penstock.plan.load import load_of
 from penstock.plan.plan import Prediction, SteadySweep
 from penstock.plan.shape import ModelShape
-from penstock.plan.types import Placement
+from penstock.plan.types import Length, Placement
 from penstock.schedule.scheduler import Scheduler
-from penstock.schedule.types import GroupSpec, Request
+from penstock.schedule.types import Request
 
 _AHEAD = 1024  # prompts that wait for room, as in a run
 _MOST_SWEEPS = 1500  # priced one by one; a longer job is extended from its middle
-
-
-@dataclass(frozen=True, slots=True)
-class Length:
-    """One row of a job: tokens of its prompt, and how many it generates. ids: its prompt, where prefixes may be shared.
-
-    most: tokens that it may generate, where that is more than it will.
-    """
-
-    prompt: int
-    generated: int
-    ids: Sequence[int] | None = None
-    most: int | None = None
 
 
 @dataclass(slots=True)
@@ -48,19 +36,11 @@ class _Tally:
 
 
 class VirtualRun:
-    """Runs jobs of one model on one machine as a placement says. groups, block_tokens, chunking: as the scheduler's."""
+    """Runs jobs of a case's model on its machine as a placement says."""
 
-    def __init__(
-        self,
-        shape: ModelShape,
-        machine: Machine,
-        placement: Placement,
-        groups: Sequence[GroupSpec],
-        chunking: bool = True,
-    ) -> None:
-        self.shape, self.machine, self.placement = shape, machine, placement
-        self._groups, self._chunking = tuple(groups), chunking
-        self._cost = SweepCost(shape, machine, placement.policy, placement.homes)
+    def __init__(self, case: Case, placement: Placement) -> None:
+        self.case, self.placement = case, placement
+        self._cost = SweepCost(case.shape, case.machine, placement.policy, placement.homes)
 
     def predict(self, lengths: Sequence[Length]) -> Prediction:
         """What becomes of a job. A job of very many rows is cut to two shorter ones, whose difference is its middle."""
@@ -75,11 +55,11 @@ class VirtualRun:
     def _run(self, lengths: Sequence[Length]) -> Prediction:
         scheduler = Scheduler(
             self.placement.policy,
-            self._groups,
+            self.case.groups,
             self.placement.kv,
-            self.shape.footprint.block_tokens,
-            self.machine.compute,
-            chunking=self._chunking,
+            self.case.shape.footprint.block_tokens,
+            self.case.compute,
+            chunking=self.case.chunking,
             sharing=any(one.ids is not None for one in lengths),
         )
         coming: Iterator[tuple[int, Length]] = iter(enumerate(lengths))
@@ -137,7 +117,7 @@ class VirtualRun:
             rows_mean=tally.rows / tally.sweeps,
             lanes=lanes,
             steady=steadiest,
-            hidden_tokens=hidden_tokens(self.shape, self.machine, self.placement),
+            hidden_tokens=hidden_tokens(self.case.shape, self.case.machine, self.placement),
         )
 
 

@@ -1,0 +1,65 @@
+"""What a plan is searched for: a model's shape, a machine, a job, budgets and what is fixed. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from penstock.machine.machine import Machine
+from penstock.plan.policy import Policy, Tier
+from penstock.plan.shape import ModelShape
+from penstock.plan.types import Asked, Job, Ledger, Length
+from penstock.schedule.types import GroupSpec
+
+
+@dataclass(frozen=True)
+class Case:
+    """A search's input.
+
+    lengths: the job's rows. groups, chunking: as the scheduler takes them. attention, weight_bits, kv_bits: as a Policy
+    has them. no_disk: nothing may rest on disk. token_s: the most that a row may wait for each token, where that is
+    bounded. latency: the shortest sweep is wanted, not the most tokens per second.
+    """
+
+    shape: ModelShape
+    machine: Machine
+    ledger: Ledger
+    lengths: Sequence[Length]
+    asked: Asked = field(default_factory=Asked)
+    groups: Sequence[GroupSpec] = ()
+    chunking: bool = True
+    attention: Tier | None = None
+    weight_bits: int | None = None
+    kv_bits: int | None = None
+    no_disk: bool = False
+    latency: bool = False
+    token_s: float | None = None
+
+    @property
+    def compute(self) -> Tier:
+        """The tier that computes."""
+        return self.machine.compute
+
+    @cached_property
+    def job(self) -> Job:
+        """The job as placements count it, every row as long as it may become."""
+        totals = [one.prompt + (one.most or one.generated) for one in self.lengths]
+        longest = max(one.prompt for one in self.lengths)
+        return Job(len(totals), -(-sum(totals) // len(totals)), max(totals), longest)
+
+    @cached_property
+    def prompt(self) -> float:
+        """Mean tokens of a prompt."""
+        return sum(one.prompt for one in self.lengths) / len(self.lengths)
+
+    @cached_property
+    def generated(self) -> float:
+        """Mean tokens that a row generates."""
+        return sum(one.generated for one in self.lengths) / len(self.lengths)
+
+    def extended(self, policy: Policy) -> Policy:
+        """A placement's policy with what the placement rule does not know of."""
+        return replace(policy, attention=self.attention, weight_bits=self.weight_bits, kv_bits=self.kv_bits)
+
+    def on_disk(self, homes: Sequence[Tier]) -> int:
+        """Bytes of pages that rest on disk."""
+        return sum(page.nbytes for page, home in zip(self.shape.pages, homes, strict=True) if home == "disk")

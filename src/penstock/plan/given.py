@@ -1,0 +1,55 @@
+"""A policy that a person gave, priced as it stands: also one that overflows a tier or that no engine runs yet."""
+
+from dataclasses import replace
+
+from penstock.plan.case import Case
+from penstock.plan.cost import packed
+from penstock.plan.placement import place_within, spread
+from penstock.plan.policy import TIERS, Policy, Shares, Tier
+from penstock.plan.sizes import Cut, Sizes
+from penstock.plan.types import Placement
+
+
+def given_placement(case: Case) -> Placement:
+    """A placement by the case's own wishes, whatever room there is; what was left open is on the compute tier if it
+    fits there, or else as far below as it must."""
+    asked, compute = case.asked, case.compute
+    here = Shares.from_mapping({compute: 1.0})
+    rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or case.job.prompts
+    static = asked.batch_size is not None
+    calls = (asked.batch_size or 0) * case.job.longest_prompt
+    batch = asked.batch_tokens or calls or case.shape.footprint.call_tokens
+    kv = asked.kv or here
+    sizes = Sizes(case.shape.footprint, case.job, case.ledger, replace(asked, kv=kv), compute)
+    cut = Cut(asked.slots or 2, batch, rows, asked.sweep_tokens or max(batch, rows))
+    kv_bytes = rows * sizes.row_bytes(case.job.mean_tokens) * packed(case.kv_bits, 16)
+    homes = _homes(case, sizes.fixed(cut) + int(kv.of(compute) * kv_bytes))
+    total = sum(case.shape.footprint.pages) or 1
+    by_tier = {
+        t: sum(n for n, h in zip(case.shape.footprint.pages, homes, strict=True) if h == t) / total for t in TIERS
+    }
+    policy = Policy(
+        weights=asked.weights or Shares.from_mapping(by_tier),
+        kv=kv,
+        activations=asked.activations or here,
+        rows=rows,
+        sweep_tokens=cut.sweep,
+        batch_tokens=batch,
+        slots=cut.slots,
+        admission="static" if static else "continuous",
+        batch_size=asked.batch_size,
+        num_batches=asked.num_batches,
+    )
+    held = {tier: int(kv.of(tier) * kv_bytes) for tier in TIERS if kv.of(tier) > 0}
+    return Placement(case.extended(policy), homes, held, sizes.staging(), {compute: sizes.fixed(cut)})
+
+
+def _homes(case: Case, before: int) -> tuple[Tier, ...]:
+    """The tier of each page: as asked, or the fastest filled first with what is left of it."""
+    pages = list(case.shape.footprint.pages)
+    if case.asked.weights is not None:
+        return tuple(spread(pages, case.asked.weights))
+    part = packed(case.weight_bits, case.shape.weight_bits)
+    room: dict[Tier, int] = {tier: int(max(0, case.ledger.free(tier)) / part) for tier in ("gpu", "cpu")}
+    room[case.compute] = int(max(0, case.ledger.free(case.compute) - before) / part)
+    return tuple(place_within(pages, {**room, "disk": sum(pages)}))

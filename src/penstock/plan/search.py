@@ -1,0 +1,173 @@
+"""The search: many cuts of the work in closed form, the best of them placed exactly and run on the virtual clock."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from penstock.errors import UserError
+from penstock.plan.case import Case
+from penstock.plan.linear import Optimum
+from penstock.plan.plan import Prediction
+from penstock.plan.policy import Shares, Tier
+from penstock.plan.rule import decide
+from penstock.plan.sizes import Cut
+from penstock.plan.steady import Estimate, Steady
+from penstock.plan.types import Asked, Placement
+from penstock.plan.virtual import VirtualRun
+from penstock.units import format_bytes
+
+# One fixed grid whatever the budgets: were it to depend on them, more memory could make a plan worse.
+_ROWS = tuple(sorted({1, 2, 3} | {2**n for n in range(2, 13)} | {3 * 2**n for n in range(1, 11)}))
+_CALL_TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_SWEEP_CALLS = (1, 2, 4, 8)
+_SLOTS = (2, 3)
+_MOST_SWEEP = 32768
+_FINALISTS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A placement and what it does. optimum: the linear program's answer for it, where it had a choice."""
+
+    placement: Placement
+    predicted: Prediction
+    optimum: Optimum | None = None
+
+
+class Search:
+    """Finds the best placement of a case that an engine can run."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.steady = Steady(case)
+
+    def best(self, finalists: int = _FINALISTS) -> list[Candidate]:
+        """Placements, best first; among them what the simple rule decides.
+
+        Raises UserError, with the least budget that works, where nothing fits.
+        """
+        found = [self.run(self.case.asked)]
+        seen = {_key(found[0].placement)}
+        for estimate in self._estimates()[: 4 * finalists]:
+            if len(found) > finalists:
+                break
+            placement = self._place(_asked(self.case.asked, estimate))
+            if placement is None or _key(placement) in seen:
+                continue
+            seen.add(_key(placement))
+            found.append(replace(self._predicted(placement), optimum=estimate.optimum))
+        return sorted(found, key=self.worth, reverse=True)
+
+    def worth(self, candidate: Candidate) -> float:
+        """What is wanted of a plan, more being better: a bound on time per token comes before speed."""
+        predicted = candidate.predicted
+        sweep_s = predicted.steady.seconds
+        if self.case.latency and self.case.token_s is None:
+            return -sweep_s
+        if self.case.token_s is not None and sweep_s > self.case.token_s:
+            return -sweep_s
+        return predicted.total_tok_s
+
+    def run(self, asked: Asked) -> Candidate:
+        """What the simple rule makes of a wish. UserError where it does not fit."""
+        return self._predicted(self._decide(asked))
+
+    def curve(self) -> list[tuple[int, float]]:
+        """Rows in flight, and tok/s with so many, by the closed form."""
+        best: dict[int, float] = {}
+        tokens = self.case.job.prompts * self.case.generated
+        for cut in self._cuts():
+            estimate = self.steady.estimate(cut)
+            if estimate is not None and estimate.rows >= cut.rows:
+                best[cut.rows] = max(best.get(cut.rows, 0.0), tokens / estimate.seconds)
+        return sorted(best.items())
+
+    def _decide(self, asked: Asked) -> Placement:
+        case = self.case
+        placement = decide(case.shape.footprint, case.job, case.ledger, asked, case.compute, hidden(case))
+        if case.no_disk and (missing := case.on_disk(placement.homes)):
+            raise UserError(f"{format_bytes(missing)} of weights fit neither gpu nor cpu, and --no-disk is given")
+        return placement
+
+    def _place(self, asked: Asked) -> Placement | None:
+        try:
+            return self._decide(asked)
+        except UserError:
+            return None  # the closed form is a little off: this one does not fit after all
+
+    def _predicted(self, placement: Placement) -> Candidate:
+        case = self.case
+        placement = replace(placement, policy=case.extended(placement.policy))
+        run = VirtualRun(case, placement)
+        return Candidate(placement, run.predict(case.lengths))
+
+    def _estimates(self) -> list[Estimate]:
+        """Cuts in closed form, best first, and for the best of each number of rows what the linear program would do."""
+        estimates = [e for cut in self._cuts() if (e := self.steady.estimate(cut)) is not None]
+        estimates.sort(key=self._rank)
+        if self._may_move_kv():
+            leaders = {estimate.cut.rows: estimate.cut for estimate in reversed(estimates)}
+            estimates += [e for cut in leaders.values() if (e := self.steady.placed(cut)) is not None]
+            estimates.sort(key=self._rank)
+        return estimates
+
+    def _rank(self, estimate: Estimate) -> float:
+        case = self.case
+        late = case.token_s is not None and estimate.sweep_s > case.token_s
+        if late or (case.latency and case.token_s is None):
+            return 1e12 * late + estimate.sweep_s
+        return estimate.seconds
+
+    def _may_move_kv(self) -> bool:
+        below: Sequence[Tier] = ("cpu", "disk") if self.case.compute == "gpu" else ("disk",)
+        return self.case.asked.kv is None and any(self.case.ledger.free(tier) > 0 for tier in below)
+
+    def _cuts(self) -> Iterator[Cut]:
+        """The grid, less what is fixed."""
+        case, asked = self.case, self.case.asked
+        given = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0)
+        rows_grid = (given,) if given else tuple(r for r in (*_ROWS, case.job.prompts) if r <= case.job.prompts)
+        most_call = max(case.shape.footprint.call_tokens, 1024 if case.compute == "gpu" else 0)
+        for rows in dict.fromkeys(rows_grid):
+            for batch in (asked.batch_tokens,) if asked.batch_tokens else _CALL_TOKENS:
+                if asked.batch_tokens is None and batch > (most_call if case.compute == "cpu" else 8192):
+                    continue
+                sweeps = (asked.sweep_tokens,) if asked.sweep_tokens else tuple(batch * n for n in _SWEEP_CALLS)
+                for sweep in sweeps:
+                    if sweep < rows or sweep > _MOST_SWEEP:
+                        continue
+                    for slots in (asked.slots,) if asked.slots else _SLOTS:
+                        yield Cut(slots, batch, rows, sweep)
+
+
+def hidden(case: Case) -> int:
+    """T* of a case where all pages stream, for the simple rule."""
+    link = case.machine.links.get("cpu→gpu" if case.compute == "gpu" else "disk→cpu")
+    if link is None or not case.shape.token_flops:
+        return 0
+    products = case.machine.processors[case.compute].products
+    curve = products.get(case.shape.arithmetic) or next(iter(products.values()))
+    return int(link.seconds(case.shape.page_bytes) * curve.at(256) / case.shape.token_flops)
+
+
+def _asked(asked: Asked, estimate: Estimate) -> Asked:
+    """A wish for just this cut."""
+    cut = estimate.cut
+    whole = asked.batch_size is not None
+    return replace(
+        asked,
+        rows=None if whole else cut.rows,
+        sweep_tokens=cut.sweep,
+        batch_tokens=cut.batch,
+        slots=cut.slots,
+        kv=asked.kv or (estimate.kv if _moved(estimate.kv) else None),
+    )
+
+
+def _moved(kv: Shares) -> bool:
+    return max(kv.gpu, kv.cpu, kv.disk) < 1.0 or kv.disk == 1.0
+
+
+def _key(placement: Placement) -> tuple[object, ...]:
+    policy = placement.policy
+    cut = (policy.rows, policy.sweep_tokens, policy.batch_tokens, policy.slots)
+    return (*cut, placement.homes, tuple(placement.kv.items()))

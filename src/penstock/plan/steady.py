@@ -1,0 +1,162 @@
+"""What a cut of the work would do, in closed form: a job as a fill, a steady middle and a tail. For a search only."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from penstock.plan.case import Case
+from penstock.plan.cost import Priced, SweepCost, packed
+from penstock.plan.linear import Infeasible, Item, Lane, Optimum, Program, solve
+from penstock.plan.load import Load, Spans
+from penstock.plan.policy import TIERS, Policy, Shares, Tier
+from penstock.plan.sizes import Cut, Sizes
+
+_WAVES = 3  # of a job whose rows still end together
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A cut, what it would do, and where the linear program puts bytes for it. sweep_s: of the steady middle."""
+
+    cut: Cut
+    kv: Shares
+    rows: float
+    sweep_s: float
+    seconds: float
+    optimum: Optimum | None = None
+
+
+class Steady:
+    """Estimates of one case."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        compute: Tier = case.compute
+        policy = case.extended(_policy(Cut(3, 256, 1, 256), Shares.from_mapping({compute: 1.0}), compute))
+        self._costs = {slots: SweepCost(case.shape, case.machine, replace(policy, slots=slots), ()) for slots in (1, 2)}
+
+    def estimate(self, cut: Cut, shares: Shares | None = None) -> Estimate | None:
+        """What a cut would do with KV so shared between tiers (None: as the case asks); None where it does not fit."""
+        case = self.case
+        kv = shares or case.asked.kv or Shares.from_mapping({case.compute: 1.0})
+        sizes = Sizes(case.shape.footprint, case.job, case.ledger, replace(case.asked, kv=kv), case.compute)
+        room = case.ledger.free(case.compute) - sizes.fixed(cut)
+        if room < sizes.row_least():
+            return None
+        row = self.row_bytes(sizes) + case.shape.footprint.state
+        fitting = room / (kv.of(case.compute) * row) if kv.of(case.compute) else float(case.job.prompts)
+        rows = min(cut.rows, case.job.prompts, max(1.0, fitting))
+        resident = room - min(room, kv.of(case.compute) * cut.rows * sizes.row_bytes(case.job.mean_tokens))
+        streamed = self._streamed(max(0.0, resident))
+        if streamed is None:
+            return None
+        cost = self._cost(cut, kv)
+        whole, middle = self._job_s(cut, rows, lambda load: cost.closed_form([load], streamed))
+        return Estimate(cut, kv, rows, middle.seconds, whole)
+
+    def placed(self, cut: Cut) -> Estimate | None:
+        """The same, with weights, KV and activations where the linear program puts them; None where nothing fits."""
+        case, shape = self.case, self.case.shape
+        sizes = Sizes(shape.footprint, case.job, case.ledger, case.asked, case.compute)
+        rows = float(min(cut.rows, case.job.prompts))
+        load = self._middle(cut, rows)
+        kv_bytes = int(rows * self.row_bytes(sizes) * packed(case.kv_bits, 16))
+        items = {
+            "weights": Item(int(shape.page_bytes * packed(case.weight_bits, shape.weight_bits)), self._tiers()),
+            "kv": Item(kv_bytes, self._tiers()),
+        }
+        capacity: dict[Tier, int] = {t: max(0, case.ledger.free(t)) for t in self._tiers()}
+        capacity[case.compute] = max(0, case.ledger.free(case.compute) - sizes.fixed(cut))
+        nothing: dict[Tier, float] = {}
+        base = self._cost(cut, Shares.from_mapping({case.compute: 1.0})).closed_form([load], nothing).lanes
+        share_s: dict[str, dict[tuple[str, Tier], float]] = {}
+        for tier in self._tiers():
+            whole: dict[Tier, float] = {} if tier == case.compute else {tier: float(shape.page_bytes)}
+            here = Shares.from_mapping({case.compute: 1.0})
+            for item, kv, streamed in (("weights", here, whole), ("kv", Shares.from_mapping({tier: 1.0}), nothing)):
+                priced = self._cost(cut, kv).closed_form([load], streamed)
+                for lane, busy in priced.lanes.items():
+                    more = max(0.0, busy - base.get(lane, 0.0))
+                    share_s.setdefault(lane, {})[item, tier] = more
+        lanes = {lane: Lane(base.get(lane, 0.0), share_s.get(lane, {})) for lane in {*base, *share_s}}
+        try:
+            found = solve(Program(items, capacity, lanes), settle_ties=False)
+        except Infeasible:
+            return None
+        shares = Shares.from_mapping(_tidy(found.shares["kv"], case.compute))
+        estimate = self.estimate(cut, shares)
+        return None if estimate is None else replace(estimate, optimum=found)
+
+    def row_bytes(self, sizes: Sizes) -> int:
+        """KV of a row halfway through what it generates."""
+        return sizes.row_bytes(int(self.case.prompt + self.case.generated / 2))
+
+    def _tiers(self) -> tuple[Tier, ...]:
+        free = self.case.ledger
+        return tuple(tier for tier in TIERS if free.free(tier) > 0 and not (tier == "disk" and self.case.no_disk))
+
+    def _streamed(self, resident: float) -> Mapping[Tier, float] | None:
+        """Page bytes by tier below the compute tier, fastest filled first; None where they do not fit."""
+        case, left = self.case, 0.0
+        left = max(0.0, case.shape.page_bytes * packed(case.weight_bits, case.shape.weight_bits) - resident)
+        streamed: dict[Tier, float] = {}
+        for tier in self._tiers():
+            if tier == case.compute or left <= 0:
+                continue
+            # the checkpoint's own bytes on disk take nothing from the budget there
+            part = left if tier == "disk" else min(left, float(case.ledger.free(tier)))
+            streamed[tier] = part
+            left -= part
+        return streamed if left <= 0 else None
+
+    def _cost(self, cut: Cut, kv: Shares) -> SweepCost:
+        cost = self._costs[min(cut.slots, 2)]
+        return cost if kv == cost.policy.kv else cost.with_kv(kv)
+
+    def _middle(self, cut: Cut, rows: float) -> Load:
+        """A steady sweep's load: a decode token of every row, and of prompts what makes up for the rows that end."""
+        case = self.case
+        prefill = min(rows * case.prompt / case.generated, max(0.0, cut.sweep - rows))
+        return self._load(cut, rows, prefill)
+
+    def _load(self, cut: Cut, decode: float, prefill: float) -> Load:
+        """Spans of a sweep. Several calls are priced as one of their mean size, as often."""
+        case = self.case
+        tokens = decode + prefill
+        calls = max(1, round(tokens / cut.batch + 0.499))
+        chunk = min(case.prompt, max(1.0, cut.batch))
+        spans = [Spans(decode, case.prompt + case.generated / 2, 1)] if decode else []
+        if prefill:
+            spans.append(Spans(prefill / chunk, max(0.0, (case.prompt - chunk) / 2), chunk))
+        return Load(tuple(spans), decode + prefill / case.prompt, calls)
+
+    def _job_s(self, cut: Cut, rows: float, price: Callable[[Load], Priced]) -> tuple[float, Priced]:
+        """Seconds of the job, and its steady sweep.
+
+        A short job goes in waves: rows come in together, decode together and end together. In a long one they have
+        come apart, and every sweep carries the prompts that make up for the rows that end.
+        """
+        case = self.case
+        count, prompt, generated = case.job.prompts, case.prompt, case.generated
+        rows = min(rows, float(cut.sweep))
+        middle = price(self._middle(cut, rows))
+        waves = math.ceil(count / rows - 1e-9)
+        together = count / waves
+        fill = price(self._load(cut, 0.0, min(float(cut.sweep), together * prompt)))
+        filling = together * prompt / cut.sweep * fill.seconds
+        if waves <= _WAVES:
+            return waves * (filling + generated * price(self._load(cut, together, 0.0)).seconds), middle
+        tail = price(self._load(cut, max(1.0, rows / 2), 0.0))
+        steady = (count - rows) * generated / min(rows, cut.sweep * generated / (prompt + generated))
+        return filling + steady * middle.seconds + generated * tail.seconds, middle
+
+
+def _policy(cut: Cut, kv: Shares, compute: Tier) -> Policy:
+    here = Shares.from_mapping({compute: 1.0})
+    return Policy(here, kv, here, cut.rows, cut.sweep, cut.batch, cut.slots)
+
+
+def _tidy(shares: Mapping[Tier, float], compute: Tier) -> dict[Tier, float]:
+    """Shares of KV in whole percents, what is less than that on the compute tier."""
+    tidy: dict[Tier, float] = {tier: int(100 * part) / 100 for tier, part in shares.items() if tier != compute}
+    return {compute: 1.0 - sum(tidy.values()), **tidy}

@@ -1,0 +1,202 @@
+"""From a question to a plan: the model's shape, a machine, budgets, and a search that joins them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from penstock.budgets import Budgets
+from penstock.engine.build import Blueprint, blueprint
+from penstock.engine.shape import model_shape
+from penstock.errors import UserError
+from penstock.machine import probe
+from penstock.machine.machine import Machine
+from penstock.machine.presets import machine_of
+from penstock.memory.device import open_device
+from penstock.memory.offload import offload_root
+from penstock.model import precision, source
+from penstock.model.pages import Extent
+from penstock.plan.case import Case
+from penstock.plan.given import given_placement
+from penstock.plan.plan import Plan
+from penstock.plan.policy import TIERS, Tier
+from penstock.plan.question import Question
+from penstock.plan.reasons import explain, priced
+from penstock.plan.shape import ModelShape
+from penstock.plan.types import Ledger, Length
+from penstock.profiling.measure import SHORT, measure_profile
+from penstock.profiling.profile import Profile, stale_reasons
+from penstock.profiling.profile_file import load_profile, save_profile
+
+Event = Callable[[Mapping[str, Any]], None]
+
+_INTERPRETER = 512 << 20  # what Python, torch and transformers take on a machine that is not at hand
+_MARGIN = 0.04  # of memory that is not at hand, left to its system
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """A model and a machine, met. here: the machine is this host."""
+
+    model: Blueprint
+    machine: Machine
+    ledger: Ledger
+    here: bool
+
+    def case(self, question: Question) -> Case:
+        """The search's input for a question about them."""
+        return Case(
+            shape=model_shape(self.model),
+            machine=self.machine,
+            ledger=self.ledger,
+            lengths=[Length(prompt, generated) for prompt, generated in question.requests],
+            asked=question.asked,
+            groups=[group.spec(self.model.block_tokens, self.model.precision.kv) for group in self.model.groups],
+            chunking=not self.model.anatomy.recurrent,
+            attention=question.attention,
+            weight_bits=question.weight_bits,
+            kv_bits=question.kv_bits,
+            no_disk=question.no_disk,
+            latency=question.objective == "latency",
+            token_s=question.latency_s / question.job.mean_tokens if question.latency_s else None,
+        )
+
+
+def make_plan(model: str, question: Question, on_event: Event = lambda event: None) -> Plan:
+    """The best plan for a question; on a machine that is not this host, also the price of a policy that is all given.
+
+    on_event: as ``LLM``'s. Nothing is downloaded but a config, and nothing is loaded. Raises UserError for a model that
+    cannot run, a machine that is none, and budgets that nothing fits, with the least that would do.
+    """
+    met = meet(model, question, on_event)
+    case = met.case(question)
+    cannot = _cannot(question)
+    if _is_given(question) and not met.here:
+        plan = priced(case, met.machine, _job(question), given_placement(case))
+    else:
+        plan = explain(case, met.machine, _job(question))
+    return replace(plan, placement=None, why_not=cannot) if cannot else plan
+
+
+def meet(model: str, question: Question, on_event: Event = lambda event: None) -> Planner:
+    """The model and the machine that a question is about."""
+    machine = None if question.machine is None else machine_of(question.machine)
+    found = planned_source(model, question.trust_remote_code)
+    compute = "cuda" if machine is not None and machine.compute == "gpu" else "cpu"
+    if machine is not None:
+        fast = _computes_bfloat16(machine)
+        chosen = precision.choose(question.dtype, found.checkpoint_dtype, compute, fast)
+        plan = _blueprint(found, chosen, question, compute == "cuda")
+        return Planner(plan, machine, _ledger(machine, question), False)
+    device = open_device(question.device)
+    try:
+        kind = device.torch_device.type
+        chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, probe.cpu_computes_bfloat16())
+        plan = _blueprint(found, chosen, question, device.compute_tier == "gpu")
+        root = offload_root(question.offload_dir)
+        machine = host_machine(plan, root, on_event)
+        ledger = Budgets(dict(question.budgets), device, root).ledger(plan.cached_bytes)
+    finally:
+        device.close()
+    if question.no_disk:
+        ledger = replace(ledger, budget={**ledger.budget, "disk": 0})
+    return Planner(plan, machine, ledger, True)
+
+
+def shape_of(model: str, question: Question) -> ModelShape:
+    """A model's shape, in the precision that the question's machine runs it in."""
+    machine = None if question.machine is None else machine_of(question.machine)
+    found = planned_source(model, question.trust_remote_code)
+    gpu = machine is not None and machine.compute == "gpu"
+    fast = probe.cpu_computes_bfloat16() if machine is None else _computes_bfloat16(machine)
+    chosen = precision.choose(question.dtype, found.checkpoint_dtype, "cuda" if gpu else "cpu", fast)
+    return model_shape(_blueprint(found, chosen, question, gpu))
+
+
+def machine_for(question: Question, on_event: Event = lambda event: None) -> Machine:
+    """The question's machine: the one it names, or this host as it was measured."""
+    if question.machine is not None:
+        return machine_of(question.machine)
+    return host_machine(None, offload_root(question.offload_dir), on_event)
+
+
+def host_machine(plan: Blueprint | None, offload: Path, on_event: Event) -> Machine:
+    """This host as measured, with the disks of a checkpoint and of ``offload``; measured now, shortly, for want of it.
+
+    A profile of another machine or of other versions is not used, and that is said.
+    """
+    profile = load_profile()
+    if profile is not None and (reasons := stale_reasons(profile)):
+        on_event({"kind": "note", "text": f"the stored profile is not used: {'; '.join(reasons)}"})
+        profile = None
+    extents = [e for page in plan.layout.pages for e in page.extents or ()] if plan is not None else []
+    checkpoint = Path(extents[0].path) if extents else None
+    if profile is None:
+        profile = _measured(extents, offload, on_event)
+    return profile.machine_at(checkpoint, offload)
+
+
+def planned_source(model: str, trust_remote_code: bool) -> source.Source:
+    """A model to plan for: of a hub id and of a config.json alone nothing but the config is needed."""
+    path = Path(model).expanduser()
+    is_config = path.suffix == ".json" and path.is_file()
+    bare = path.is_dir() and not any(path.glob("*.safetensors")) and (path / "config.json").is_file()
+    on_hub = not path.exists() and model != "demo" and path.suffix.lower() != ".gguf"
+    return source.resolve(model, trust_remote_code=trust_remote_code, random_weights=is_config or bare or on_hub)
+
+
+def _measured(extents: list[Extent], offload: Path, on_event: Event) -> Profile:
+    on_event({"kind": "note", "text": "measuring this host, once, for about 15 s (penstock profile measures longer)"})
+
+    def progress(what: str, part: float) -> None:
+        on_event({"kind": "load", "what": f"measuring {what}", "done": round(100 * part), "total": 100})
+
+    profile = measure_profile(extents or None, offload, SHORT, progress)
+    save_profile(profile)
+    return profile
+
+
+def _blueprint(found: source.Source, chosen: precision.Precision, question: Question, on_gpu: bool) -> Blueprint:
+    return blueprint(found, chosen, trust_remote_code=question.trust_remote_code, one_group=on_gpu)
+
+
+def _computes_bfloat16(machine: Machine) -> bool:
+    """Whether its cpu multiplies in bfloat16 faster than in float32."""
+    products = machine.processors["cpu"].products if "cpu" in machine.processors else {}
+    wide = [products[name].at(256) for name in products if name.startswith("float32")]
+    return "bfloat16" in products and products["bfloat16"].at(256) > max(wide, default=0.0)
+
+
+def _ledger(machine: Machine, question: Question) -> Ledger:
+    """Budgets as asked, or a machine's own memory less a margin."""
+    budget: dict[Tier, int] = {}
+    for tier in TIERS:
+        asked = question.budgets.get(tier)
+        if asked is not None and machine.memory.get(tier) is None:
+            raise UserError(f"--{tier}-memory is given, and {machine.name} has no {tier}: leave it out")
+        budget[tier] = int(machine.memory.get(tier, 0) * (1 - _MARGIN)) if asked is None else asked
+    if question.no_disk:
+        budget["disk"] = 0
+    return Ledger(budget, {"cpu": min(_INTERPRETER, budget["cpu"])})
+
+
+def _is_given(question: Question) -> bool:
+    """Whether weights, KV and batch shape are all fixed, so that there is nothing to search."""
+    shape = question.rows is not None or question.batch_size is not None
+    return question.weights is not None and question.kv is not None and shape
+
+
+def _cannot(question: Question) -> str | None:
+    """Why no engine here executes a plan for this question; None where one does."""
+    if question.attention == "cpu" and question.machine is not None:
+        return "attention on the cpu beside a gpu is not built yet"
+    if question.weight_bits is not None or question.kv_bits is not None:
+        return "packed weights and KV are not built yet"
+    return None if question.machine is None else f"it is for {question.machine}, not for this host"
+
+
+def _job(question: Question) -> str:
+    requests = question.requests
+    prompt = sum(p for p, _ in requests) / len(requests)
+    new = sum(n for _, n in requests) / len(requests)
+    return f"{len(requests):,} prompts of {prompt:,.0f} tokens, {new:,.0f} to generate"
