@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from penstock.machine import limits
+from penstock.memory.allocator import HeapWatch
 from penstock.memory.device import Device
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.types import Ledger
@@ -42,6 +43,10 @@ class Budgets:
         }
         budget = {tier: free[tier] if (asked := self.asked[tier]) is None else asked for tier in TIERS}
         return Ledger(budget, {"cpu": resident + _UNCOUNTED + budget["cpu"] // _SLACK, "disk": cached})
+
+    def heap_watch(self, ledger: Ledger) -> HeapWatch:
+        """Keeps the heap from growing into what is left uncounted."""
+        return HeapWatch(ledger.budget["cpu"] - _UNCOUNTED)
 
     def _gpu_free(self) -> int:
         if self.device.torch_device.type == "cuda":

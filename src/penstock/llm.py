@@ -283,7 +283,8 @@ class LLM:
             if placement.kv.get("disk") or placement.policy.activations.disk:
                 offload = make_offload(self._offload_root)
                 undo.callback(remove_offload, offload)
-            engine = assemble(self.blueprint, placement, self._device, self._clock, offload, progress)
+            heap = self._budgets.heap_watch(ledger)
+            engine = assemble(self.blueprint, placement, self._device, self._clock, offload, progress, heap)
             undo.pop_all()
         self._ready = Prepared(engine, placement, job, ledger.budget, offload)
         return self._ready

@@ -18,6 +18,7 @@ from penstock.engine.engine import Engine, Model
 from penstock.engine.parking import Parking
 from penstock.engine.staging import Stager
 from penstock.errors import UserError
+from penstock.memory.allocator import HeapWatch
 from penstock.memory.clock import Clock
 from penstock.memory.device import Device
 from penstock.memory.direct import DirectReader
@@ -172,6 +173,7 @@ def assemble(
     clock: Clock,
     offload_dir: Path | None,
     progress: Progress | None = None,
+    heap: HeapWatch | None = None,
 ) -> Engine:
     """Take the memory that a placement says, read the resident pages and tie everything together.
 
@@ -196,7 +198,7 @@ def assemble(
         stager = Stager(kv, placement.staging, clock) if placement.staging else None
         parks = shares.of(device.compute_tier) < 1
         parking = Parking(shares, plan.skeleton, device, clock, offload_dir) if parks else None
-        engine = Engine(model, scheduler, pager, kv, clock, stager, parking)
+        engine = Engine(model, scheduler, pager, kv, clock, stager, parking, heap)
         undo.pop_all()
     return engine
 

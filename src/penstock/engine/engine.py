@@ -16,6 +16,7 @@ from penstock.engine.parking import Parking
 from penstock.engine.recurrent import RowStates
 from penstock.engine.sampler import Draw, sample
 from penstock.engine.staging import Item, Stager
+from penstock.memory.allocator import HeapWatch
 from penstock.memory.clock import Clock
 from penstock.memory.kv import KVStore
 from penstock.memory.pager import Pager
@@ -102,9 +103,11 @@ class Engine:
         clock: Clock,
         stager: Stager | None = None,
         parking: Parking | None = None,
+        heap: HeapWatch | None = None,
     ) -> None:
         self.model, self.scheduler, self.clock = model, scheduler, clock
         self.pager, self.kv, self.stager, self.parking = pager, kv, stager, parking
+        self.heap = heap or HeapWatch(None)
         self.sequences: dict[int, Generation] = {}
         self.states = RowStates()
         self.observe: Callable[[int, int, torch.Tensor], None] | None = None
@@ -175,6 +178,7 @@ class Engine:
             finally:  # an interruption must not keep the slot
                 self.model.binding.unbind(at, views)
                 self.pager.release(at)
+            self.heap.look()
             order.append(at)
         self._order = order
 

@@ -41,7 +41,7 @@ def explain(case: Case, machine: Machine, job: str, budget_notes: Sequence[str] 
 
 def priced(case: Case, machine: Machine, job: str, placement: Placement) -> Plan:
     """A placement as it was given, whether it fits or not, with what it would do if it did."""
-    # new KV is on the compute tier only while its layer is computed, so it takes no room there from one sweep to the next
+    # new KV is on the compute tier only while its layer is computed, so none of it stays there between sweeps
     whole = sum(placement.kv.values())
     roomy = replace(placement, kv={**placement.kv, case.compute: placement.kv.get(case.compute, 0) + 2 * whole})
     candidate = Candidate(placement, VirtualRun(case, roomy).predict(case.lengths))
