@@ -119,17 +119,17 @@ def test_the_block_of_the_last_prompt_token_is_computed() -> None:
 
 def test_a_header_lingers_for_a_row_that_waits_and_no_longer() -> None:
     engine = FakeEngine(policy(rows=1), ONE, ROOMY, 4)
-    engine.add(with_tail(0), 1)
+    engine.add(with_tail(0), 2)
     engine.add((9,), 2)
     engine.add(with_tail(1), 1)
     used = []
     for _ in (sweeps := engine.sweeps()):
         used.append(engine.scheduler.blocks_in_use("cpu"))
-        if len(used) == 2:
+        if len(used) == 3:
             engine.scheduler.abort(2)
             engine.finished.append(2)
             used.append(engine.scheduler.blocks_in_use("cpu"))
-    assert used == [20, 30, 10, 0] and next(sweeps, None) is None
+    assert used == [30, 20, 30, 10, 0] and next(sweeps, None) is None
 
 
 def test_lingering_blocks_give_way_to_new_ones() -> None:
@@ -203,10 +203,10 @@ def test_blocks_taken_over_on_the_compute_tier_leave_it_for_the_tail() -> None:
     engine = FakeEngine(policy(rows=1, kv=kv), ONE, {"gpu": 30, "cpu": 80}, 4, compute_tier="gpu")
     engine.add(with_tail(0, 1), 1)  # at home on the gpu, where the others have no room
     for _ in range(2):
-        engine.add(with_tail(1, 5), 3)
+        engine.add(with_tail(1, 5), 1)
     sweeps = engine.sweeps()
     assert spans(next(sweeps)) == [(0, 0, 9)]
     assert spans(next(sweeps))[0][:2] == (1, 8)
     engine.scheduler.abort(1)
     engine.finished.append(1)
-    assert engine.run().sampled == {0: 1, 1: 1, 2: 3}
+    assert engine.run().sampled == {0: 1, 1: 1, 2: 1}

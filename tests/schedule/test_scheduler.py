@@ -177,3 +177,24 @@ def test_unknown_rows() -> None:
     with pytest.raises(KeyError):
         scheduler.row(7)
     assert scheduler.next() is None
+
+
+def test_the_rows_that_may_generate_most_enter_first_and_dropped_ones_before_them() -> None:
+    engine = FakeEngine(policy(rows=1), ONE, ROOMY, 4)
+    for most in (1, 3, 2, 3):
+        engine.add(4, most)
+    assert engine.run().finished == [1, 3, 2, 0]
+
+
+def test_the_longest_first_leave_no_tail_of_few_rows() -> None:
+    engine = FakeEngine(policy(rows=2), ONE, ROOMY, 4)
+    for most in (2, 2, 2, 6):
+        engine.add(1, most)
+    assert len(list(engine.sweeps())) == 6
+
+
+def test_static_groups_keep_their_order() -> None:
+    engine = FakeEngine(policy(b=1, number=1), ONE, ROOMY, 4)
+    for most in (1, 3):
+        engine.add(4, most)
+    assert engine.run().finished == [0, 1]

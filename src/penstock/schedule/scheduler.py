@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 
 from penstock.errors import UserError
 from penstock.plan.policy import TIERS, Policy, Tier
@@ -11,6 +12,8 @@ from penstock.schedule.prefix import chain
 from penstock.schedule.room import Room
 from penstock.schedule.types import GroupSpec, Request, Row, Span, Sweep
 from penstock.units import format_bytes
+
+_PATIENCE = 8192  # requests that may pass the oldest one
 
 
 class Scheduler:
@@ -24,7 +27,8 @@ class Scheduler:
     micro-batch of its own if it is longer than one, and a sweep may then exceed ``policy.sweep_tokens`` by it.
 
     continuous: at most ``policy.rows`` rows; every row past its known tokens takes one token of a sweep, the oldest
-    prefills take the rest. static: groups of batch_size · num_batches rows; ``sweep_tokens`` has no say.
+    prefills take the rest; of those that wait, the ones that may generate most enter first. static: groups of
+    batch_size · num_batches rows, in their order; ``sweep_tokens`` has no say.
 
     sharing: a prompt's full blocks are computed once, and taken over by later rows whose prompts begin alike. Not with
     static admission, nor where prefills may not be cut (recurrent state is no block).
@@ -47,6 +51,8 @@ class Scheduler:
         homes = tuple(tier for tier in TIERS if policy.kv.of(tier) > 0) or (compute_tier,)
         self._room = Room(groups, capacity, block_tokens, compute_tier, homes, chunking, self._requeue)
         self._waiting: OrderedDict[int, Row] = OrderedDict()
+        self._longest: list[tuple[int, int]] = []  # (- tokens to generate, id) of rows that wait, a heap
+        self._returning: set[int] = set()  # rows that wait because they were dropped, before all others
         self._next_id = 0
         self._micro_batch: dict[int, int] = {}  # static admission: the micro-batch that a row belongs to
         self._gave_way = 0  # rows dropped for want of room in this sweep
@@ -103,11 +109,13 @@ class Scheduler:
             self._room.prefixes.want(row)
         self._next_id += 1
         self._waiting[row.id] = row
+        heappush(self._longest, (-limit, row.id))
         return row.id
 
     def abort(self, row_id: int) -> None:
         """Forget a row and free its blocks; between sweeps only. Unknown and ended rows are no error."""
         row = self._room.rows.pop(row_id, None) or self._waiting.pop(row_id, None)
+        self._returning.discard(row_id)
         if row is not None:
             self._room.release(row)
 
@@ -228,7 +236,7 @@ class Scheduler:
         return batches
 
     def _admit(self, most: int, more: Callable[[], bool]) -> Iterator[Row]:
-        """Rows that enter, oldest request first, while there are fewer than ``most`` and a home with room for each.
+        """Rows that enter while there are fewer than ``most`` and a home with room for each.
 
         Room is counted by what rows in flight need for the tokens they know, and a block ahead for each of them.
         """
@@ -238,17 +246,32 @@ class Scheduler:
         claims = Claims(self._room, self._policy.kv)
         gave_way = self._gave_way
         while waiting and len(rows) < most and more() and self._gave_way == gave_way:
-            row = next(iter(waiting.values()))
+            row = self._first()
             home = claims.home_with_room(row)
             if home is None:
                 return
             self._room.admit(waiting.pop(row.id), home)
+            self._returning.discard(row.id)
             claims.add(row)
             yield row
+
+    def _first(self) -> Row:
+        """Who enters next: rows that were dropped, then those that may generate most, else the oldest request.
+
+        Were a long one begun last, the end of a job would be many sweeps of few rows. Nobody waits for ever: the oldest
+        goes first once very many have passed it.
+        """
+        oldest = next(iter(self._waiting.values()))
+        if oldest.id in self._returning or self._policy.admission == "static" or self._next_id - oldest.id > _PATIENCE:
+            return oldest
+        while self._longest[0][1] not in self._waiting:
+            heappop(self._longest)
+        return self._waiting[self._longest[0][1]]
 
     def _requeue(self, row: Row) -> None:
         """Put a row that was dropped before all others that wait."""
         self._waiting[row.id] = row
+        self._returning.add(row.id)
         self._waiting.move_to_end(row.id, last=False)
         self._gave_way += 1
 
