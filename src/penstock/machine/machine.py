@@ -43,10 +43,15 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A directed path between two tiers. latency_s: of one transfer, before its first byte."""
+    """A directed path between two tiers. latency_s: of one transfer, before its first byte.
+
+    staging_bytes_per_s: at which KV is first copied to where the link can fetch it, by the thread that else launches
+    the layers' products. Infinite where KV rests there already, as pinned memory.
+    """
 
     bytes_per_s: float
     latency_s: float = 0.0
+    staging_bytes_per_s: float = math.inf
 
     def seconds(self, nbytes: float, transfers: int = 1) -> float:
         """Time to carry so many bytes in so many transfers."""

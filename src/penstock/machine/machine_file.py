@@ -85,6 +85,7 @@ class _Table(BaseModel):
 class _LinkTable(_Table):
     bytes_per_s: _Bandwidth
     latency_s: _Seconds = 0.0
+    staging_bytes_per_s: _Bandwidth = math.inf
 
     @model_validator(mode="before")
     @classmethod
@@ -271,9 +272,12 @@ def _sections(machine: Machine) -> dict[str, dict[str, object]]:
 
 def _link(link: Link) -> object:
     bandwidth = quantities.BANDWIDTH.write(link.bytes_per_s)
-    if not link.latency_s:
-        return bandwidth
-    return {"bytes_per_s": bandwidth, "latency_s": quantities.SECONDS.write(link.latency_s)}
+    beside: dict[str, object] = {}
+    if link.latency_s:
+        beside["latency_s"] = quantities.SECONDS.write(link.latency_s)
+    if link.staging_bytes_per_s != math.inf:
+        beside["staging_bytes_per_s"] = quantities.BANDWIDTH.write(link.staging_bytes_per_s)
+    return {"bytes_per_s": bandwidth, **beside} if beside else bandwidth
 
 
 def _key(name: str) -> str:

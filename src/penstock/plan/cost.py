@@ -1,13 +1,15 @@
 """What a sweep costs: every lane's seconds, page by page, and how they overlap.
 
 A page is loaded while earlier ones are computed, as far as the ring of slots lets it: load i begins when load i - 1 has
-ended and slot i - slots is free, and compute i begins when load i and compute i - 1 have ended. With one slot, nothing
-overlaps. Physical terms only: bytes over rates, FLOP over rates at their sizes, and the engine's own fixed costs.
+ended and slot i - slots is free, and compute i begins when load i and compute i - 1 have ended. What is carried for a
+layer besides, KV and activations, takes no slot: it comes in portions, at most a layer ahead, while other portions are
+computed. With one slot, nothing overlaps. Physical terms only: bytes over rates, FLOP over rates at their sizes, and
+the engine's own fixed costs.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from penstock.machine.machine import Curve, LinkName, Machine, Processor
 from penstock.plan.load import Load
@@ -96,35 +98,39 @@ class SweepCost:
     def _priced(self, loads: tuple[Load, ...]) -> Priced:
         kinds = {page: self._visit_s(page, loads) for page in self._kinds}
         layers = {layer: self._attention_s(layer, loads) for layer in self._layer_kinds}
-        rest_s = self._between_s(loads)
-        compute, reads, uploads = [], [], []
+        kv = {layer: self._kv(layer, loads) for layer in self._layer_kinds}
+        rest_s, activations = self._between_s(loads), self._activations(loads)
+        compute: list[float] = []
+        pages, portions = _Up(), _Up()
         writes = {"gpu→cpu": 0.0, "cpu→disk": 0.0}
         beside = 0.0  # attention where the layers are not computed
         for i in self._order:
             page = self.shape.pages[i]
-            compute_s, here = kinds[self._kind_of[i]], self._carried(page, self.homes[i], loads)
+            compute_s = kinds[self._kind_of[i]]
+            moved: dict[str, float] = {}
             if i in self._begins:
                 compute_s += rest_s
-                moved = self._activations(loads)
-                here = {lane: here.get(lane, 0.0) + moved.get(lane, 0.0) for lane in (*here, *moved)}
+                _add(moved, activations)
             for layer in self._kinds_on.get(i, ()):
                 attend_s, elsewhere_s = layers[layer]
                 compute_s += attend_s + elsewhere_s
                 beside += elsewhere_s
-                moved = self._kv(layer, loads)
-                here = {lane: here.get(lane, 0.0) + moved.get(lane, 0.0) for lane in (*here, *moved)}
+                _add(moved, kv[layer])
             compute.append(compute_s)
-            reads.append(here.get("disk→cpu", 0.0))
-            uploads.append(here.get("cpu→gpu", 0.0))
+            pages.append(self._carried(page, self.homes[i], loads))
+            portions.append(moved)
             for name in writes:
-                writes[name] += here.get(name, 0.0)
+                writes[name] += moved.get(name, 0.0)
+        reads = pages.reads + portions.reads
         compute, reads = self._together(compute, reads)
+        pages.reads, portions.reads = reads[: len(compute)], reads[len(compute) :]
         fixed = self._fixed_s(loads)
+        uploads = pages.uploads + portions.uploads
         if self.policy.slots == 1:
             seconds = sum(compute) + sum(reads) + sum(uploads) + sum(writes.values()) + fixed
         else:
             streamed = [self.homes[i] != self._compute for i in self._order]
-            seconds = max(_pipelined(compute, reads, uploads, streamed, self.policy.slots, fixed), *writes.values())
+            seconds = max(_pipelined(compute, pages, portions, streamed, self.policy.slots, fixed), *writes.values())
         lanes = {f"{self._compute}-compute": sum(compute) - beside + fixed}
         if beside:
             lanes["cpu-compute"] = lanes.get("cpu-compute", 0.0) + beside
@@ -169,14 +175,32 @@ class SweepCost:
         for load in loads:
             for spans in load.spans:
                 flops = spans.pairs(layer.window) * layer.pair_flops
-                read = spans.keys(layer.window) * layer.kv_bytes * self._kv_part
+                read = spans.keys(layer.window) * layer.kv_bytes
                 on_cpu = share if spans.count == 1 else 0.0  # a prompt's keys are at hand where they were computed
-                here += (1 - on_cpu) * _roofline(self._processor, flops, read, spans.count)
-                if self._kv_part < 1:
-                    here += spans.keys(layer.window) * layer.kv_bytes / 2 / self._processor.dequantise_per_s
+                here += (1 - on_cpu) * self._attend_s(self._processor, flops, read, spans.count)
                 if on_cpu:
-                    away += on_cpu * _roofline(self.machine.processors["cpu"], flops, read, spans.count)
-        return here, away
+                    away += on_cpu * self._attend_s(self.machine.processors["cpu"], flops, read, spans.count)
+        return here, away + self._staging_s(layer, loads)
+
+    def _attend_s(self, processor: Processor, flops: float, kv_bytes: float, queries: float) -> float:
+        """Attention of spans alike to so many bytes of KV, which are unpacked as a whole before, where they are packed.
+
+        Packing what is new passes over it about as often as unpacking what is old, so both count as one.
+        """
+        unpack_s = kv_bytes / (_NATIVE_BITS // 8) / processor.dequantise_per_s if self._kv_part < 1 else 0.0
+        return unpack_s + max(flops / processor.attention.at(queries), kv_bytes / processor.kv_bytes_per_s)
+
+    def _staging_s(self, layer: AttentionShape, loads: Sequence[Load]) -> float:
+        """Copies of KV on the cpu to where the link to the gpu can fetch it, while nothing else is launched."""
+        share = self.policy.kv.of("cpu")
+        if self._compute != "gpu" or not share or self._away():
+            return 0.0
+        return share * self._past_bytes(layer, loads) / self.machine.links["cpu→gpu"].staging_bytes_per_s
+
+    def _past_bytes(self, layer: AttentionShape, loads: Sequence[Load]) -> float:
+        """KV of earlier calls that one layer attends to, as it is stored."""
+        past = sum(s.number * min(s.first, layer.window or s.first) for load in loads for s in load.spans)
+        return past * layer.kv_bytes * self._kv_part
 
     def _away(self) -> float:
         """The part of KV that is attended to on the cpu while a gpu computes the layers."""
@@ -234,23 +258,22 @@ class SweepCost:
         """KV of one layer that is read from, and written to, tiers other than where it is attended to."""
         moved: dict[str, float] = {}
         spans = [s for load in loads for s in load.spans]
-        past = sum(s.number * min(s.first, layer.window or s.first) for s in spans)
-        new = sum(s.number * s.count for s in spans)
-        here = self._kv_part * layer.kv_bytes
+        past_bytes = self._past_bytes(layer, loads)
+        new_bytes = sum(s.number * s.count for s in spans) * layer.kv_bytes * self._kv_part
         for tier in ("cpu", "disk"):
             share = self.policy.kv.of(tier)
             if not share or tier == self._compute:
                 continue
-            _add(moved, self._down(share * new * here, tier))
+            _add(moved, self._down(share * new_bytes, tier))
             if self._away():
                 decode = sum(s.number for s in spans if s.count == 1)
                 if tier == "disk":
-                    _add(moved, {"disk→cpu": self.machine.links["disk→cpu"].seconds(share * past * here)})
+                    _add(moved, {"disk→cpu": self.machine.links["disk→cpu"].seconds(share * past_bytes)})
                 # queries go down and outputs come up
                 _add(moved, self._down(share * decode * self.shape.hidden_bytes, "cpu"))
                 _add(moved, self._up(share * decode * self.shape.hidden_bytes, "cpu"))
             else:
-                _add(moved, self._up(share * past * here, tier))
+                _add(moved, self._up(share * past_bytes, tier))
         return moved
 
     def _activations(self, loads: Sequence[Load]) -> dict[str, float]:
@@ -280,37 +303,48 @@ class SweepCost:
         return [a * s for s in compute], [b * s for s in reads]
 
 
+@dataclass(slots=True)
+class _Up:
+    """Seconds on both links towards the compute tier, page by page."""
+
+    reads: list[float] = field(default_factory=list)
+    uploads: list[float] = field(default_factory=list)
+
+    def append(self, lanes: Mapping[str, float]) -> None:
+        self.reads.append(lanes.get("disk→cpu", 0.0))
+        self.uploads.append(lanes.get("cpu→gpu", 0.0))
+
+    def any(self) -> bool:
+        return any(self.reads) or any(self.uploads)
+
+
 def _pipelined(
-    compute: Sequence[float],
-    reads: Sequence[float],
-    uploads: Sequence[float],
-    streamed: Sequence[bool],
-    slots: int,
-    fixed: float,
+    compute: Sequence[float], pages: _Up, portions: _Up, streamed: Sequence[bool], slots: int, fixed: float
 ) -> float:
     """Seconds of a sweep amid sweeps like it: the second of two, which has what the first fetched ahead at its end."""
-    if not any(reads) and not any(uploads):
+    if not pages.any() and not portions.any():
         return sum(compute) + fixed
-    read_end = upload_end = now = first_end = 0.0
-    freed = [0.0] * slots  # when each slot was last given back, oldest first
+    read_end = upload_end = now = first_end = ahead = 0.0
+    freed = deque([0.0] * slots)  # when each slot was last given back, oldest first
+    steps = list(zip(compute, pages.reads, pages.uploads, portions.reads, portions.uploads, streamed, strict=True))
     for _ in range(2):
         first_end = now
-        for compute_s, read_s, upload_s, streams in zip(compute, reads, uploads, streamed, strict=True):
+        for compute_s, read_s, upload_s, portions_read_s, portions_upload_s, streams in steps:
             if streams:
-                free = freed.pop(0)
-                read_end = max(read_end, free) + read_s
+                read_end = max(read_end, freed.popleft()) + read_s
                 upload_end = max(upload_end, read_end) + upload_s
-                now = max(now, upload_end) + compute_s
+                now = max(now, upload_end)
+            begun = now
+            now += compute_s
+            if portions_read_s or portions_upload_s:
+                read_end = max(read_end, ahead) + portions_read_s
+                upload_end = max(upload_end, read_end) + portions_upload_s
+                now = max(now, upload_end)
+                ahead = begun
+            if streams:
                 freed.append(now)
-            else:
-                read_end, upload_end = read_end + read_s, max(upload_end, read_end + read_s) + upload_s
-                now = (max(now, upload_end) if read_s or upload_s else now) + compute_s
         now += fixed
     return now - first_end
-
-
-def _roofline(processor: Processor, flops: float, read_bytes: float, queries: float) -> float:
-    return max(flops / processor.attention.at(queries), read_bytes / processor.kv_bytes_per_s)
 
 
 def _first_pages(pages: Sequence[PageShape]) -> frozenset[int]:

@@ -35,9 +35,10 @@ class _Form(BaseModel):
 class _Link(_Form):
     bytes_per_s: PositiveFloat
     latency_s: NonNegativeFloat = 0.0
+    staging_bytes_per_s: PositiveFloat | None = None
 
     def value(self) -> Link:
-        return Link(self.bytes_per_s, self.latency_s)
+        return Link(self.bytes_per_s, self.latency_s, self.staging_bytes_per_s or math.inf)
 
 
 class _Processor(_Form):
