@@ -23,10 +23,8 @@ def model_shape(plan: Blueprint) -> ModelShape:
     item = plan.precision.compute.itemsize
     hidden = int(config.hidden_size)
     layers = sorted({page.layer for page in plan.layout.pages if page.layer is not None})
-    between = sum(
-        traffic_bytes(hidden, _attention_width(plan, layer), _inner_width(plan, layer, chosen), item)
-        for layer in layers
-    )
+    widths = [(_attention_width(plan, layer), _inner_width(plan, layer, chosen)) for layer in layers]
+    between = sum(traffic_bytes(hidden, attends, inner, item) for attends, inner in widths)
     return ModelShape(
         name=plan.source.name,
         arithmetic=arithmetic(plan.precision),
@@ -39,6 +37,8 @@ def model_shape(plan: Blueprint) -> ModelShape:
         experts=experts,
         experts_chosen=chosen,
         weight_bits=8.0 * plan.precision.stored.itemsize,
+        operator_bytes=item * (hidden + max((width for both in widths for width in both), default=hidden)),
+        heads=int(getattr(config, "num_attention_heads", 0) or 0),
     )
 
 

@@ -1,5 +1,7 @@
 """A policy that a person gave, priced as it stands: also one that overflows a tier or that no engine runs yet."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from penstock.plan.case import Case
@@ -24,6 +26,9 @@ def given_placement(case: Case) -> Placement:
     cut = Cut(asked.slots or 2, batch, rows, asked.sweep_tokens or max(batch, rows))
     kv_bytes = rows * sizes.row_bytes(case.job.mean_tokens) * packed(case.kv_bits, 16)
     homes = _homes(case, sizes.fixed(cut) + int(kv.of(compute) * kv_bytes))
+    if static and asked.slots is None:
+        cut = replace(cut, slots=_layer_slots(case, homes))
+    fixed = _static_fixed(case, sizes, cut) if static else sizes.fixed(cut)
     total = sum(case.shape.footprint.pages) or 1
     by_tier = {
         t: sum(n for n, h in zip(case.shape.footprint.pages, homes, strict=True) if h == t) / total for t in TIERS
@@ -41,7 +46,32 @@ def given_placement(case: Case) -> Placement:
         num_batches=asked.num_batches,
     )
     held = {tier: int(kv.of(tier) * kv_bytes) for tier in TIERS if kv.of(tier) > 0}
-    return Placement(case.extended(policy), homes, held, sizes.staging(), {compute: sizes.fixed(cut)})
+    return Placement(case.extended(policy), homes, held, sizes.staging(), {compute: fixed})
+
+
+def _layer_slots(case: Case, homes: Sequence[Tier]) -> int:
+    """Slots that what streams of a layer takes: FlexGen holds half a layer, attention or MLP, and loads the other."""
+    streamed = Counter(
+        page.layer
+        for page, home in zip(case.shape.pages, homes, strict=True)
+        if home != case.compute and page.layer is not None
+    )
+    return max(2, max(streamed.values(), default=0))
+
+
+def _static_fixed(case: Case, sizes: Sizes, cut: Cut) -> int:
+    """Bytes of the compute tier before KV and resident pages, where a micro-batch's prompts are one call.
+
+    Of such a call no more than one operator's tensors are there at a time, as FlexGen counts them: those of a product,
+    or queries, outputs and all scores of attention (FlexGen, appendix A.3).
+    """
+    shape, job = case.shape, case.job
+    item = 2  # bytes of a score in half precision
+    attention_bytes = 2 * shape.hidden_bytes + item * shape.heads * job.longest_prompt
+    logits = min(cut.rows, case.asked.batch_size or cut.rows) * shape.footprint.logit_bytes
+    working = cut.batch * max(shape.operator_bytes, attention_bytes) + logits
+    ring = min(cut.slots, len(sizes.streamable)) * sizes.page
+    return shape.footprint.core + working + sizes.suspended(cut) + ring + 2 * sizes.staging()
 
 
 def _homes(case: Case, before: int) -> tuple[Tier, ...]:

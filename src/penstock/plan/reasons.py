@@ -41,9 +41,12 @@ def explain(case: Case, machine: Machine, job: str, budget_notes: Sequence[str] 
 
 def priced(case: Case, machine: Machine, job: str, placement: Placement) -> Plan:
     """A placement as it was given, whether it fits or not, with what it would do if it did."""
-    # new KV is on the compute tier only while its layer is computed, so none of it stays there between sweeps
-    whole = sum(placement.kv.values())
-    roomy = replace(placement, kv={**placement.kv, case.compute: placement.kv.get(case.compute, 0) + 2 * whole})
+    # the scheduler counts blocks as they are unpacked; and new KV is on the compute tier only while its layer is
+    # computed, so none of it stays there between sweeps
+    part = packed(case.kv_bits, 16)
+    room = {tier: int(nbytes / part) for tier, nbytes in placement.kv.items()}
+    room[case.compute] = room.get(case.compute, 0) + 2 * sum(room.values())
+    roomy = replace(placement, kv=room)
     candidate = Candidate(placement, VirtualRun(case, roomy).predict(case.lengths))
     plan = Plan(
         model=case.shape.name,

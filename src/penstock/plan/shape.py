@@ -47,6 +47,7 @@ class ModelShape:
     of those the ones that a token is sent to. hidden_bytes: of one token's residual stream. traffic_bytes: read and
     written by everything between products, for one token, in all layers. vocabulary: logits of a sampled row.
     weight_bits: of a stored weight (16 for bfloat16). footprint: bytes that the placement rule counts with.
+    operator_bytes: of one token, what the widest of a layer's operators reads and writes. heads: of queries in a layer.
     """
 
     name: str
@@ -60,6 +61,8 @@ class ModelShape:
     experts: int = 0
     experts_chosen: int = 0
     weight_bits: float = 16.0
+    operator_bytes: int = 0
+    heads: int = 0
 
     @property
     def page_bytes(self) -> int:
