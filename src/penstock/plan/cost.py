@@ -1,21 +1,21 @@
-"""What a sweep costs: every lane's seconds, page by page, and how they overlap.
+"""What a sweep costs: every lane's seconds, page by page.
 
-A page is loaded while earlier ones are computed, as far as the ring of slots lets it: load i begins when load i - 1 has
-ended and slot i - slots is free, and compute i begins when load i and compute i - 1 have ended. What is carried for a
-layer besides, KV and activations, takes no slot: it comes in portions, at most a layer ahead, while other portions are
-computed. With one slot, nothing overlaps. Physical terms only: bytes over rates, FLOP over rates at their sizes, and
-the engine's own fixed costs.
+Physical terms only: bytes over rates, FLOP over rates at their sizes, and the engine's own fixed costs; docs/cost-model.md
+has them all. With one slot, nothing overlaps; with more, as ``plan.pipeline`` says.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from penstock.machine.machine import Curve, LinkName, Machine, Processor
 from penstock.plan.load import Load
+from penstock.plan.pipeline import Up, pipelined
 from penstock.plan.policy import Policy, Shares, Tier
 from penstock.plan.shape import AttentionShape, ModelShape, PageShape
 
+_T = TypeVar("_T")
 _NATIVE_BITS = 16
 _GROUP = 64  # elements that share a scale and a zero, 16 bits each, where weights or KV are packed
 
@@ -34,7 +34,10 @@ def packed(bits: int | None, native_bits: float) -> float:
 
 
 class SweepCost:
-    """Prices sweeps of one model on one machine under one policy. homes: the tier of each page."""
+    """Prices sweeps of one model on one machine under one policy.
+
+    homes: the tier of each page; nothing where only the closed form is asked for.
+    """
 
     def __init__(self, shape: ModelShape, machine: Machine, policy: Policy, homes: Sequence[Tier]) -> None:
         self.shape, self.machine, self.policy, self.homes = shape, machine, policy, tuple(homes)
@@ -44,18 +47,15 @@ class SweepCost:
         self._weight_part = packed(policy.weight_bits, shape.weight_bits)
         self._kv_part = packed(policy.kv_bits, _NATIVE_BITS)
         self._layers = len({page.layer for page in shape.pages if page.layer is not None}) or 1
-        self._attention_on: dict[int, list[AttentionShape]] = {}
-        for layer in shape.attention:
-            self._attention_on.setdefault(layer.page, []).append(layer)
-        self._begins = _first_pages(shape.pages)
         self._order = [i for i, page in enumerate(shape.pages) if not page.table]
         # a model has many pages and layers of few kinds
-        self._kinds = Counter(replace(shape.pages[i], layer=None) for i in self._order)
+        kinds = [replace(shape.pages[i], layer=None) for i in self._order]
+        self._kinds, self._kind_of = _distinct(kinds)
+        self._number = Counter(self._kind_of)
+        resting = [self.homes[i] for i in self._order] if self.homes else []
+        self._placed, self._placed_of = _distinct(list(zip(kinds, resting, strict=False)))
         self._layer_kinds = Counter(replace(layer, page=0) for layer in shape.attention)
-        self._kind_of = [replace(page, layer=None) for page in shape.pages]
-        self._kinds_on = {
-            page: [replace(layer, page=0) for layer in layers] for page, layers in self._attention_on.items()
-        }
+        self._joints = _joints(shape, self._order)
         self._memo: dict[tuple[Load, ...], Priced] = {}
 
     def with_kv(self, kv: Shares) -> "SweepCost":
@@ -75,7 +75,7 @@ class SweepCost:
 
         streamed: bytes of pages that rest on each tier other than the compute tier. For a search; ``price`` is exact.
         """
-        compute = sum(number * self._visit_s(page, loads) for page, number in self._kinds.items())
+        compute = sum(self._number[i] * self._visit_s(kind, loads) for i, kind in enumerate(self._kinds))
         carried: dict[str, float] = {}
         beside = 0.0
         for layer, number in self._layer_kinds.items():
@@ -96,29 +96,26 @@ class SweepCost:
         return Priced(seconds, {lane: busy for lane, busy in lanes.items() if busy > 0})
 
     def _priced(self, loads: tuple[Load, ...]) -> Priced:
-        kinds = {page: self._visit_s(page, loads) for page in self._kinds}
-        layers = {layer: self._attention_s(layer, loads) for layer in self._layer_kinds}
-        kv = {layer: self._kv(layer, loads) for layer in self._layer_kinds}
+        visits = [self._visit_s(kind, loads) for kind in self._kinds]
+        compute = [visits[kind] for kind in self._kind_of]
+        carried = [self._carried(page, home, loads) for page, home in self._placed]
+        pages = Up.of([carried[placed] for placed in self._placed_of])
+        layers = {layer: (self._attention_s(layer, loads), self._kv(layer, loads)) for layer in self._layer_kinds}
         rest_s, activations = self._between_s(loads), self._activations(loads)
-        compute: list[float] = []
-        pages, portions = _Up(), _Up()
+        portions = Up([0.0] * len(compute), [0.0] * len(compute))
         writes = {"gpu→cpu": 0.0, "cpu→disk": 0.0}
         beside = 0.0  # attention where the layers are not computed
-        for i in self._order:
-            page = self.shape.pages[i]
-            compute_s = kinds[self._kind_of[i]]
+        for at, begins, attends in self._joints:
             moved: dict[str, float] = {}
-            if i in self._begins:
-                compute_s += rest_s
+            if begins:
+                compute[at] += rest_s
                 _add(moved, activations)
-            for layer in self._kinds_on.get(i, ()):
-                attend_s, elsewhere_s = layers[layer]
-                compute_s += attend_s + elsewhere_s
+            for layer in attends:
+                (attend_s, elsewhere_s), kv = layers[layer]
+                compute[at] += attend_s + elsewhere_s
                 beside += elsewhere_s
-                _add(moved, kv[layer])
-            compute.append(compute_s)
-            pages.append(self._carried(page, self.homes[i], loads))
-            portions.append(moved)
+                _add(moved, kv)
+            portions.reads[at], portions.uploads[at] = moved.get("disk→cpu", 0.0), moved.get("cpu→gpu", 0.0)
             for name in writes:
                 writes[name] += moved.get(name, 0.0)
         reads = pages.reads + portions.reads
@@ -130,7 +127,7 @@ class SweepCost:
             seconds = sum(compute) + sum(reads) + sum(uploads) + sum(writes.values()) + fixed
         else:
             streamed = [self.homes[i] != self._compute for i in self._order]
-            seconds = max(_pipelined(compute, pages, portions, streamed, self.policy.slots, fixed), *writes.values())
+            seconds = max(pipelined(compute, pages, portions, streamed, self.policy.slots, fixed), *writes.values())
         lanes = {f"{self._compute}-compute": sum(compute) - beside + fixed}
         if beside:
             lanes["cpu-compute"] = lanes.get("cpu-compute", 0.0) + beside
@@ -303,57 +300,25 @@ class SweepCost:
         return [a * s for s in compute], [b * s for s in reads]
 
 
-@dataclass(slots=True)
-class _Up:
-    """Seconds on both links towards the compute tier, page by page."""
-
-    reads: list[float] = field(default_factory=list)
-    uploads: list[float] = field(default_factory=list)
-
-    def append(self, lanes: Mapping[str, float]) -> None:
-        self.reads.append(lanes.get("disk→cpu", 0.0))
-        self.uploads.append(lanes.get("cpu→gpu", 0.0))
-
-    def any(self) -> bool:
-        return any(self.reads) or any(self.uploads)
+def _distinct(values: Sequence[_T]) -> tuple[list[_T], list[int]]:
+    """What differs of some values, and for each value which of those it is."""
+    found = {value: i for i, value in enumerate(dict.fromkeys(values))}
+    return list(found), [found[value] for value in values]
 
 
-def _pipelined(
-    compute: Sequence[float], pages: _Up, portions: _Up, streamed: Sequence[bool], slots: int, fixed: float
-) -> float:
-    """Seconds of a sweep amid sweeps like it: the second of two, which has what the first fetched ahead at its end."""
-    if not pages.any() and not portions.any():
-        return sum(compute) + fixed
-    read_end = upload_end = now = first_end = ahead = 0.0
-    freed = deque([0.0] * slots)  # when each slot was last given back, oldest first
-    steps = list(zip(compute, pages.reads, pages.uploads, portions.reads, portions.uploads, streamed, strict=True))
-    for _ in range(2):
-        first_end = now
-        for compute_s, read_s, upload_s, portions_read_s, portions_upload_s, streams in steps:
-            if streams:
-                read_end = max(read_end, freed.popleft()) + read_s
-                upload_end = max(upload_end, read_end) + upload_s
-                now = max(now, upload_end)
-            begun = now
-            now += compute_s
-            if portions_read_s or portions_upload_s:
-                read_end = max(read_end, ahead) + portions_read_s
-                upload_end = max(upload_end, read_end) + portions_upload_s
-                now = max(now, upload_end)
-                ahead = begun
-            if streams:
-                freed.append(now)
-        now += fixed
-    return now - first_end
-
-
-def _first_pages(pages: Sequence[PageShape]) -> frozenset[int]:
-    """The first page of each decoder layer."""
-    first: dict[int, int] = {}
-    for i, page in enumerate(pages):
-        if page.layer is not None:
-            first.setdefault(page.layer, i)
-    return frozenset(first.values())
+def _joints(shape: ModelShape, order: Sequence[int]) -> list[tuple[int, bool, list[AttentionShape]]]:
+    """Places in the order where a decoder layer begins or attends, with the kinds of attention that run there."""
+    attends: dict[int, list[AttentionShape]] = {}
+    for layer in shape.attention:
+        attends.setdefault(layer.page, []).append(replace(layer, page=0))
+    begun: set[int | None] = {None}
+    joints = []
+    for at, i in enumerate(order):
+        decoder = shape.pages[i].layer
+        if decoder not in begun or i in attends:
+            joints.append((at, decoder not in begun, attends.get(i, [])))
+        begun.add(decoder)
+    return joints
 
 
 def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
