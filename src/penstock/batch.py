@@ -193,7 +193,8 @@ class _Work:
         if not longest:
             prompt, total = min(prompt, mean), mean
         context = self.llm.blueprint.context or total
-        return Job(surveyed.to_go, min(mean, total, context), min(total, context), min(prompt, context))
+        lengths = sample.lengths
+        return Job(surveyed.to_go, min(mean, total, context), min(total, context), min(prompt, context), lengths)
 
     def _answer(self, run: Run) -> None:
         try:

@@ -7,7 +7,7 @@ from typing import Any
 from penstock.engine.build import Blueprint, check_context
 from penstock.errors import UserError
 from penstock.model import tokenizer
-from penstock.plan.types import Job
+from penstock.plan.types import Job, Length
 from penstock.sampling import Sampling, SamplingParams, resolve
 
 Prompt = str | Mapping[str, Any]
@@ -43,7 +43,8 @@ class Item:
 def job_of(items: Sequence[Item]) -> Job:
     """What a list of prompts asks for, every row at its longest."""
     totals = [item.tokens for item in items]
-    return Job(len(items), -(-sum(totals) // len(totals)), max(totals), max(len(item.ids) for item in items))
+    lengths = [Length(len(item.ids), item.sampling.max_tokens, item.ids) for item in items]
+    return Job(len(items), -(-sum(totals) // len(totals)), max(totals), max(one.prompt for one in lengths), lengths)
 
 
 class Encoder:

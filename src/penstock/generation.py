@@ -16,6 +16,7 @@ from penstock.memory.device import Device
 from penstock.model import tokenizer
 from penstock.outlook import Outlook
 from penstock.outputs import CompletionOutput, RequestOutput
+from penstock.plan.plan import Prediction
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.types import Job, Placement
 from penstock.report import Account
@@ -25,13 +26,17 @@ Event = Callable[[Mapping[str, Any]], None]
 
 @dataclass(slots=True)
 class Prepared:
-    """An engine with what it was built for: the job, its placement, the budgets in force, its directory on disk."""
+    """An engine with what it was built for: the job, its placement, the budgets in force, its directory on disk.
+
+    predicted: what the job that it runs now will do; None where this machine was never measured.
+    """
 
     engine: Engine
     placement: Placement
     job: Job
     budget: Mapping[Tier, int]
     offload: Path | None
+    predicted: Prediction | None = None
 
     def covers(self, job: Job) -> bool:
         """Whether it serves another job as well as an engine of that job's own would."""
@@ -207,7 +212,7 @@ class Run:
         disk = plan.cached_bytes + self.account.kv_peak["disk"] + self.account.activations_peak["disk"]
         gpu = self.around.device.peak_bytes if self.around.device.compute_tier == "gpu" else 0
         ledger = {"peak": {"gpu": gpu, "disk": disk}, "budget": self.prepared.budget}
-        return self.account.summary(self.around.clock, placement, weights, ledger)
+        return self.account.summary(self.around.clock, placement, weights, ledger, self.prepared.predicted)
 
 
 def _longest(plan: Blueprint, prepared: Prepared) -> int:

@@ -10,8 +10,6 @@ from types import TracebackType
 from typing import Any
 from weakref import ref
 
-import torch
-
 from penstock.batch import Wish, run_batch
 from penstock.budgets import Budgets
 from penstock.encoding import Encoder, Item, Prompt, job_of
@@ -28,8 +26,8 @@ from penstock.model import precision, source, tokenizer
 from penstock.model.fingerprint import fingerprint
 from penstock.outlook import Outlook
 from penstock.outputs import RequestOutput
+from penstock.placing import Placing, saved_plan
 from penstock.plan.policy import Tier
-from penstock.plan.rule import decide
 from penstock.plan.shares import parse_shares
 from penstock.plan.types import Asked, Job, Ledger
 from penstock.sampling import SamplingParams
@@ -42,10 +40,11 @@ class LLM:
     """A model on memory tiers. Keywords mirror the command line's flags.
 
     model: directory, GGUF file, hub id or ``demo``. gpu_memory, cpu_memory, disk_memory: budgets ("4GiB" or bytes).
-    weights, kv, activations: shares ("cpu=40%,disk=60%"). trace: the file that ``close`` writes it to. page_bytes:
-    largest page. on_event: called with dictionaries whose ``kind`` is ``note`` (``text``), ``load`` (``what``; bytes
-    ``done`` of ``total``), ``sweep`` (progress after each) or ``text`` (new ``text`` of prompt ``index``, where it is
-    the only one or has stop texts). The others mirror flags: ``penstock generate --help``.
+    weights, kv, activations: shares ("cpu=40%,disk=60%"). plan: a file that ``penstock plan --save`` wrote. trace: the
+    file that ``close`` writes it to. page_bytes: largest page. on_event: called with dictionaries whose ``kind`` is
+    ``note`` (``text``), ``load`` (``what``; bytes ``done`` of ``total``), ``sweep`` (progress after each) or ``text``
+    (new ``text`` of prompt ``index``, where it is the only one or has stop texts). The others mirror flags: ``penstock
+    generate --help``.
 
     last_run: figures of the last ``generate``, as ``report.Account.summary`` describes them. Mistakes and refusals
     raise UserError with one line. Use it as a context manager, or call ``close``.
@@ -70,6 +69,7 @@ class LLM:
         slots: int | None = None,
         batch_size: int | None = None,
         num_batches: int | None = None,
+        plan: str | os.PathLike[str] | None = None,
         trust_remote_code: bool = False,
         random_weights: bool = False,
         unchecked: bool = False,
@@ -88,6 +88,7 @@ class LLM:
             batch_size=_count(batch_size, "--batch-size"),
             num_batches=_count(num_batches, "--num-batches"),
         )
+        self._saved = None if plan is None else saved_plan(Path(plan), self.asked)
         give_back_at_once()
         asked_bytes: dict[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
         asked_budget = {t: None if b is None else parse_bytes(b, f"--{t}-memory") for t, b in asked_bytes.items()}
@@ -228,10 +229,17 @@ class LLM:
         if (live := self._live()) is not None and live.live:
             raise UserError("a stream of this LLM is not at its end: read it to there or close it before the next run")
         prepared = self._prepared(job)  # the blueprint may be another one then, with pages in the page cache
+        prepared.predicted = self._placing.predict(prepared.placement, job, prepared.budget)
+        if prepared.predicted is not None and job.prompts > 1:
+            self._placing.tell(prepared.predicted, job)
         around = Surroundings(self.blueprint, self._device, self._clock, self.tokenizer, self._event)
         run = Run(around, prepared, items, outlook, ahead)
         self._live = ref(run)
         return run
+
+    @property
+    def _placing(self) -> Placing:
+        return Placing(self.blueprint, self.asked, self._saved, self.compute_tier, self._offload_root, self._event)
 
     @property
     def compute_tier(self) -> Tier:
@@ -275,8 +283,8 @@ class LLM:
         self._drop_engine()
         disk = self._budgets.asked["disk"]
         self.blueprint = cache_pages(self.blueprint, disk, self._progress("preparing pages"))
-        hidden, ledger = self._hidden_tokens(), self.ledger()
-        placement = decide(self.blueprint.footprint(), job, ledger, self.asked, self.compute_tier, hidden)
+        placement = self._placing.choose(job, self.ledger)
+        ledger = self.ledger()
         offload: Path | None = None
         progress = self._progress("reading resident pages")
         with ExitStack() as undo:
@@ -295,25 +303,6 @@ class LLM:
             if self._ready.offload is not None:
                 remove_offload(self._ready.offload)
             self._ready = None
-
-    def _hidden_tokens(self) -> int:
-        """T*: tokens whose compute hides one sweep's page reads, from a probe of a second; 0 without streaming."""
-        pages = [p for p in self.blueprint.layout.pages if p.kind != "embedding"]
-        total = sum(p.nbytes for p in pages)
-        if self.compute_tier != "cpu" or total < (1 << 30) or self.asked.sweep_tokens:
-            return 0
-        extents = [e for p in pages for e in p.extents or ()]
-        if not extents:
-            return 0
-        rate = probe.probe_disk(extents, 0.7)
-        flops = probe.probe_gemm(self.blueprint.precision.compute, 256, 0.7)
-        weights = sum(s.nbytes // getattr(torch, s.dtype).itemsize for p in pages for s in p.slices)
-        hidden = int(total / rate * flops / (2 * weights))
-        text = (
-            f"disk {rate / 1e9:.1f} GB/s, products {flops / 1e9:,.0f} GFLOP/s: one sweep's pages hide {hidden:,} tokens"
-        )
-        self._event({"kind": "note", "text": text})
-        return hidden
 
     def _progress(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self._event({"kind": "load", "what": what, "done": done, "total": total})

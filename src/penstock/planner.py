@@ -24,7 +24,7 @@ from penstock.plan.question import Question
 from penstock.plan.reasons import explain, priced
 from penstock.plan.shape import ModelShape
 from penstock.plan.types import Ledger, Length
-from penstock.profiling.measure import SHORT, measure_profile
+from penstock.profiling.measure import SHORT, measure_profile, with_disks
 from penstock.profiling.profile import Profile, stale_reasons
 from penstock.profiling.profile_file import load_profile, save_profile
 
@@ -129,11 +129,32 @@ def host_machine(plan: Blueprint | None, offload: Path, on_event: Event) -> Mach
     if profile is not None and (reasons := stale_reasons(profile)):
         on_event({"kind": "note", "text": f"the stored profile is not used: {'; '.join(reasons)}"})
         profile = None
-    extents = [e for page in plan.layout.pages for e in page.extents or ()] if plan is not None else []
+    extents = _extents(plan)
     checkpoint = Path(extents[0].path) if extents else None
     if profile is None:
         profile = _measured(extents, offload, on_event)
+    elif profile.lacks(checkpoint, offload):
+        on_event({"kind": "note", "text": "measuring a disk that was not measured before"})
+        try:
+            profile = with_disks(profile, extents or None, offload, SHORT, _progress(on_event))
+            save_profile(profile)
+        except UserError as refusal:
+            on_event({"kind": "note", "text": f"{refusal}; planned as if it were the disk that was measured"})
     return profile.machine_at(checkpoint, offload)
+
+
+def stored_machine(plan: Blueprint | None, offload: Path) -> Machine | None:
+    """This host as it was measured; None where it was not, or by other versions or on another machine."""
+    profile = load_profile()
+    if profile is None or stale_reasons(profile):
+        return None
+    extents = _extents(plan)
+    return profile.machine_at(Path(extents[0].path) if extents else None, offload)
+
+
+def _extents(plan: Blueprint | None) -> list[Extent]:
+    """Where the model's pages are read from."""
+    return [e for page in plan.layout.pages for e in page.extents or ()] if plan is not None else []
 
 
 def planned_source(model: str, trust_remote_code: bool) -> source.Source:
@@ -147,13 +168,15 @@ def planned_source(model: str, trust_remote_code: bool) -> source.Source:
 
 def _measured(extents: list[Extent], offload: Path, on_event: Event) -> Profile:
     on_event({"kind": "note", "text": "measuring this host, once, for about 15 s (penstock profile measures longer)"})
-
-    def progress(what: str, part: float) -> None:
-        on_event({"kind": "load", "what": f"measuring {what}", "done": round(100 * part), "total": 100})
-
-    profile = measure_profile(extents or None, offload, SHORT, progress)
+    profile = measure_profile(extents or None, offload, SHORT, _progress(on_event))
     save_profile(profile)
     return profile
+
+
+def _progress(on_event: Event) -> Callable[[str, float], None]:
+    return lambda what, part: on_event(
+        {"kind": "load", "what": f"measuring {what}", "done": round(100 * part), "total": 100}
+    )
 
 
 def _blueprint(found: source.Source, chosen: precision.Precision, question: Question, on_gpu: bool) -> Blueprint:

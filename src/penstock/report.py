@@ -7,6 +7,7 @@ from typing import Any
 from penstock.engine.engine import Engine, SweepReport
 from penstock.machine.limits import peak_resident_bytes
 from penstock.memory.clock import Clock, Lane, Reading, Summary
+from penstock.plan.plan import Prediction
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.types import Placement
 
@@ -55,7 +56,12 @@ class Account:
             self.activations_peak = {tier: sweep.activations.get(tier, 0) for tier in TIERS}
 
     def summary(
-        self, clock: Clock, placement: Placement, weights: Mapping[Tier, int], ledger: Mapping[str, Any]
+        self,
+        clock: Clock,
+        placement: Placement,
+        weights: Mapping[Tier, int],
+        ledger: Mapping[str, Any],
+        predicted: Prediction | None = None,
     ) -> dict[str, Any]:
         """``LLM.last_run``.
 
@@ -64,6 +70,7 @@ class Account:
         per sweep. lanes, waits: share of the seconds in which a lane was busy, and in which compute waited for it.
         links: bytes and busy seconds. placed_bytes: weights by home; KV with recurrent state, and activations, when
         most was held. peak_bytes and budget_bytes: by tier; that of cpu is of the whole process since it began.
+        predicted: the same of seconds, rates, rows and lanes as they were planned, None where nothing was measured.
         """
         seen: Summary = clock.summary(self.started)
         seconds = seen["seconds"]
@@ -98,4 +105,17 @@ class Account:
                 "slots": placement.policy.slots,
                 "admission": placement.policy.admission,
             },
+            "predicted": None if predicted is None else _record(predicted),
         }
+
+
+def _record(predicted: Prediction) -> dict[str, Any]:
+    return {
+        "seconds": predicted.seconds,
+        "total_tok_s": predicted.total_tok_s,
+        "prefill_tok_s": predicted.prefill_tok_s,
+        "decode_tok_s": predicted.decode_tok_s,
+        "rows_mean": predicted.rows_mean,
+        "sweeps": predicted.sweeps,
+        "lanes": {lane: busy / predicted.seconds for lane, busy in predicted.lanes.items()},
+    }

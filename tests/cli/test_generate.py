@@ -70,7 +70,7 @@ def test_flags_reach_the_engine_by_the_names_of_python(engine: Engine) -> None:
     words = [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
     switches = ["--random-weights", "--trust-remote-code", "--unchecked"]
     assert main(["generate", "demo", "x", *words, *switches]) == 0
-    expected = {**flags, "model": "demo", "rows": None, "trace": None}
+    expected = {**flags, "model": "demo", "rows": None, "trace": None, "plan": None}
     expected |= {"random_weights": True, "trust_remote_code": True, "unchecked": True}
     assert engine.asked == expected
 

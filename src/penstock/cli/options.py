@@ -120,6 +120,10 @@ BatchTokens = Annotated[
 Slots = Annotated[
     int | None, option(CUT, "--slots", "pages in the streaming ring; 1: load, then compute", metavar="N", min=1)
 ]
+SavedPlan = Annotated[
+    str | None,
+    option(CUT, "--plan", "run a plan that penstock plan --save wrote, exactly", metavar="F"),
+]
 BatchSize = Annotated[
     int | None,
     option(CUT, "--batch-size", "FlexGen's form: rows of a micro-batch, with --num-batches", metavar="N", min=1),

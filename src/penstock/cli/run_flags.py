@@ -32,6 +32,7 @@ HOW = {
     "slots": options.Slots,
     "batch_size": options.BatchSize,
     "num_batches": options.NumBatches,
+    "plan": options.SavedPlan,
     "dtype": options.Dtype,
     "device": options.Device,
     "random_weights": options.RandomWeights,

@@ -56,9 +56,11 @@ def _table(run: Mapping[str, Any]) -> Iterator[str]:
         f"{figures.count(run['prompts'], 'prompt')} · {run['tokens_in']:,} tokens in"
         f" · {run['tokens_out']:,} out · {format_seconds(run['seconds'])}"
     )
+    planned = run.get("predicted")
     lines = {
         "throughput": f"{figures.speed(run['total_tok_s'])} tok/s in all · prefill"
         f" {figures.speed(run['prefill_tok_s'])} · decode {figures.speed(run['decode_tok_s'])}",
+        "planned": _planned(planned, run) if planned else "",
         "sweeps": _sweeps(run),
         "busy": _shares(run["lanes"]),
         "waited for": _shares(run.get("waits") or {}),
@@ -69,6 +71,17 @@ def _table(run: Mapping[str, Any]) -> Iterator[str]:
     for label, text in lines.items():
         if text:
             yield f"{label:<12}{text}"
+
+
+def _planned(planned: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """The prediction of the same figures, and how far the run was from it."""
+    off = run["total_tok_s"] / planned["total_tok_s"] - 1 if planned["total_tok_s"] else 0.0
+    rates = (
+        f"{figures.speed(planned['total_tok_s'])} tok/s ({off:+.0%} was measured) · prefill"
+        f" {figures.speed(planned['prefill_tok_s'])} · decode {figures.speed(planned['decode_tok_s'])}"
+    )
+    lanes = _shares(planned["lanes"])
+    return f"{rates} · {lanes}" if lanes else rates
 
 
 def _sweeps(run: Mapping[str, Any]) -> str:

@@ -33,7 +33,8 @@ class Steady:
         self.case = case
         compute: Tier = case.compute
         policy = case.extended(_policy(Cut(3, 256, 1, 256), Shares.from_mapping({compute: 1.0}), compute))
-        self._costs = {slots: SweepCost(case.shape, case.machine, replace(policy, slots=slots), ()) for slots in (1, 2)}
+        homes: list[Tier] = ["disk"] * len(case.shape.pages)  # of tables, which rest in memory last of all
+        self._costs = {s: SweepCost(case.shape, case.machine, replace(policy, slots=s), homes) for s in (1, 2)}
 
     def estimate(self, cut: Cut, shares: Shares | None = None) -> Estimate | None:
         """What a cut would do with KV so shared between tiers (None: as the case asks); None where it does not fit."""

@@ -45,12 +45,16 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be generated: prompts, their mean and largest length with the tokens that follow."""
+    """What is to be generated: prompts, their mean and largest length with the tokens that follow.
+
+    lengths: of the rows that are known, which the others are like.
+    """
 
     prompts: int
     mean_tokens: int
     longest_tokens: int
     longest_prompt: int
+    lengths: Sequence[Length] = ()
 
 
 @dataclass(frozen=True, slots=True)

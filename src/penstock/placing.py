@@ -1,0 +1,151 @@
+"""Which placement a run gets: a saved plan's, the one that was asked for, or the best that a search finds."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from penstock.engine.build import Blueprint
+from penstock.engine.shape import model_shape
+from penstock.errors import UserError
+from penstock.machine.machine import Machine
+from penstock.model.fingerprint import fingerprint
+from penstock.plan.case import Case
+from penstock.plan.plan import Prediction
+from penstock.plan.policy import Tier
+from penstock.plan.rule import decide
+from penstock.plan.saved import Identity, SavedPlan, check, load_plan
+from penstock.plan.search import Search, hidden
+from penstock.plan.types import Asked, Job, Ledger, Length, Placement
+from penstock.plan.virtual import VirtualRun
+from penstock.planner import host_machine, stored_machine
+from penstock.units import format_bytes, format_seconds
+
+Event = Callable[[Mapping[str, Any]], None]
+
+_FINALISTS = 3
+_MOST_LENGTHS = 16384  # rows that a prediction looks at; a longer job goes on as they do
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Chooses placements for the jobs of one model. compute: the tier that computes. offload: where KV on disk goes."""
+
+    model: Blueprint
+    asked: Asked
+    saved: SavedPlan | None
+    compute: Tier
+    offload: Path
+    event: Event
+
+    def choose(self, job: Job, ledger: Callable[[], Ledger]) -> Placement:
+        """The placement for a job. ledger: budgets and what is taken of them now.
+
+        The machine is measured where it never was and there is something to search. Raises UserError, with the least
+        that works, where a budget is too small.
+        """
+        footprint = self.model.footprint()
+        if self.saved is not None:
+            return self._as_saved(self.saved, ledger())
+        rough = decide(footprint, job, ledger(), self.asked, self.compute, 0)
+        if self._is_given():
+            return rough
+        machine = self._machine(measure=not self._holds_all(rough, job))
+        if machine is None:
+            return rough
+        case = self._case(machine, job, ledger())
+        if self._holds_all(rough, job):
+            return decide(footprint, job, case.ledger, self.asked, self.compute, hidden(case))
+        return Search(case).best(_FINALISTS)[0].placement
+
+    def predict(self, placement: Placement, job: Job, budget: Mapping[Tier, int]) -> Prediction | None:
+        """What a job will do as it is placed; None where this machine was never measured."""
+        machine = self._machine(measure=False)
+        if machine is None:
+            return None
+        try:
+            return VirtualRun(self._case(machine, job, Ledger(budget, {})), placement).predict(_lengths(job))
+        except UserError:
+            return None  # a prompt that fits nowhere, which the run will say of its own
+
+    def tell(self, predicted: Prediction, job: Job) -> None:
+        """Say beforehand how fast it will be."""
+        tokens = predicted.tokens_out / max(1, min(job.prompts, _MOST_LENGTHS)) * job.prompts
+        seconds = tokens / predicted.total_tok_s
+        text = (
+            f"planned: {predicted.total_tok_s:.3g} tok/s, done in about {format_seconds(seconds)} at most"
+            " (penstock plan shows why)"
+        )
+        self.event({"kind": "note", "text": text})
+
+    def _machine(self, measure: bool) -> Machine | None:
+        """This host as it was measured, or is measured now; None where that is not wanted or tells nothing of it."""
+        machine = stored_machine(self.model, self.offload) if not measure else self._measured()
+        return machine if machine is not None and self.compute in machine.processors else None
+
+    def _measured(self) -> Machine | None:
+        try:
+            return host_machine(self.model, self.offload, self.event)
+        except UserError as refusal:  # a disk without room to be measured is no reason not to run
+            self.event({"kind": "note", "text": f"not planned: {refusal}"})
+            return None
+
+    def _case(self, machine: Machine, job: Job, ledger: Ledger) -> Case:
+        plan = self.model
+        return Case(
+            shape=model_shape(plan),
+            # of the processors only those that this run computes with
+            machine=replace(
+                machine, processors={t: p for t, p in machine.processors.items() if t in ("cpu", self.compute)}
+            ),
+            ledger=ledger,
+            lengths=_lengths(job),
+            asked=self.asked,
+            groups=[group.spec(plan.block_tokens, plan.precision.kv) for group in plan.groups],
+            chunking=not plan.anatomy.recurrent,
+        )
+
+    def _is_given(self) -> bool:
+        """Whether weights, KV and batch shape are all fixed, so that there is nothing to search."""
+        cut = self.asked.rows is not None or self.asked.batch_size is not None
+        return self.asked.weights is not None and self.asked.kv is not None and cut
+
+    def _holds_all(self, placement: Placement, job: Job) -> bool:
+        """Whether no page streams and all rows have their KV at hand: there is nothing to choose then."""
+        pages = zip(self.model.layout.pages, placement.homes, strict=True)
+        streams = any(home != self.compute and page.kind != "embedding" for page, home in pages)
+        footprint = self.model.footprint()
+        row = (-(-job.mean_tokens // footprint.block_tokens) + 1) * footprint.kv_block
+        return not streams and placement.kv.get(self.compute, 0) >= job.prompts * row
+
+    def _as_saved(self, saved: SavedPlan, ledger: Ledger) -> Placement:
+        pages = [page.nbytes for page in self.model.layout.pages]
+        source = self.model.source
+        check(saved, Identity(source.name, fingerprint(source), len(pages), sum(pages)))
+        placed = saved.placement
+        for tier in ("gpu", "cpu"):
+            resident = sum(n for n, home in zip(pages, placed.homes, strict=True) if home == tier)
+            needed = resident + placed.kv.get(tier, 0) + placed.reserved.get(tier, 0)
+            if needed > ledger.free(tier):
+                least = needed + ledger.taken.get(tier, 0)
+                raise UserError(
+                    f"--plan puts {format_bytes(needed)} on {tier}, where {format_bytes(max(0, ledger.free(tier)))} are"
+                    f" free: plan again, or give --{tier}-memory {-(-least // (1 << 20)) + 16}MiB"
+                )
+        return placed
+
+
+def saved_plan(path: Path, asked: Asked) -> SavedPlan:
+    """A plan from a file; UserError where it is none, or where flags would change it."""
+    if asked != Asked():
+        raise UserError(
+            f"--plan {path} fixes placement and cut: leave the flags for these out, or plan again with them"
+        )
+    return load_plan(path)
+
+
+def _lengths(job: Job) -> list[Length]:
+    """A row for each of the job's prompts, like those that are known of it."""
+    known = job.lengths or (Length(job.longest_prompt, max(1, job.mean_tokens - job.longest_prompt)),)
+    return list(islice(cycle(known), min(job.prompts, _MOST_LENGTHS)))
