@@ -1,7 +1,7 @@
 """What a sweep costs: every lane's seconds, page by page.
 
-Physical terms only: bytes over rates, FLOP over rates at their sizes, and the engine's own fixed costs; docs/cost-model.md
-has them all. With one slot, nothing overlaps; with more, as ``plan.pipeline`` says.
+Physical terms only: bytes over rates, FLOP over rates at their sizes, and fixed costs; docs/cost-model.md has them all.
+With one slot, nothing overlaps; with more, as ``plan.pipeline`` says.
 """
 
 from collections import Counter
