@@ -62,7 +62,9 @@ def test_kv_is_carried_in_portions_beside_the_compute_of_its_own_layer() -> None
     priced = sweep(kv=CPU)
     assert priced.lanes["cpu→gpu"] == pytest.approx(PAST_BYTES / 1e9)
     assert priced.seconds == pytest.approx(PRODUCT_S + ATTENTION_S)
-    assert sweep(kv=DISK).seconds == pytest.approx(PAST_BYTES / 1e8, rel=0.1)
+    slow = sweep(replace(MACHINE, links={**MACHINE.links, "disk→cpu": Link(2e7)}), kv=DISK)
+    assert slow.lanes["disk→cpu"] == pytest.approx(PAST_BYTES / 2e7)
+    assert slow.seconds == pytest.approx(PAST_BYTES / 2e7, rel=0.1)
 
 
 def test_kv_that_is_staged_holds_the_products_back() -> None:
