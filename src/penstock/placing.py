@@ -24,7 +24,7 @@ from penstock.units import format_bytes, format_seconds
 
 Event = Callable[[Mapping[str, Any]], None]
 
-_FINALISTS = 3
+_FINALISTS = 10
 _MOST_LENGTHS = 16384  # rows that a prediction looks at; a longer job goes on as they do
 
 

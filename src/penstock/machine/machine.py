@@ -46,16 +46,22 @@ class Link:
     """A directed path between two tiers. latency_s: of one transfer, before its first byte.
 
     staging_bytes_per_s: at which KV is first copied to where the link can fetch it, by the thread that else launches
-    the layers' products. Infinite where KV rests there already, as pinned memory.
+    the layers' products. Infinite where KV rests there already, as pinned memory. kv_bytes_per_s: of KV blocks, which
+    are small and in no order; None where that makes no difference.
     """
 
     bytes_per_s: float
     latency_s: float = 0.0
     staging_bytes_per_s: float = math.inf
+    kv_bytes_per_s: float | None = None
 
     def seconds(self, nbytes: float, transfers: int = 1) -> float:
         """Time to carry so many bytes in so many transfers."""
         return nbytes / self.bytes_per_s + transfers * self.latency_s if nbytes > 0 else 0.0
+
+    def kv_seconds(self, nbytes: float) -> float:
+        """Time to carry so many bytes of KV blocks."""
+        return nbytes / (self.kv_bytes_per_s or self.bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,23 +233,27 @@ class SweepCost:
             part *= 1 - (1 - page.experts / self.shape.experts) ** (tokens * self.shape.experts_chosen)
         return self._up(page.nbytes * part, home)
 
-    def _up(self, nbytes: float, tier: Tier) -> dict[str, float]:
-        """Bytes from a tier to the compute tier."""
+    def _up(self, nbytes: float, tier: Tier, kv: bool = False) -> dict[str, float]:
+        """Bytes from a tier to the compute tier; kv: they are KV blocks."""
         path: list[LinkName] = []
         if tier == "disk":
             path.append("disk→cpu")
         if self._compute == "gpu" and tier != "gpu":
             path.append("cpu→gpu")
-        return {link: self.machine.links[link].seconds(nbytes) for link in path if nbytes > 0}
+        return self._over(path, nbytes, kv)
 
-    def _down(self, nbytes: float, tier: Tier) -> dict[str, float]:
-        """Bytes from the compute tier to a tier."""
+    def _down(self, nbytes: float, tier: Tier, kv: bool = False) -> dict[str, float]:
+        """Bytes from the compute tier to a tier; kv: they are KV blocks."""
         path: list[LinkName] = []
         if self._compute == "gpu" and tier != "gpu":
             path.append("gpu→cpu")
         if tier == "disk":
             path.append("cpu→disk")
-        return {link: self.machine.links[link].seconds(nbytes) for link in path if nbytes > 0}
+        return self._over(path, nbytes, kv)
+
+    def _over(self, path: Sequence[LinkName], nbytes: float, kv: bool) -> dict[str, float]:
+        links = {name: self.machine.links[name] for name in path if nbytes > 0}
+        return {name: link.kv_seconds(nbytes) if kv else link.seconds(nbytes) for name, link in links.items()}
 
     def _kv(self, layer: AttentionShape, loads: Sequence[Load]) -> dict[str, float]:
         """KV of one layer that is read from, and written to, tiers other than where it is attended to."""
@@ -261,16 +265,16 @@ class SweepCost:
             share = self.policy.kv.of(tier)
             if not share or tier == self._compute:
                 continue
-            _add(moved, self._down(share * new_bytes, tier))
+            _add(moved, self._down(share * new_bytes, tier, kv=True))
             if self._away():
                 decode = sum(s.number for s in spans if s.count == 1)
                 if tier == "disk":
-                    _add(moved, {"disk→cpu": self.machine.links["disk→cpu"].seconds(share * past_bytes)})
+                    _add(moved, {"disk→cpu": self.machine.links["disk→cpu"].kv_seconds(share * past_bytes)})
                 # queries go down and outputs come up
                 _add(moved, self._down(share * decode * self.shape.hidden_bytes, "cpu"))
                 _add(moved, self._up(share * decode * self.shape.hidden_bytes, "cpu"))
             else:
-                _add(moved, self._up(share * past_bytes, tier))
+                _add(moved, self._up(share * past_bytes, tier, kv=True))
         return moved
 
     def _activations(self, loads: Sequence[Load]) -> dict[str, float]:

@@ -52,19 +52,30 @@ class Load:
 _STEP = 1.05  # lengths within 5 % of each other count as alike
 
 
-def load_of(spans: Iterable[Span]) -> Load:
-    """The load of a micro-batch that the scheduler made; spans of like lengths are joined, their means kept."""
+def load_of(spans: Iterable[Span], windows: bool = True) -> Load:
+    """The load of a micro-batch that the scheduler made; spans of like lengths are joined, their means kept.
+
+    windows: some layers look back only so far. Where none do, decode costs what the mean of its rows costs, whatever
+    their lengths, and the means are rounded to a fiftieth: sweeps that follow each other are then priced once.
+    """
     alike: dict[tuple[int, int], list[Span]] = {}
     samples = 0
     for span in spans:
         samples += span.samples
-        alike.setdefault((_bin(span.count), _bin(span.first)), []).append(span)
+        first = -1 if span.count == 1 and not windows else _bin(span.first)
+        alike.setdefault((_bin(span.count), first), []).append(span)
     return Load(tuple(_joined(group) for group in alike.values()), samples)
 
 
 def _joined(group: Sequence[Span]) -> Spans:
     number = len(group)
-    return Spans(number, sum(s.first for s in group) / number, sum(s.count for s in group) / number)
+    first = sum(s.first for s in group) / number
+    return Spans(number, _rounded(first), sum(s.count for s in group) / number)
+
+
+def _rounded(size: float) -> float:
+    """The middle of a step of a fiftieth; exact up to 20."""
+    return size if size <= 20 else 20 * 1.02 ** round(math.log(size / 20) / math.log(1.02))
 
 
 def _bin(size: int) -> int:

@@ -21,7 +21,7 @@ _CALL_TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _SWEEP_CALLS = (1, 2, 4, 8)
 _SLOTS = (2, 3)
 _MOST_SWEEP = 32768
-_FINALISTS = 6
+_FINALISTS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,59 @@ class Search:
         """
         found = [self.run(self.case.asked)]
         seen = {_key(found[0].placement)}
-        for estimate in self._estimates()[: 4 * finalists]:
-            if len(found) > finalists:
-                break
-            placement = self._place(_asked(self.case.asked, estimate))
+
+        def tried(asked: Asked, optimum: Optimum | None = None) -> Candidate | None:
+            placement = self._place(asked)
             if placement is None or _key(placement) in seen:
-                continue
+                return None
             seen.add(_key(placement))
-            found.append(replace(self._predicted(placement), optimum=estimate.optimum))
+            candidate = replace(self._predicted(placement), optimum=optimum)
+            found.append(candidate)
+            return candidate
+
+        for estimate in self._estimates()[: 4 * finalists]:
+            if len(found) > finalists // 2:
+                break
+            tried(_asked(self.case.asked, estimate), estimate.optimum)
+        # the closed form knows nothing of how rows come and go: from its best on, the virtual runs lead
+        best = max(found, key=self.worth)
+        while len(found) <= finalists:
+            better = None
+            for asked in self._neighbours(best.placement):
+                candidate = tried(asked) if len(found) <= finalists else None
+                if candidate is not None and self.worth(candidate) > self.worth(best):
+                    better = best = candidate
+                    break
+            if better is None:
+                break
         return sorted(found, key=self.worth, reverse=True)
+
+    def _neighbours(self, placement: Placement) -> Iterator[Asked]:
+        """Wishes that differ from a placement in one thing that is not fixed."""
+        asked, policy = self.case.asked, placement.policy
+        same = replace(
+            asked,
+            rows=None if asked.batch_size else policy.rows,
+            sweep_tokens=policy.sweep_tokens,
+            batch_tokens=policy.batch_tokens,
+            slots=policy.slots,
+            kv=asked.kv or (policy.kv if _moved(policy.kv) else None),
+        )
+        if asked.sweep_tokens is None:
+            for sweep in (policy.sweep_tokens // 2, policy.sweep_tokens * 2):
+                if max(policy.batch_tokens, 32) <= sweep <= _MOST_SWEEP:
+                    yield replace(same, sweep_tokens=sweep)
+        if asked.rows is None and asked.batch_size is None:
+            fewer = [rows for rows in _ROWS if rows < policy.rows]
+            more = [rows for rows in _ROWS if policy.rows < rows <= self.case.job.prompts]
+            for rows in (*fewer[-1:], *more[:1], *fewer[-3:-2]):
+                yield replace(same, rows=rows)
+        if asked.batch_tokens is None:
+            for batch in (policy.batch_tokens // 2, policy.batch_tokens * 2):
+                if 32 <= batch <= policy.sweep_tokens and batch <= max(self.case.shape.footprint.call_tokens, 32):
+                    yield replace(same, batch_tokens=batch)
+        if asked.slots is None:
+            yield replace(same, slots=3 if policy.slots == 2 else 2)
 
     def worth(self, candidate: Candidate) -> float:
         """What is wanted of a plan, more being better: a bound on time per token comes before speed."""

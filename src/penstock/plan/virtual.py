@@ -41,6 +41,7 @@ class VirtualRun:
     def __init__(self, case: Case, placement: Placement) -> None:
         self.case, self.placement = case, placement
         self._cost = SweepCost(case.shape, case.machine, placement.policy, placement.homes)
+        self._windows = any(layer.window is not None for layer in case.shape.attention)
 
     def predict(self, lengths: Sequence[Length]) -> Prediction:
         """What becomes of a job. A job of very many rows is cut to two shorter ones, whose difference is its middle."""
@@ -78,7 +79,7 @@ class VirtualRun:
             sweep = scheduler.next()
             if sweep is None:
                 break
-            priced = self._cost.price([load_of(batch) for batch in sweep.micro_batches])
+            priced = self._cost.price([load_of(batch, self._windows) for batch in sweep.micro_batches])
             spans = [span for batch in sweep.micro_batches for span in batch]
             ended = []
             for span in spans:

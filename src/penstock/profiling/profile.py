@@ -56,9 +56,9 @@ class Profile:
         """
         links = dict(self.machine.links)
         if disk := self.disks.get(mount_of(checkpoint if checkpoint is not None else offload)):
-            links["disk→cpu"] = disk.read
+            links["disk→cpu"] = replace(disk.read, kv_bytes_per_s=disk.kv_read)
         if (disk := self.disks.get(mount_of(offload))) and disk.write is not None:
-            links["cpu→disk"] = disk.write
+            links["cpu→disk"] = replace(disk.write, kv_bytes_per_s=disk.kv_write)
         return replace(self.machine, links=links, memory={**self.machine.memory, "disk": free_disk_bytes(offload)})
 
     def lacks(self, checkpoint: Path | None, offload: Path) -> list[Path]:
