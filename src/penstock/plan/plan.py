@@ -53,7 +53,7 @@ class Prediction:
     computed, less those taken over from other rows. decode_tokens: those that rows generated and computed. lanes: busy
     seconds by lane (``cpu-compute``, ``disk→cpu``, …). hidden_tokens: T*, the tokens whose compute takes as long as the
     pages of a sweep. whole: whether all sweeps were priced; where not, the job is a longer one of the same kind and the
-    middle of it was extended.
+    middle of it was extended. priced: sweeps that were.
     """
 
     seconds: float
@@ -69,6 +69,7 @@ class Prediction:
     steady: SteadySweep
     hidden_tokens: float
     whole: bool = True
+    priced: int = 0
 
     @property
     def total_tok_s(self) -> float:

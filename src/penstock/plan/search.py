@@ -22,6 +22,9 @@ _SWEEP_CALLS = (1, 2, 4, 8)
 _SLOTS = (2, 3)
 _MOST_SWEEP = 32768
 _FINALISTS = 12
+_LEAST_FINALISTS = 4
+_PRICED_SWEEPS = 5000  # in a search, about: some milliseconds each
+_SKETCHED_SWEEPS = 200  # of a candidate's job that are priced before its middle is extended
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Search:
         """
         found = [self.run(self.case.asked)]
         seen = {_key(found[0].placement)}
+        finalists = min(finalists, max(_LEAST_FINALISTS, _PRICED_SWEEPS // (1 + found[0].predicted.priced)))
 
         def tried(asked: Asked, optimum: Optimum | None = None) -> Candidate | None:
             placement = self._place(asked)
@@ -72,7 +76,12 @@ class Search:
                     break
             if better is None:
                 break
-        return sorted(found, key=self.worth, reverse=True)
+        ranked = sorted(found, key=self.worth, reverse=True)
+        if ranked[0].predicted.whole:
+            return ranked
+        first = ranked[0].placement
+        whole = VirtualRun(self.case, first).predict(self.case.lengths)
+        return [replace(ranked[0], predicted=whole), *ranked[1:]]
 
     def _neighbours(self, placement: Placement) -> Iterator[Asked]:
         """Wishes that differ from a placement in one thing that is not fixed."""
@@ -115,6 +124,15 @@ class Search:
         """What the simple rule makes of a wish. UserError where it does not fit."""
         return self._predicted(self._decide(asked))
 
+    def wider(self, placement: Placement) -> list[Candidate]:
+        """A cut placed again, and the same with more rows."""
+        policy, asked = placement.policy, self.case.asked
+        same = replace(asked, sweep_tokens=policy.sweep_tokens, batch_tokens=policy.batch_tokens, slots=policy.slots)
+        if asked.rows is not None or asked.batch_size is not None:
+            return [self.run(same)]
+        more = [rows for rows in _ROWS if policy.rows < rows <= self.case.job.prompts][:2]
+        return [self.run(replace(same, rows=rows)) for rows in (policy.rows, *more)]
+
     def curve(self) -> list[tuple[int, float]]:
         """Rows in flight, and tok/s with so many, by the closed form."""
         best: dict[int, float] = {}
@@ -142,7 +160,7 @@ class Search:
         case = self.case
         placement = replace(placement, policy=case.extended(placement.policy))
         run = VirtualRun(case, placement)
-        return Candidate(placement, run.predict(case.lengths))
+        return Candidate(placement, run.predict(case.lengths, _SKETCHED_SWEEPS))
 
     def _estimates(self) -> list[Estimate]:
         """Cuts in closed form, best first, and for the best of each number of rows what the linear program would do."""

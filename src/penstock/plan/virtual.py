@@ -43,15 +43,26 @@ class VirtualRun:
         self._cost = SweepCost(case.shape, case.machine, placement.policy, placement.homes)
         self._windows = any(layer.window is not None for layer in case.shape.attention)
 
-    def predict(self, lengths: Sequence[Length]) -> Prediction:
-        """What becomes of a job. A job of very many rows is cut to two shorter ones, whose difference is its middle."""
-        rows = self.placement.policy.rows
+    def predict(self, lengths: Sequence[Length], most_sweeps: int = _MOST_SWEEPS) -> Prediction:
+        """What becomes of a job. A job of very many rows is cut to two shorter ones, whose difference is its middle.
+
+        most_sweeps: priced one by one, about; never fewer than three generations of rows need.
+        """
         tokens = sum(one.generated for one in lengths) / max(1, len(lengths))
-        affordable = max(4 * rows, int(_MOST_SWEEPS * rows / max(1.0, tokens)))
+        rows = self._rows_held(lengths)
+        affordable = max(6 * rows, int(most_sweeps * rows / max(1.0, tokens)))
         if len(lengths) <= affordable:
             return self._run(lengths)
         half = affordable // 2
         return _extended(self._run(lengths[:half]), self._run(lengths[:affordable]), half, affordable, len(lengths))
+
+    def _rows_held(self, lengths: Sequence[Length]) -> int:
+        """Rows in flight, about, by the KV that they hold halfway through what they generate."""
+        footprint = self.case.shape.footprint
+        tokens = sum(one.prompt + one.generated / 2 for one in lengths) / len(lengths)
+        row_bytes = (tokens / footprint.block_tokens + 1) * footprint.kv_block
+        held = int(sum(self.placement.kv.values()) / row_bytes) if row_bytes else self.placement.policy.rows
+        return max(1, min(held, self.placement.policy.rows, len(lengths)))
 
     def _run(self, lengths: Sequence[Length]) -> Prediction:
         scheduler = Scheduler(
@@ -119,6 +130,7 @@ class VirtualRun:
             lanes=lanes,
             steady=steadiest,
             hidden_tokens=hidden_tokens(self.case.shape, self.case.machine, self.placement),
+            priced=tally.sweeps,
         )
 
 
@@ -161,4 +173,5 @@ def _extended(short: Prediction, long: Prediction, few: int, many: int, rows: in
         rows_mean=on(short.rows_mean * short.sweeps, long.rows_mean * long.sweeps) / sweeps,
         lanes={lane: on(short.lanes.get(lane, 0.0), busy) for lane, busy in long.lanes.items()},
         whole=False,
+        priced=short.priced + long.priced,
     )
