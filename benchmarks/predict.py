@@ -42,7 +42,7 @@ def ragged(count: int) -> list[tuple[int, int]]:
 CASES = (
     Case("135M, all in memory", "demo", None, [(64, 32)] * 64, ""),
     Case("135M, long prompts", "demo", None, [(1024, 8)] * 16, ""),
-    Case("4 layers, 800 MiB, 64 rows", "llama3b", 4, [(32, 32)] * 64, "--cpu-memory 900MiB"),
+    Case("4 layers, 900 MiB, 64 rows", "llama3b", 4, [(32, 32)] * 64, "--cpu-memory 900MiB"),
     Case("4 layers, 1.2 GiB, 64 rows", "llama3b", 4, [(32, 32)] * 64, "--cpu-memory 1200MiB"),
     Case("4 layers, 1.5 GiB, 4 rows", "llama3b", 4, [(32, 32)] * 4, "--cpu-memory 1500MiB"),
     Case("4 layers, 1 GiB, long prompts", "llama3b", 4, [(1000, 8)] * 16, "--cpu-memory 1GiB"),

@@ -37,7 +37,9 @@ def test_links_are_those_of_the_file_systems_in_use(tmp_path: Path) -> None:
     here = mount_of(tmp_path)
     slow = Disk(here, Link(1e8), Link(5e7), 1e7, 1e7)
     machine = replace(profile(mount="/elsewhere"), disks={here: slow}).machine_at(tmp_path / "weights", tmp_path)
-    assert (machine.links["disk→cpu"], machine.links["cpu→disk"]) == (Link(1e8), Link(5e7))
+    assert (machine.links["disk→cpu"], machine.links["cpu→disk"]) == tuple(
+        Link(rate, kv_bytes_per_s=1e7) for rate in (1e8, 5e7)
+    )
     kept = profile(mount="/elsewhere").machine_at(tmp_path / "weights", tmp_path)
     assert kept.links == profile().machine.links
 

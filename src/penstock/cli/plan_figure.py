@@ -241,7 +241,7 @@ def _throughput(axes: "Axes", plan: Plan) -> None:
         )  # fmt: skip
         middle = low * (max(roof.knee, low) / low) ** 0.7
         axes.annotate(
-            "roof: each row a token while the pages pass", (middle, roof.at(middle)), xytext=(-8, 8),
+            "roof: a token a row while this plan's pages pass", (middle, roof.at(middle)), xytext=(-8, 8),
             textcoords="offset points", ha="right", fontsize=9,
         )  # fmt: skip
         axes.annotate(

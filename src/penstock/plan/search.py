@@ -23,6 +23,7 @@ _SLOTS = (2, 3)
 _MOST_SWEEP = 32768
 _FINALISTS = 12
 _LEAST_FINALISTS = 4
+_WORTH_MOVING = 0.97  # of what KV elsewhere promises is enough to keep it at hand: less can go wrong, and no disk wears
 _PRICED_SWEEPS = 5000  # in a search, about: some milliseconds each
 _SKETCHED_SWEEPS = 200  # of a candidate's job that are priced before its middle is extended
 
@@ -77,6 +78,9 @@ class Search:
             if better is None:
                 break
         ranked = sorted(found, key=self.worth, reverse=True)
+        at_hand = [c for c in ranked if not _moved(c.placement.policy.kv)]
+        if at_hand and self.worth(at_hand[0]) >= _WORTH_MOVING * self.worth(ranked[0]) > 0:
+            ranked = [at_hand[0], *(c for c in ranked if c is not at_hand[0])]
         if ranked[0].predicted.whole:
             return ranked
         first = ranked[0].placement

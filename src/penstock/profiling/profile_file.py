@@ -36,9 +36,10 @@ class _Link(_Form):
     bytes_per_s: PositiveFloat
     latency_s: NonNegativeFloat = 0.0
     staging_bytes_per_s: PositiveFloat | None = None
+    kv_bytes_per_s: PositiveFloat | None = None
 
     def value(self) -> Link:
-        return Link(self.bytes_per_s, self.latency_s, self.staging_bytes_per_s or math.inf)
+        return Link(self.bytes_per_s, self.latency_s, self.staging_bytes_per_s or math.inf, self.kv_bytes_per_s)
 
 
 class _Processor(_Form):
