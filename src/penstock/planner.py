@@ -68,6 +68,8 @@ def make_plan(model: str, question: Question, on_event: Event = lambda event: No
     on_event: as ``LLM``'s. Nothing is downloaded but a config, and nothing is loaded. Raises UserError for a model that
     cannot run, a machine that is none, and budgets that nothing fits, with the least that would do.
     """
+    if question.cost_model == "flexgen":
+        raise UserError("--cost-model flexgen: FlexGen's equations (penstock.plan.flexgen) are not joined to plan yet")
     met = meet(model, question, on_event)
     case = met.case(question)
     cannot = _cannot(question)
