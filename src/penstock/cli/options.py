@@ -266,7 +266,7 @@ CostModel = Annotated[
     option(
         PLAN,
         "--cost-model",
-        "penstock (default), or flexgen: the equations of its paper, to compare",
+        "penstock (default); flexgen, the equations of its paper, is not joined yet",
         metavar="NAME",
         short=("--model",),
         callback=_one_of("penstock", "flexgen"),

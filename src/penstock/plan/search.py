@@ -192,10 +192,10 @@ class Search:
         case, asked = self.case, self.case.asked
         given = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0)
         rows_grid = (given,) if given else tuple(r for r in (*_ROWS, case.job.prompts) if r <= case.job.prompts)
-        most_call = max(case.shape.footprint.call_tokens, 1024 if case.compute == "gpu" else 0)
+        most_call = _CALL_TOKENS[-1] if case.compute == "gpu" else case.shape.footprint.call_tokens
         for rows in dict.fromkeys(rows_grid):
             for batch in (asked.batch_tokens,) if asked.batch_tokens else _CALL_TOKENS:
-                if asked.batch_tokens is None and batch > (most_call if case.compute == "cpu" else 8192):
+                if asked.batch_tokens is None and batch > most_call:
                     continue
                 sweeps = (asked.sweep_tokens,) if asked.sweep_tokens else tuple(batch * n for n in _SWEEP_CALLS)
                 for sweep in sweeps:

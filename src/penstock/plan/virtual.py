@@ -3,7 +3,6 @@
 So mixed phases, admission, ragged lengths, rows that give way and the tail of a job are predicted by construction.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +22,7 @@ _MOST_SWEEPS = 1500  # priced one by one; a longer job is extended from its midd
 
 @dataclass(slots=True)
 class _Tally:
-    """Sums over sweeps, and the sweeps themselves as (seconds, tokens, rows, lanes)."""
+    """Sums over sweeps."""
 
     seconds: float = 0.0
     prefill_s: float = 0.0
@@ -79,7 +78,6 @@ class VirtualRun:
         prompts: dict[int, int] = {}
         tally = _Tally()
         lanes: dict[str, float] = {}
-        middle: deque[SteadySweep] = deque(maxlen=65)  # around the sweep with most rows
         steadiest: SteadySweep | None = None
         while True:
             while scheduler.waiting < _AHEAD and (one := next(coming, None)) is not None:
@@ -108,12 +106,11 @@ class VirtualRun:
             tally.decode_s += (1 - part) * priced.seconds
             tally.prefill_tokens += prefill
             tally.decode_tokens += decode
-            tally.rows += len(prompts.keys() & {s.row for s in spans})
+            tally.rows += len({s.row for s in spans})
             tally.sweeps += 1
             for lane, busy in priced.lanes.items():
                 lanes[lane] = lanes.get(lane, 0.0) + busy
             seen = SteadySweep(priced.seconds, prefill + decode, len(spans), priced.lanes)
-            middle.append(seen)
             if steadiest is None or seen.rows >= steadiest.rows:
                 steadiest = seen
         assert steadiest is not None  # a job has at least one row
