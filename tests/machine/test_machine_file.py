@@ -196,6 +196,7 @@ processors = st.builds(
     sweep_s=durations,
     row_s=durations,
     logit_s=durations,
+    expert_s=durations,
 )
 
 

@@ -19,7 +19,7 @@ def numbers(machine: Machine) -> list[str]:
     for tier, processor in machine.processors.items():
         names += [f"processors.{tier}.products.{arithmetic}" for arithmetic in processor.products]
         rates = ("attention", "kv_bytes_per_s", "activation_bytes_per_s", "dequantise_per_s")
-        times = ("visit_s", "sweep_s", "row_s", "logit_s")
+        times = ("visit_s", "sweep_s", "row_s", "logit_s", "expert_s")
         names += [f"processors.{tier}.{name}" for name in (*rates, *times) if getattr(processor, name)]
     return names
 

@@ -103,6 +103,7 @@ class _ProcessorTable(_Table):
     sweep_s: _Seconds = 0.0
     row_s: _Seconds = 0.0
     logit_s: _Seconds = 0.0
+    expert_s: _Seconds = 0.0
 
 
 class _MachineTable(_Table):
@@ -261,7 +262,7 @@ def _sections(machine: Machine) -> dict[str, dict[str, object]]:
         }
         if processor.dequantise_per_s != math.inf:
             numbers["dequantise_per_s"] = quantities.ELEMENTS.write(processor.dequantise_per_s)
-        for name in ("visit_s", "sweep_s", "row_s", "logit_s"):
+        for name in ("visit_s", "sweep_s", "row_s", "logit_s", "expert_s"):
             if value := getattr(processor, name):
                 numbers[name] = quantities.SECONDS.write(value)
         sections[f"processors.{tier}"] = numbers

@@ -13,6 +13,7 @@ from penstock.machine.machine import Curve, LinkName, Machine, Processor
 from penstock.plan.load import Load
 from penstock.plan.pipeline import Up, pipelined
 from penstock.plan.policy import Policy, Shares, Tier
+from penstock.plan.routed import Routed
 from penstock.plan.shape import AttentionShape, ModelShape, PageShape
 
 _T = TypeVar("_T")
@@ -144,14 +145,14 @@ class SweepCost:
             tokens = (load.samples if page.samples_only else load.tokens) / load.calls
             if tokens <= 0:
                 continue
-            weights, met, visited = float(page.weights), tokens, 1.0
+            weights = float(page.weights)
             if page.experts:
-                part = self.shape.experts_chosen / self.shape.experts
-                touched = 1 - (1 - part) ** tokens  # of the experts
-                weights *= touched
-                met = tokens * part / touched
-                visited = 1 - (1 - page.experts / self.shape.experts) ** (tokens * self.shape.experts_chosen)
-            visit_s = 2 * weights * met / curve.at(met) + visited * self._processor.visit_s
+                routed = Routed(tokens, self.shape.experts_chosen, self.shape.experts)
+                weights *= routed.touched
+                visit_s = weights * routed.product_s(curve) + routed.visited(page.experts) * self._processor.visit_s
+                visit_s += routed.besides_s(page.experts, self.shape.hidden_bytes, self._processor)
+            else:
+                visit_s = 2 * weights * tokens / curve.at(tokens) + self._processor.visit_s
             if self._weight_part < 1:
                 visit_s += weights / self._processor.dequantise_per_s
             seconds += load.calls * visit_s

@@ -6,6 +6,7 @@ from penstock.errors import UserError
 from penstock.machine.machine import Curve, Link, LinkName, Machine, Processor
 from penstock.plan.paging import Paged
 from penstock.plan.policy import Tier
+from penstock.plan.routed import Routed
 from penstock.plan.shape import ModelShape
 
 _ROWS = tuple(2**power for power in range(14))
@@ -53,9 +54,13 @@ def decode_s(shape: ModelShape, processor: Processor, context: int, rows: int) -
     for page in shape.pages:
         if page.table:
             continue
-        part = shape.experts_chosen / shape.experts if page.experts else 1.0
-        flops = 2.0 * page.weights * part * rows
-        seconds += processor.visit_s + flops / products.at(max(1.0, rows * part))
+        seconds += processor.visit_s
+        if page.experts:
+            routed = Routed(rows, shape.experts_chosen, shape.experts)
+            seconds += page.weights * routed.touched * routed.product_s(products)
+            seconds += routed.besides_s(page.experts, shape.hidden_bytes, processor)
+        else:
+            seconds += 2.0 * page.weights * rows / products.at(rows)
     for layer in shape.attention:
         keys = min(layer.window or context, context)
         reading = layer.kv_bytes * keys / processor.kv_bytes_per_s

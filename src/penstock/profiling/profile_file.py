@@ -52,6 +52,7 @@ class _Processor(_Form):
     sweep_s: NonNegativeFloat
     row_s: NonNegativeFloat
     logit_s: NonNegativeFloat
+    expert_s: NonNegativeFloat = 0.0
 
     def value(self) -> Processor:
         plain = self.model_dump(exclude={"products", "attention", "dequantise_per_s"})
