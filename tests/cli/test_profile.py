@@ -55,6 +55,9 @@ def test_table(measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (
         lines[9] == "                besides: 310 µs a call and page, 1.2 ms a sweep, 40 µs a drawn row, 0.2 ns a logit"
     )
+    assert (
+        lines[10] == "                220 µs an expert that a call touches; 1.3 G elements of 4 bits unpacked a second"
+    )
     assert "disk→cpu        1.4 GB/s    210 µs latency" in lines
     assert lines[-1].endswith("compute loses 8% of its speed while the disk reads, the disk 13%")
     assert load_profile() == profile(mount=mount_of(tmp_path))

@@ -16,10 +16,12 @@ def profile(form: str = "long", host: Host = HERE, mount: str = "/") -> Profile:
         attention=Curve(((1.0, 1.6e10), (256.0, 1.1e11))),
         kv_bytes_per_s=9.6e9,
         activation_bytes_per_s=8.2e9,
+        dequantise_per_s=1.3e9,
         visit_s=3.1e-4,
         sweep_s=1.2e-3,
         row_s=4e-5,
         logit_s=2e-10,
+        expert_s=2.2e-4,
     )
     read, write = Link(1.4e9, 2.1e-4), Link(8e8, 1e-4)
     machine = Machine(

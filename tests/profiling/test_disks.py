@@ -19,7 +19,7 @@ def test_one_file_system_for_all(tmp_path: Path) -> None:
     said: list[str] = []
     with measured_disks(None, tmp_path, tmp_path, 0.1, MIB, MIB, said.append) as found:
         (disk,) = found.by_mount.values()
-        assert Path(found.pages[0].path).exists()
+        assert Path(found.extents[0].path).exists()
     assert disk.write is not None and disk.kv_read and disk.kv_write
     assert [line.split()[0] for line in said] == ["writing", "reading", "writing"]
     assert list(tmp_path.iterdir()) == []
@@ -32,7 +32,7 @@ def test_a_checkpoint_elsewhere_is_read_and_left_alone(tmp_path: Path, monkeypat
     (fast / "weights").write_bytes(os.urandom(MIB))
     extents = [Extent(str(fast / "weights"), 0, MIB, 0)]
     with measured_disks(extents, slow, slow, 0.1, MIB, MIB) as found:
-        assert {page.path for page in found.pages} == {str(fast / "weights")}
+        assert {page.path for page in found.extents} == {str(fast / "weights")}
     assert found.by_mount["fast"].write is None
     assert found.by_mount["slow"].write is not None
     assert [path.name for path in fast.iterdir()] == ["weights"]
@@ -43,7 +43,7 @@ def test_the_page_cache_elsewhere_is_read_too(tmp_path: Path, monkeypatch: pytes
     fast, slow = tmp_path / "fast", tmp_path / "slow"
     fast.mkdir(), slow.mkdir()
     with measured_disks(None, slow, fast, 0.1, MIB, MIB) as found:
-        assert "slow" in Path(found.pages[0].path).parts
+        assert "slow" in Path(found.extents[0].path).parts
     assert set(found.by_mount) == {"fast", "slow"}
     assert not list(fast.iterdir()) and not list(slow.iterdir())
 

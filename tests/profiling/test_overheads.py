@@ -10,14 +10,18 @@ def test_terms_are_told_apart() -> None:
         for pages in (9, 33)
         for calls, rows in ((1, 8), (4, 32), (1, 32))
     ]
-    found = overheads_of(swept, (1000, 9000), (0.00011, 0.00019))
+    found = overheads_of(swept, (1000, 9000), (0.00011, 0.00019), (8, 64), (0.0058, 0.017))
     assert found.sweep_s == pytest.approx(0.001)
     assert found.visit_s == pytest.approx(0.0003)
     assert found.row_s == pytest.approx(0.00002)
     assert found.logit_s == pytest.approx(1e-8)
+    assert found.expert_s == pytest.approx(2e-4)
 
 
 def test_a_tiny_model_in_the_real_engine(place: Place) -> None:
-    found = measure_overheads(place, 0.05, layers=(1, 3), cuts=((4, 4), (8, 4)), vocabularies=(64, 4096))
+    found = measure_overheads(
+        place, 0.05, layers=(1, 3), cuts=((4, 4), (8, 4)), vocabularies=(64, 4096), experts=(2, 32)
+    )
     assert 1e-6 < found.visit_s < 1
+    assert 1e-6 < found.expert_s < 1
     assert found.sweep_s >= 0 and found.row_s >= 0 and found.logit_s >= 0

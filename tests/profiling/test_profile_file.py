@@ -14,8 +14,18 @@ from penstock.profiling.profile_file import load_profile, profile_path, save_pro
 def test_what_is_stored_is_read_again(tmp_path: Path) -> None:
     stored = save_profile(profile(), tmp_path / "profile.json")
     assert load_profile(stored) == profile()
+
+
+def test_a_profile_of_before_some_things_were_measured(tmp_path: Path) -> None:
+    stored = save_profile(profile(), tmp_path / "profile.json")
+    record = json.loads(stored.read_text())
+    for name in ("dequantise_per_s", "expert_s"):
+        del record["machine"]["processors"]["cpu"][name]
+    stored.write_text(json.dumps(record))
     found = load_profile(stored)
-    assert found is not None and math.isinf(found.machine.processors["cpu"].dequantise_per_s)
+    assert found is not None
+    cpu = found.machine.processors["cpu"]
+    assert math.isinf(cpu.dequantise_per_s) and cpu.expert_s == 0
 
 
 def test_no_profile(tmp_path: Path) -> None:

@@ -4,17 +4,17 @@ import pytest
 
 from penstock.errors import UserError
 from penstock.profiling import scratch
-from penstock.profiling.scratch import measure_kv, measure_write, own_pages, scratch_bytes
+from penstock.profiling.scratch import measure_kv, measure_write, own_file, scratch_bytes
 
 
 def test_a_file_of_its_own_is_there_and_goes_again(tmp_path: Path) -> None:
-    with own_pages(tmp_path, 0.1, 1 << 20) as pages:
+    with own_file(tmp_path, 0.1, 1 << 20) as pages:
         assert sum(page.nbytes for page in pages) == Path(pages[0].path).stat().st_size == 1 << 20
     assert list(tmp_path.iterdir()) == []
 
 
 def test_it_goes_when_somebody_stops_it(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), own_pages(tmp_path, 0.1, 1 << 20):
+    with pytest.raises(KeyboardInterrupt), own_file(tmp_path, 0.1, 1 << 20):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 

@@ -169,6 +169,8 @@ def _processor(tier: str, processor: "Processor") -> Iterator[str]:
         f" {_small(processor.row_s)} a drawn row, {processor.logit_s * 1e9:.2g} ns a logit"
     )
     yield f"{'':<16}besides: {costs}"
+    unpacked = f"{processor.dequantise_per_s / 1e9:.2g} G elements of 4 bits unpacked a second"
+    yield f"{'':<16}{_small(processor.expert_s)} an expert that a call touches; {unpacked}"
 
 
 def _curves(title: str, sizes: str, curves: "Mapping[str, Curve]") -> Iterator[str]:

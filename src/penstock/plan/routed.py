@@ -20,7 +20,8 @@ class Routed:
     @cached_property
     def touched(self) -> float:
         """The part of the experts that any token is sent to."""
-        return 1 - (1 - self.chosen / self.experts) ** self.tokens
+        missed: float = (1 - self.chosen / self.experts) ** self.tokens
+        return 1 - missed
 
     @cached_property
     def met(self) -> float:
@@ -29,7 +30,8 @@ class Routed:
 
     def visited(self, experts: int) -> float:
         """The chance that a page of so many experts is wanted at all."""
-        return 1 - (1 - experts / self.experts) ** (self.tokens * self.chosen)
+        missed: float = (1 - experts / self.experts) ** (self.tokens * self.chosen)
+        return 1 - missed
 
     def product_s(self, curve: Curve) -> float:
         """Seconds of the tokens' FLOP with one weight of a touched expert.

@@ -1,30 +1,36 @@
-"""A disk as the engine reads it: pages, by two loaders, past the page cache."""
+"""A disk as the engine reads it: page after page, each in pieces that are in flight together, past the page cache."""
 
 import os
+import random
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
+from itertools import cycle
 from pathlib import Path
+from statistics import mean, median
 
 from penstock.machine.machine import Link
 from penstock.memory.buffers import aligned_buffer
 from penstock.memory.direct import DirectReader
 from penstock.model.pages import SECTOR, Extent
-from penstock.profiling.timing import median_s
+from penstock.profiling.fits import fit_line
 
-PAGE_BYTES = 32 << 20  # of a read: a page of a middling model
-_LOADERS = 2  # as the pager has
+PAGE_BYTES = 64 << 20  # of a page of a large model
+_PARTS = 4  # of it, which a page of a middling model has
+_WINDOW_S = 0.5  # in which some pages of either size come
+_LEAST_WINDOWS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
     """What one file system does. mount: where it is mounted.
 
-    write: of large pieces; its latency is what a KV block takes beyond that rate, as many in flight as the engine has.
-    kv_read, kv_write: bytes per second of KV blocks, in no order. None where nothing was written.
+    read: of pages, one after another; its latency is what a page takes besides its bytes. write: of large pieces; its
+    latency is what a KV block takes beyond that rate, as many in flight as the engine has. kv_read, kv_write: bytes per
+    second of KV blocks, in no order. None where nothing was written.
     """
 
     mount: str
@@ -51,29 +57,76 @@ def pages_of(extents: Sequence[Extent], page_bytes: int = PAGE_BYTES) -> list[Ex
     ]
 
 
+def mixed_pages(extents: Sequence[Extent], page_bytes: int = PAGE_BYTES) -> list[Extent]:
+    """Pages of two sizes in turn, from all over the extents; no part of one, unless there is nothing else."""
+    sizes = (page_bytes, page_bytes // _PARTS)
+    large, small = ([p for p in pages_of(extents, size) if p.nbytes == size] for size in sizes)
+    if not large:
+        return small or pages_of(extents)
+    draw = random.Random(0)
+    draw.shuffle(large)
+    draw.shuffle(small)
+    return [page for both in zip(large, small, strict=False) for page in both]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A page that came."""
+
+    nbytes: int
+    seconds: float
+
+
 class Streamer:
-    """Reads pages over and over, as the pager's loaders do, until it is closed; ``nbytes`` counts what has come."""
+    """Reads pages over and over, one at a time, until it is closed.
+
+    So a ring of slots is filled while compute holds it up, or has one of its two slots: a page is begun when another
+    one was let go.
+    """
 
     def __init__(self, pages: Sequence[Extent]) -> None:
-        self.nbytes = 0
-        self._pages, self._turn, self._closed = pages, count(), threading.Event()
-        self._lock = threading.Lock()
+        self._pages = cycle(pages)
+        self._slot = aligned_buffer(max(page.nbytes for page in pages) + SECTOR, huge=True).zero_()
         self._reader = DirectReader()
-        self._pool = ThreadPoolExecutor(_LOADERS, thread_name_prefix="penstock-page")
-        self._loads = [self._pool.submit(self._load) for _ in range(_LOADERS)]
+        self._closed, self._may_read = threading.Event(), threading.Event()
+        self._reading = threading.Lock()
+        self._loaded: deque[Loaded] = deque()
+        self._may_read.set()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="penstock-page")
+        self._loading = self._pool.submit(self._load)
 
-    def rate(self, seconds: float) -> float:
-        """Bytes per second over a while from now on. Raises UserError where a file cannot be read."""
-        start, before = time.perf_counter(), self.nbytes
-        while time.perf_counter() - start < seconds or self.nbytes == before:
+    def window(self, seconds: float) -> list[Loaded]:
+        """Wait for so long, and for a page at least; what has come. Raises UserError where a file cannot be read."""
+        self.loaded()
+        start, came = time.perf_counter(), list[Loaded]()
+        while time.perf_counter() - start < seconds or not came:
             time.sleep(min(seconds, 0.01))
-            if failed := [load for load in self._loads if load.done()]:
-                failed[0].result()
-        return (self.nbytes - before) / (time.perf_counter() - start)
+            came += self.loaded()
+        return came
+
+    def loaded(self) -> list[Loaded]:
+        """What has come since this was asked before. Raises UserError where a file cannot be read."""
+        if self._loading.done():
+            self._loading.result()
+        came = []
+        while self._loaded:
+            came.append(self._loaded.popleft())
+        return came
+
+    def pause(self) -> None:
+        """Let the page under way come to its end, and begin no other."""
+        self._may_read.clear()
+        with self._reading:
+            pass
+
+    def go_on(self) -> None:
+        """Read again."""
+        self._may_read.set()
 
     def close(self) -> None:
-        """Let the reads under way come to their end."""
+        """Let the page under way come to its end."""
         self._closed.set()
+        self._may_read.set()
         self._pool.shutdown()
         self._reader.close()
 
@@ -84,34 +137,41 @@ class Streamer:
         self.close()
 
     def _load(self) -> None:
-        slot = aligned_buffer(max(page.nbytes for page in self._pages) + SECTOR, huge=True)
-        slot.zero_()
-        while not self._closed.is_set():
-            page = self._pages[next(self._turn) % len(self._pages)]
-            read = self._reader.read([page], slot)
-            with self._lock:
-                self.nbytes += read
+        for page in self._pages:
+            self._may_read.wait()
+            if self._closed.is_set():
+                return
+            with self._reading:
+                start = time.perf_counter()
+                nbytes = self._reader.read([page], self._slot)
+                self._loaded.append(Loaded(nbytes, time.perf_counter() - start))
 
 
-def measure_read(pages: Sequence[Extent], budget_s: float) -> Link:
-    """Pages in the order given; latency_s: of a single small read with nothing else going on."""
-    with Streamer(pages) as stream:
-        stream.rate(budget_s / 8)  # threads and files begin
-        rate = stream.rate(budget_s * 3 / 4)
-    return Link(rate, _small_read_s(pages, budget_s / 8))
+def measure_read(extents: Sequence[Extent], budget_s: float) -> Link:
+    """Pages of two sizes from all over the extents, with nothing else going on."""
+    with Streamer(mixed_pages(extents)) as stream:
+        number = max(_LEAST_WINDOWS, round(budget_s / _WINDOW_S))
+        stream.window(budget_s / (number + 1))  # threads and files begin
+        return link_of_pages([stream.window(budget_s / (number + 1)) for _ in range(number)])
 
 
-def _small_read_s(pages: Sequence[Extent], budget_s: float) -> float:
-    """Median seconds of a read of one sector, each somewhere else."""
-    reader, buffer, turn = DirectReader(), aligned_buffer(2 * SECTOR), count(1)
+def link_of_pages(windows: Sequence[Sequence[Loaded]]) -> Link:
+    """The link that explains pages' times: of each size the mean in a window, and of the windows the median.
 
-    def read() -> None:
-        page = pages[next(turn) % len(pages)]
-        sector = (next(turn) * 7919) % max(1, page.nbytes // SECTOR) * SECTOR
-        nbytes = min(SECTOR, page.nbytes - sector)
-        reader.read([Extent(page.path, page.offset + sector, nbytes, page.at)], buffer)
+    The mean, because whoever waits for a disk waits for its slow pages too; the median, because others use it as well.
+    """
+    times = page_times(windows)
+    line = fit_line(list(times), list(times.values())) if len(times) > 1 else None
+    if line is None or not line.each_s:
+        nbytes = max(times)
+        return Link(nbytes / times[nbytes])
+    return Link(1 / line.each_s, line.fixed_s)
 
-    try:
-        return median_s(read, budget_s)
-    finally:
-        reader.close()
+
+def page_times(windows: Sequence[Sequence[Loaded]]) -> dict[int, float]:
+    """Seconds of a page by its size: the mean of a window, the median of those windows that had any."""
+    means: dict[int, list[float]] = {}
+    for window in windows:
+        for nbytes in {page.nbytes for page in window}:
+            means.setdefault(nbytes, []).append(mean(page.seconds for page in window if page.nbytes == nbytes))
+    return {nbytes: median(seconds) for nbytes, seconds in sorted(means.items())}

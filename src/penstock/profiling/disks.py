@@ -8,18 +8,18 @@ from pathlib import Path
 from penstock.machine.machine import Link
 from penstock.memory.offload import make_offload, remove_offload
 from penstock.model.pages import Extent
-from penstock.profiling.disk import Disk, measure_read, mount_of, pages_of
-from penstock.profiling.scratch import BLOCK_BYTES, measure_kv, measure_write, own_pages, scratch_bytes
+from penstock.profiling.disk import Disk, measure_read, mount_of
+from penstock.profiling.scratch import BLOCK_BYTES, measure_kv, measure_write, own_file, scratch_bytes
 
 Begin = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Disks:
-    """Disks by where they are mounted, and pages of the one that weights are read from."""
+    """Disks by where they are mounted, and what can be read of the one that weights are read from."""
 
     by_mount: dict[str, Disk]
-    pages: list[Extent]
+    extents: Sequence[Extent]
 
 
 @contextmanager
@@ -32,14 +32,14 @@ def measured_disks(
     kv_bytes: int,
     begin: Begin = lambda what: None,
 ) -> Iterator[Disks]:
-    """Measure each file system once; the pages can be read as long as the context lasts.
+    """Measure each file system once; the extents can be read as long as the context lasts.
 
     checkpoint: extents of its files; without any, weights are taken to lie where ``offload_dir`` is, and are read from
     a file that is written for it. Both directories exist. begin: told what comes next. file_bytes, kv_bytes: written at
     most. Raises UserError for a file that cannot be read and a disk without room.
     """
     directories = {mount_of(directory): directory for directory in (page_cache, offload_dir)}
-    given = {mount_of(Path(checkpoint[0].path)): pages_of(checkpoint)} if checkpoint else {}
+    given = {mount_of(Path(checkpoint[0].path)): checkpoint} if checkpoint else {}
     mounts = list(dict.fromkeys([*given, mount_of(offload_dir), *directories]))
     share_s, found = budget_s / (len(mounts) + 1), dict[str, Disk]()
     with ExitStack() as kept:
@@ -48,8 +48,7 @@ def measured_disks(
                 if mount not in given:
                     begin(f"writing a file to {directories[mount]}")
                     holder = own if given else kept  # the first file stays: weights are read from there
-                    pages = holder.enter_context(own_pages(directories[mount], share_s / 2, file_bytes))
-                    given.setdefault(mount, pages)
+                    given[mount] = holder.enter_context(own_file(directories[mount], share_s / 2, file_bytes))
                 begin(f"reading from the disk at {mount}")
                 found[mount] = Disk(mount, measure_read(given[mount], share_s / 2))
         begin(f"writing to {offload_dir}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from penstock.engine.build import Blueprint, assemble, blueprint
 from penstock.engine.engine import Engine
@@ -23,10 +23,12 @@ from penstock.profiling.timing import median_s
 from penstock.sampling import Sampling
 
 LAYERS = (4, 16)
+EXPERTS = (8, 64)
 # Rows, and rows of a micro-batch: enough for the products' kernel for many tokens, which takes longer to be called.
 CUTS = ((8, 8), (32, 8), (32, 32))
 VOCABULARIES = (2048, 65536)
 _SAMPLED_ROWS = 32
+_EXPERT_ROWS, _EXPERT_LAYERS = 8, 2
 _PROMPT = 4
 _ROW_TOKENS = 1024
 _GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0, max_tokens=_ROW_TOKENS, stop=(), stop_ids=frozenset())
@@ -38,13 +40,14 @@ class Overheads:
 
     sweep_s: of a sweep. visit_s: of a call that passes a page, the mean of attention's and MLP's: the model's Python
     from one stop to the next, and its part of serving the page. row_s: of a row that a token is drawn for. logit_s: of
-    one of its logits.
+    one of its logits. expert_s: of an expert that a call touches: its tokens told from the others, its calls made.
     """
 
     sweep_s: float
     visit_s: float
     row_s: float
     logit_s: float
+    expert_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +66,29 @@ def measure_overheads(
     layers: Sequence[int] = LAYERS,
     cuts: Sequence[tuple[int, int]] = CUTS,
     vocabularies: Sequence[int] = VOCABULARIES,
+    experts: Sequence[int] = EXPERTS,
 ) -> Overheads:
-    """Decode sweeps of models of several depths, cut in several ways, and draws from vocabularies of several sizes."""
-    share_s = 0.8 * budget_s / (len(layers) * len(cuts))
+    """Decode sweeps of models of several depths, cut in several ways, and of several numbers of experts; draws from
+    vocabularies of several sizes."""
+    share_s = 0.6 * budget_s / (len(layers) * len(cuts))
     swept = [one for depth in layers for one in _sweeps(place, depth, cuts, share_s)]
     drawn = [draw_s(place, size, 0.2 * budget_s / len(vocabularies)) for size in vocabularies]
-    return overheads_of(swept, vocabularies, drawn)
+    routed = [routed_s(place, number, 0.2 * budget_s / len(experts)) for number in experts]
+    return overheads_of(swept, vocabularies, drawn, experts, routed)
 
 
-def overheads_of(swept: Sequence[Swept], vocabularies: Sequence[int], drawn: Sequence[float]) -> Overheads:
-    """The terms that explain the sweeps' times, and what a logit adds to a drawn row; all seconds."""
+def overheads_of(
+    swept: Sequence[Swept],
+    vocabularies: Sequence[int],
+    drawn: Sequence[float],
+    experts: Sequence[int],
+    routed: Sequence[float],
+) -> Overheads:
+    """The terms that explain the sweeps' times, what a logit adds to a drawn row, and an expert to a layer; seconds."""
     amounts = [(1.0, s.pages * s.calls, s.rows) for s in swept]
     per_sweep, per_visit, per_row = fit_terms(amounts, [s.seconds for s in swept])
-    return Overheads(per_sweep, per_visit, per_row, fit_line(vocabularies, drawn).each_s)
+    per_logit, per_expert = fit_line(vocabularies, drawn).each_s, fit_line(experts, routed).each_s
+    return Overheads(per_sweep, per_visit, per_row, per_logit, per_expert)
 
 
 def draw_s(place: Place, vocabulary: int, budget_s: float, rows: int = _SAMPLED_ROWS) -> float:
@@ -83,6 +96,13 @@ def draw_s(place: Place, vocabulary: int, budget_s: float, rows: int = _SAMPLED_
     logits = place.noise(rows * vocabulary, place.auto.compute).view(rows, vocabulary)
     draws = [Draw(_GREEDY, str(row), _PROMPT) for row in range(rows)]
     return median_s(lambda: sample(logits, draws).tolist(), budget_s) / rows
+
+
+def routed_s(place: Place, experts: int, budget_s: float, layers: int = _EXPERT_LAYERS) -> float:
+    """Seconds that one layer of so many experts takes, as part of a sweep whose every token is sent to all of them."""
+    model = _tiny(place, layers, experts)
+    with _engine(place, model, _EXPERT_ROWS, _EXPERT_ROWS) as engine:
+        return sweep_s(engine, _EXPERT_ROWS, budget_s) / layers
 
 
 def _sweeps(place: Place, layers: int, cuts: Sequence[tuple[int, int]], budget_s: float) -> Iterator[Swept]:
@@ -106,17 +126,21 @@ def sweep_s(engine: Engine, rows: int, budget_s: float) -> float:
     return median(taken[1:])
 
 
-def _tiny(place: Place, layers: int) -> Blueprint:
-    """A model whose arithmetic takes no time worth counting."""
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        max_position_embeddings=2 * _ROW_TOKENS,
-    )
+def _tiny(place: Place, layers: int, experts: int = 0) -> Blueprint:
+    """A model whose arithmetic takes no time worth counting; with experts, all of which every token is sent to."""
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2 * _ROW_TOKENS,
+    }
+    config: PretrainedConfig = LlamaConfig(**sizes)
+    if experts:
+        routed = {"moe_intermediate_size": 64, "num_experts": experts, "num_experts_per_tok": experts, "head_dim": 64}
+        config = Qwen3MoeConfig(**sizes, **routed)
     source = Source("overheads", "random", Path(), config, None, "bfloat16")
     return blueprint(source, place.auto, one_group=True)
 

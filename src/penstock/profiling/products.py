@@ -11,8 +11,9 @@ from penstock.machine.machine import Curve
 from penstock.profiling.place import Arithmetic, Place
 from penstock.profiling.timing import median_s
 
-# 3 and 4: from there on another kernel widens weights, several times as fast, and nothing between may be interpolated
-SHORT_TOKENS = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# 3 and 4: from there on another kernel widens weights, several times as fast, and nothing between may be interpolated.
+# 40 and 72: beyond whole tiles of a kernel, where experts' tokens mostly fall.
+SHORT_TOKENS = (1, 2, 3, 4, 8, 16, 32, 40, 64, 72, 128, 256, 512, 1024)
 LONG_TOKENS = (*SHORT_TOKENS, 4096)
 WIDTH = 4096  # in and out: between the projections of small models and the MLPs of large ones
 _LEAST_WIDTH = 512

@@ -16,14 +16,15 @@ from penstock.memory.buffers import aligned_buffer
 from penstock.memory.direct import ScratchFile
 from penstock.memory.offload import make_offload, remove_offload
 from penstock.model.pages import Extent
-from penstock.profiling.disk import PAGE_BYTES, pages_of
 from penstock.units import format_bytes
 
 BLOCK_BYTES = 64 << 10  # one KV block of one layer: 16 tokens of 8 heads of 128 in 16 bits
 PIECE_BYTES = 8 << 20  # of a micro-batch's activations
-FILE_BYTES = 1 << 30  # of what is written to be read again, at most
+FILE_BYTES = 4 << 30  # of what is written to be read again, at most: more than caches of a disk hold, if it can be
 _FREE_SHARE = 10  # and at most this part of what is free
-_LEAST_FILE_BYTES = 2 * PAGE_BYTES
+_NOISE_BYTES = 32 << 20
+_LEAST_FILE_BYTES = 2 * _NOISE_BYTES
+_STRIDE = 0x9E3779B97F4A7C15 - (1 << 64)  # added to noise, it makes other noise faster than drawing does
 _IN_FLIGHT = 32  # transfers of KV handed over at once; the file's own threads take them one by one
 
 
@@ -77,8 +78,8 @@ def measure_write(directory: Path, nbytes: int, budget_s: float, piece_bytes: in
 
 
 @contextmanager
-def own_pages(root: Path, budget_s: float, most_bytes: int = FILE_BYTES) -> Iterator[list[Extent]]:
-    """Pages of a file of noise that reads must fetch from the disk; it is removed at the end, however that comes.
+def own_file(root: Path, budget_s: float, most_bytes: int = FILE_BYTES) -> Iterator[list[Extent]]:
+    """The extent of a file of noise that reads must fetch from the disk; it is removed at the end, however that comes.
 
     The file is smaller where little is free or the disk is slow. Raises UserError where next to nothing is free.
     """
@@ -86,7 +87,7 @@ def own_pages(root: Path, budget_s: float, most_bytes: int = FILE_BYTES) -> Iter
     directory = make_offload(root)
     try:
         path = directory / "read"
-        yield pages_of([Extent(str(path), 0, _write_noise(path, nbytes, budget_s), 0)])
+        yield [Extent(str(path), 0, _write_noise(path, nbytes, budget_s), 0)]
     finally:
         remove_offload(directory)
 
@@ -103,14 +104,14 @@ def scratch_bytes(root: Path, most_bytes: int = FILE_BYTES) -> int:
 
 
 def _write_noise(path: Path, nbytes: int, budget_s: float) -> int:
-    """Write noise, at least two pages if there may be two, and have the page cache forget it; the bytes written."""
-    noise = torch.empty(min(PAGE_BYTES, nbytes) // 8, dtype=torch.int64)
+    """Write noise, at least two pieces if there may be two, and have the page cache forget it; the bytes written."""
+    noise = torch.empty(min(_NOISE_BYTES, nbytes) // 8, dtype=torch.int64).random_()
     written, start = 0, time.perf_counter()
     with path.open("wb", buffering=0) as file:
         while written + noise.nbytes <= nbytes:
             if written >= _LEAST_FILE_BYTES and time.perf_counter() - start > budget_s:
                 break
-            noise.random_()
+            noise.add_(_STRIDE)
             file.write(noise.numpy().data.cast("B"))
             os.fdatasync(file.fileno())  # piece by piece, so that the time says how fast the disk takes them
             written += noise.nbytes

@@ -2,33 +2,65 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import cycle
+from statistics import fmean, median
 
 import torch
 
 from penstock.engine.linear import Widening
+from penstock.machine.machine import Link
 from penstock.model.pages import Extent
-from penstock.profiling.disk import Streamer
+from penstock.profiling.disk import Loaded, Streamer, link_of_pages, mixed_pages, page_times
 from penstock.profiling.place import Place
-from penstock.profiling.timing import median_s
 
 TOKENS, WIDTH = 256, 2048
+_ROUND_S = 1.5  # of all three, so that what a disk or a neighbour does in the meantime meets them alike
+_LEAST_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """read: of the disk alone. compute_loses, disk_loses: the parts of their speed while the other is busy."""
+
+    read: Link
+    compute_loses: float
+    disk_loses: float
 
 
 @torch.inference_mode()
 def measure_together(
-    place: Place, pages: Sequence[Extent], budget_s: float, tokens: int = TOKENS, width: int = WIDTH
-) -> tuple[float, float]:
-    """The parts of their speed that compute and the disk lose, each against itself alone in the same minute."""
+    place: Place, extents: Sequence[Extent], budget_s: float, tokens: int = TOKENS, width: int = WIDTH
+) -> Together:
+    """Products alone, pages alone, and both, in turn; each against itself alone in the same rounds."""
     product = _product(place, tokens, width)
-    compute_alone_s = median_s(product, budget_s * 3 / 8)
-    with Streamer(pages) as stream:
-        stream.rate(budget_s / 16)
-        disk_alone = stream.rate(budget_s * 3 / 16)
-        start, before = time.perf_counter(), stream.nbytes
-        compute_beside_s = median_s(product, budget_s * 3 / 8)
-        disk_beside = (stream.nbytes - before) / (time.perf_counter() - start)
-    return lost(1 / compute_alone_s, 1 / compute_beside_s), lost(disk_alone, disk_beside)
+    product()
+    rounds = max(_LEAST_ROUNDS, round(budget_s / _ROUND_S))
+    share_s = budget_s / (3 * rounds)
+    products: dict[str, list[float]] = {"alone": [], "beside": []}
+    pages: dict[str, list[list[Loaded]]] = {"alone": [], "beside": []}
+    with Streamer(mixed_pages(extents)) as stream:
+        stream.window(share_s / 2)  # threads and files begin
+        for _ in range(rounds):
+            stream.pause()
+            products["alone"].append(_each_s(product, share_s))
+            stream.go_on()
+            pages["alone"].append(stream.window(share_s))
+            products["beside"].append(_each_s(product, share_s))
+            pages["beside"].append(stream.loaded())
+    compute_loses = lost(*(1 / median(products[how]) for how in ("alone", "beside")))
+    alone, beside = (page_times(pages[how]) for how in ("alone", "beside"))
+    slower = [lost(1 / alone[size], 1 / beside[size]) for size in alone.keys() & beside.keys()]
+    return Together(link_of_pages(pages["alone"]), compute_loses, fmean(slower) if slower else 0.0)
+
+
+def _each_s(work: Callable[[], None], budget_s: float) -> float:
+    """Mean seconds of one, of as many as take so long."""
+    start, runs = time.perf_counter(), 0
+    while not runs or time.perf_counter() - start < budget_s:
+        work()
+        runs += 1
+    return (time.perf_counter() - start) / runs
 
 
 def lost(alone: float, beside: float) -> float:
