@@ -1,0 +1,174 @@
+"""Observes the attention of one row and notes which cached tokens each decode step could have passed over.
+
+Only an engine that is watched pays for it: its modules are pointed to another attention function, which attends as ever
+and then weighs the row's cached keys once more.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from penstock.engine import flat_attention as plain
+from penstock.engine import masks
+from penstock.engine.call import Batch, current_call
+from penstock.engine.engine import Engine
+from penstock.engine.skip_rule import Selection
+from penstock.errors import UserError
+from penstock.trace.skip_trace import WORD_BITS, SkipBits, TraceShape
+
+NAME = "penstock-recorded"
+
+# who watches a call; every greenlet has a context of its own
+_WATCHING: ContextVar["SkipRecorder"] = ContextVar("watching")
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """How one attention module turns scores into weights. sinks (heads,): scores that take weight and give nothing."""
+
+    scaling: float
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    def weights(self, q_HGD: torch.Tensor, k_HLD: torch.Tensor) -> torch.Tensor:
+        """Float32 weights (H, G, L) of one query's heads on the keys that it sees."""
+        scores = (q_HGD.float() @ k_HLD.float().mT).mul_(self.scaling)
+        if self.softcap is not None:
+            scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.sinks is None:
+            return scores.softmax(-1)
+        learned = self.sinks.float().reshape(*scores.shape[:2], 1)
+        return torch.cat([scores, learned], -1).softmax(-1)[..., :-1]
+
+
+@dataclass(slots=True)
+class _Step:
+    """One decode step as far as it was seen, by layer: packed skip sets, and the weight on what is not skipped."""
+
+    skipped: dict[int, SkipBits] = field(default_factory=dict)
+    kept_mass: dict[int, float] = field(default_factory=dict)
+
+
+class SkipRecorder:
+    """Skip sets of the one row that an engine runs, for the layers (cache indices) that keep KV.
+
+    Step i is the call that writes token ``prefill_tokens + i``: the first of them feeds the first token drawn. A token
+    is skipped where no KV head needs it. Raises UserError, in the middle of a call, where layers share their KV.
+    """
+
+    def __init__(self, layers: Sequence[int], prefill_tokens: int, selection: Selection) -> None:
+        self.layers, self.prefill_tokens, self.selection = tuple(layers), prefill_tokens, selection
+        self._steps: list[_Step] = []
+        self._readers: dict[int, Any] = {}
+
+    @contextmanager
+    def watching(self, engine: Engine) -> Iterator[None]:
+        """Record what the engine does while the context lasts."""
+        skeleton = engine.model.module
+        hook = skeleton.register_forward_pre_hook(lambda module, arguments: _watched_by(self))
+        skeleton.set_attn_implementation(NAME)
+        try:
+            yield
+        finally:
+            skeleton.set_attn_implementation(plain.NAME)
+            hook.remove()
+
+    @property
+    def shape(self) -> TraceShape:
+        """How large the trace is by now."""
+        return TraceShape(self.prefill_tokens, len(self._steps), len(self.layers))
+
+    def bits(self) -> Iterator[SkipBits]:
+        """The skip sets of each step, (layers, words of the whole trace)."""
+        for step in self._steps:
+            bits = np.zeros((len(self.layers), self.shape.words), np.uint64)
+            for index, layer in enumerate(self.layers):
+                words = step.skipped[layer]
+                bits[index, : len(words)] = words
+            yield bits
+
+    def kept_mass(self) -> list[float]:
+        """Per layer, the attention weight that is not on skipped tokens: the mean over heads and steps."""
+        return [float(np.mean([step.kept_mass[layer] for step in self._steps])) for layer in self.layers]
+
+    def see(self, module: Any, batch: Batch, query: torch.Tensor, key: torch.Tensor, mask: Any, how: Softmax) -> None:
+        """Take a call's attention at one layer; arguments as ``flat_attention`` gets them."""
+        (span,) = batch.spans
+        layer = batch.kv.layer_of(key)
+        dense = layer is None
+        layer = module.layer_idx if layer is None else layer
+        if self._readers.setdefault(layer, module) is not module:
+            raise UserError(
+                f"layers that share the KV of layer {layer} cannot be recorded: a trace has one reader each"
+            )
+        position = span.first + span.count - 1
+        # what is computed again after it was dropped draws no earlier token a second time
+        if not span.samples or position < self.prefill_tokens:
+            return
+        lowest = mask.lowest(batch) if mask is not None else None
+        first = 0 if lowest is None else int(lowest[-1])
+        k_HLD = key[0] if dense else row_keys(batch, layer)
+        k_HLD = k_HLD[:, k_HLD.shape[1] - (position + 1 - first) :]
+        weights = how.weights(query[0, :, -1].unflatten(0, (len(k_HLD), -1)), k_HLD)
+        read = self.selection.read(weights, position)
+        kept = torch.nn.functional.pad(read[first:], (0, 1), value=True)
+        lost = weights.masked_fill(kept, 0).sum(-1).mean()
+        step = self._step(position)
+        step.skipped[layer] = _packed(~read)
+        step.kept_mass[layer] = 1.0 - float(lost)
+
+    def _step(self, position: int) -> _Step:
+        at = position - self.prefill_tokens
+        if at == len(self._steps):
+            self._steps.append(_Step())
+        return self._steps[at]
+
+
+def row_keys(batch: Batch, layer: int) -> torch.Tensor:
+    """The keys (heads, L, dim) of a call's only row that a layer still holds: the last L up to its last position."""
+    (portion,) = batch.kv.portions(layer)
+    (span,), (table,) = batch.spans, portion.ids
+    with portion.arenas(layer) as (arena, _):
+        ids = torch.tensor([i for i in table if i >= 0], device=arena.device)
+        keys = arena[ids].transpose(0, 1).flatten(1, 2)  # a copy: a staging buffer is filled anew
+    absent = (len(table) - len(ids)) * batch.kv.store.block_tokens
+    return keys[:, : span.first + span.count - absent]
+
+
+def recorded_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """``flat_attention``, seen by the recorder of the call that it belongs to."""
+    out = plain.flat_attention(module, query, key, value, attention_mask, scaling, softcap, s_aux, **kwargs)
+    how = Softmax(query.shape[-1] ** -0.5 if scaling is None else float(scaling), softcap, s_aux)
+    _WATCHING.get().see(module, current_call().batch, query, key, attention_mask, how)
+    return out
+
+
+def _watched_by(recorder: SkipRecorder) -> None:
+    _WATCHING.set(recorder)
+
+
+def _packed(skipped: torch.Tensor) -> SkipBits:
+    """Booleans as words whose bit t is the t-th of them."""
+    padded = torch.nn.functional.pad(skipped, (0, -len(skipped) % WORD_BITS)).cpu().numpy()
+    return np.packbits(padded, bitorder="little").view("<u8").astype(np.uint64)
+
+
+AttentionInterface.register(NAME, recorded_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, masks.flat_mask)
