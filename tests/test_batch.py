@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,23 @@ def test_every_line_has_its_line(llm: LLM, tmp_path: Path) -> None:
     for figures in (run, again):
         assert figures["errors_by_code"] == {"duplicate": 1, "too_long": 1, "invalid_json": 1}
         assert figures["first_error_lines"] == {"duplicate": 21, "too_long": 22, "invalid_json": 23}
+
+
+def test_what_the_survey_finds_is_told(model: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [*requests(2), {"custom_id": "q1", "prompt_token_ids": [1]}, 7])
+    told: list[str] = []
+
+    def listen(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "note" and "in.jsonl" in event["text"]:
+            told.append(event["text"])
+
+    with LLM(str(model), on_event=listen, **HOW) as llm:
+        for _ in range(2):
+            llm.run_batch(source, tmp_path / "out.jsonl", PARAMS)
+    assert [text.partition(",")[0] for text in told] == [
+        "in.jsonl: 1 line cannot be run",
+        "in.jsonl: 1 line with the custom_id of an earlier one",
+    ]
 
 
 def test_a_torn_output_is_mended_and_gone_on_with(llm: LLM, tmp_path: Path) -> None:

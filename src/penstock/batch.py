@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -84,13 +84,12 @@ def run_batch(
     job: JobFile | None = None,
     done: Done | None = None,
     stop: Stop | None = None,
-    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Answer every line of ``source`` that ``out`` has no answer to; returns the figures of the run.
 
-    job, done: its file and a scan of the output, where the caller has made them already. note: is called with what the
-    survey of the input finds that a person may want to mend. Raises UserError before
-    anything is written, and JobStopped for what can be mended and gone on from.
+    job, done: its file and a scan of the output, where the caller has made them already. What the survey of the input
+    finds that a person may want to mend goes to ``llm.note``. Raises UserError before anything is written, and
+    JobStopped for what can be mended and gone on from.
     """
     check_paths(source, out)
     with job or JobFile.open(out, overwrite=wish.overwrite) as job:
@@ -108,7 +107,7 @@ def run_batch(
             surveyed = survey(source, terms.fingerprint, done)
             surveyed.check_unchanged(out)
             for remark in surveyed.remarks(source, out):
-                note(remark)
+                llm.note(remark)
         return _Work(llm, source, job, terms, done, surveyed, stop or Stop()).run()
 
 

@@ -112,7 +112,7 @@ class LLM:
             dtype, found.checkpoint_dtype, self._device.torch_device.type, probe.cpu_computes_bfloat16()
         )
         if chosen.note:
-            self._event({"kind": "note", "text": chosen.note})
+            self.note(chosen.note)
         self.tokenizer = tokenizer.load(found, trust_remote_code=trust_remote_code)
         self.blueprint: Blueprint = blueprint(
             found,
@@ -207,6 +207,10 @@ class LLM:
         self.last_run = run_batch(self, Path(source), Path(out), wish)
         return self.last_run
 
+    def note(self, text: str) -> None:
+        """Tell whoever listens (``on_event``) what a person should know."""
+        self._event({"kind": "note", "text": text})
+
     @property
     def name(self) -> str:
         """The model's name, as answers give it."""
@@ -272,10 +276,10 @@ class LLM:
         """Refuse a model whose tokens would not be its own, unless a person wants it all the same."""
         kind = found.config.model_type
         if unchecked:
-            self._event({"kind": "note", "text": f"not checked that {kind} runs exactly (--unchecked)"})
+            self.note(f"not checked that {kind} runs exactly (--unchecked)")
             return
-        asking = {"kind": "note", "text": f"checking that {kind} runs exactly (once per model and version)"}
-        require_exact(found, trust_remote_code=trust_remote_code, first=lambda: self._event(asking))
+        asking = f"checking that {kind} runs exactly (once per model and version)"
+        require_exact(found, trust_remote_code=trust_remote_code, first=lambda: self.note(asking))
 
     def _prepared(self, job: Job) -> Prepared:
         if self._ready is not None and self._ready.covers(job):

@@ -60,6 +60,9 @@ def install(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         def __exit__(self, *_: object) -> None:
             pass
 
+        def note(self, text: str) -> None:
+            self._on_event({"kind": "note", "text": text})
+
         def generate(self, prompts: list[Any], params: Any, *, chat: bool) -> list[Any]:
             engine.requests, engine.params, engine.chat = prompts, params, chat
             for event in engine.events:

@@ -60,14 +60,12 @@ def batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Batch:
     """A stand-in for ``penstock.batch``; the files of the job are real."""
     batch = Batch()
 
-    def run_batch(
-        llm: Any, source: Path, out: Path, wish: Wish, job: Any, done: Any, stop: Any, note: Callable[[str], None]
-    ) -> dict[str, Any]:
+    def run_batch(llm: Any, source: Path, out: Path, wish: Wish, job: Any, done: Any, stop: Any) -> dict[str, Any]:
         batch.wish, batch.asked = wish, (source, out, job.stored, None if done is None else len(done))
         for event in engine.events:
             llm._on_event(event)
         for remark in batch.remarks:
-            note(remark)
+            llm.note(remark)
         batch.during(stop)
         if batch.failure is not None:
             raise batch.failure

@@ -96,9 +96,6 @@ def run_batch(
 
     display, stop_ = stderr_display(json_), Stop()
 
-    def note(text: str) -> None:
-        display.show({"kind": "note", "text": text})
-
     try:
         check_paths(source, out)
         with _stops(stop_), JobFile.open(out, overwrite=overwrite) as job:
@@ -112,10 +109,11 @@ def run_batch(
             if done is not None:
                 check_same_job(out, len(done), job.stored, wish.said())
             if done is not None and job.stored is not None:
-                note(_resuming(done.answered, done.errors, retry_errors, job.stored))
+                resuming = _resuming(done.answered, done.errors, retry_errors, job.stored)
+                display.show({"kind": "note", "text": resuming})
             dtype = how["dtype"] if job.stored is None or how["dtype"] != "auto" else str(job.stored["dtype"])
             with LLM(model, **{**how, "dtype": dtype}, on_event=display.show) as llm:
-                run = answer(llm, source, out, wish, job, done, stop_, note)
+                run = answer(llm, source, out, wish, job, done, stop_)
     except JobStopped as stopped:
         display.close()
         typer.echo(f"penstock: {stopped}", err=True)
