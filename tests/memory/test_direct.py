@@ -192,6 +192,20 @@ def test_a_disk_that_is_too_small_is_said_beforehand(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_write_that_stops_short_is_an_error(tmp_path, monkeypatch):
+    room = [1000, 0]  # bytes that the disk still takes: the end is no whole sector
+
+    def pwritev(descriptor, memory, offset):
+        return room.pop(0)
+
+    scratch = ScratchFile(tmp_path / "kv", 4 * SECTOR)
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    with pytest.raises(UserError, match=r"cannot write .*kv at byte 5,096: No space left") as caught:
+        scratch.write(SECTOR, aligned_buffer(2 * SECTOR)).result()
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    scratch.close()
+
+
 def test_scratch_in_a_directory_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="cannot open"):
         ScratchFile(tmp_path / "no" / "kv", SECTOR)

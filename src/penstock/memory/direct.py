@@ -185,7 +185,10 @@ class _File:
 
     def write_all(self, memory: memoryview, offset: int) -> None:
         """Writes all of memory to the file."""
-        self._repeat(os.pwritev, "write", memory, offset)
+        done = self._repeat(os.pwritev, "write", memory, offset)
+        if done < len(memory):  # the file is as long as this already, so what stopped short had no more room
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise UserError(f"cannot write {self.path} at byte {offset + done:,}: {full.strerror}") from full
 
     def reserve(self, nbytes: int, sparse: bool) -> None:
         """Makes the file so long; takes its disk space now, so that no later write runs out of it, unless sparse."""
