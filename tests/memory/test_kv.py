@@ -1,8 +1,11 @@
 """KV blocks keep their bytes wherever the scheduler sends them."""
 
+import os
+
 import pytest
 import torch
 
+from penstock.errors import UserError
 from penstock.memory.clock import Clock
 from penstock.memory.device import CpuDevice, EmulatedGpu
 from penstock.memory.kv import KVGroup, KVLayer, KVStore, block_tokens_for
@@ -81,6 +84,15 @@ def test_staging_mixes_what_is_here_with_what_is_elsewhere(store):
     store.copy_local(0, blocks, staging)
     keys, values = store.staged_views(0, staging, 2)
     assert torch.equal(keys[0], away[0]) and torch.equal(values[1], near[1])
+
+
+def test_what_cannot_be_made_leaves_no_file_open(tmp_path):
+    (tmp_path / "kv-1").touch()  # in the way of the second group's
+    groups = [KVGroup({0: LAYERS[0]}), KVGroup({2: LAYERS[2]}, window=32)]
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(UserError, match="kv-1"):
+        KVStore(groups, TOKENS, torch.bfloat16, {"cpu": 1 << 20, "disk": 1 << 20}, CpuDevice(), Clock(), tmp_path)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_blocks_are_whole_sectors_and_seldom_mostly_empty():

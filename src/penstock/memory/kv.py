@@ -94,11 +94,14 @@ class KVStore:
         self._places: dict[int, dict[Tier, _Place]] = {}
         self._arenas: dict[tuple[Tier, int], torch.Tensor] = {}
         self._files: dict[int, ScratchFile] = {}
-        for tier, nbytes in capacity.items():
-            for index, spec in enumerate(self.specs):
-                count = nbytes // spec.block_bytes if spec.block_bytes else 0
-                if count:
-                    self._reserve(tier, index, count, offload_dir)
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            for tier, nbytes in capacity.items():
+                for index, spec in enumerate(self.specs):
+                    count = nbytes // spec.block_bytes if spec.block_bytes else 0
+                    if count:
+                        self._reserve(tier, index, count, offload_dir)
+            undo.pop_all()
         self._views: dict[tuple[int, Tier], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _reserve(self, tier: Tier, index: int, count: int, offload_dir: Path | None) -> None:
