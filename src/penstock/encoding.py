@@ -6,13 +6,12 @@ from typing import Any
 
 from penstock.engine.build import Blueprint, check_context
 from penstock.errors import UserError
+from penstock.jobs.request import FORMS
 from penstock.model import tokenizer
 from penstock.plan.types import Job, Length
 from penstock.sampling import Sampling, SamplingParams, resolve
 
 Prompt = str | Mapping[str, Any]
-
-_FORMS = ("prompt", "messages", "prompt_token_ids")
 
 
 class TooLong(UserError):
@@ -75,9 +74,9 @@ class Encoder:
     def _encode(self, prompt: Prompt, chat: bool, name: str) -> list[int]:
         if isinstance(prompt, str):
             prompt = {"prompt": prompt}
-        given = [form for form in _FORMS if form in prompt] if isinstance(prompt, Mapping) else []
+        given = [form for form in FORMS if form in prompt] if isinstance(prompt, Mapping) else []
         if len(given) != 1 or not isinstance(prompt[given[0]], str if given == ["prompt"] else Sequence):
-            raise UserError(f"{name} is no text, nor a mapping with one of {', '.join(_FORMS)}")
+            raise UserError(f"{name} is no text, nor a mapping with one of {', '.join(FORMS)}")
         if "prompt_token_ids" in prompt:
             ids = list(prompt["prompt_token_ids"])
             vocabulary = int(self._blueprint.config.vocab_size)

@@ -38,6 +38,8 @@ def test_jsonl_has_three_forms(tmp_path: Path) -> None:
         (b'{"prompt": " "}', "is empty"),
         (b'{"prompt": "\\ud800"}', "is not valid Unicode"),
         (b'{"prompt": "a", "max_tokens": 5}', "sets max_tokens"),
+        (b'{"prompt": "a", "stop_token_ids": [5]}', "sets stop_token_ids"),
+        (b'{"prompt_token_ids": [' + b"1" * 5000 + b"]}", "is not JSON"),
         (b'{"messages": []}', "messages is an empty list"),
         (b'{"messages": [{"content": "a"}]}', "message 1 needs a role"),
         (b'{"prompt_token_ids": [1, -1]}', "token id 1 is -1"),

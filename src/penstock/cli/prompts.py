@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import UserError
+from penstock.jobs.fields import SAMPLING, kind_of
+from penstock.jobs.request import FORMS
 
 Prompt = str | dict[str, Any]
-
-FORMS = ("prompt", "messages", "prompt_token_ids")
-SETTINGS = frozenset({"temperature", "top_p", "top_k", "seed", "max_tokens", "stop", "ignore_eos"})
 
 
 def read_prompts(arguments: list[str], source: str | None) -> list[Prompt]:
@@ -54,14 +53,14 @@ def _parse(line: str, place: str) -> Prompt:
     """One line of a .jsonl file, checked for its shape."""
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
         raise UserError(f"{place} is not JSON: {error}; each line is one object") from error
     if not isinstance(value, dict):
-        raise UserError(f'{place} is {_kind(value)}, not an object such as {{"prompt": "…"}}')
+        raise UserError(f'{place} is {kind_of(value)}, not an object such as {{"prompt": "…"}}')
     given = [form for form in FORMS if form in value]
     if len(given) != 1:
         raise UserError(f"{place} has {' and '.join(given) or 'none'} of {', '.join(FORMS)}; it must have exactly one")
-    settings = sorted(SETTINGS & value.keys())
+    settings = sorted(SAMPLING & value.keys())
     if settings:
         raise UserError(f"{place} sets {', '.join(settings)}: settings are flags here and hold for all prompts")
     form = given[0]
@@ -71,7 +70,7 @@ def _parse(line: str, place: str) -> Prompt:
 
 def _text(value: Any, place: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{place}: prompt is {_kind(value)}, not a text")
+        raise UserError(f"{place}: prompt is {kind_of(value)}, not a text")
     if not value.strip():
         raise UserError(f"{place} is empty; give it at least one word")
     try:
@@ -83,7 +82,7 @@ def _text(value: Any, place: str) -> str:
 
 def _messages(value: Any, place: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
-        raise UserError(f'{place}: messages is {_kind(value)}, not a list of {{"role", "content"}} objects')
+        raise UserError(f'{place}: messages is {kind_of(value)}, not a list of {{"role", "content"}} objects')
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
             raise UserError(f"{place}: message {number} needs a role (a text) and a content")
@@ -94,16 +93,8 @@ def _messages(value: Any, place: str) -> list[dict[str, Any]]:
 
 def _token_ids(value: Any, place: str) -> list[int]:
     if not isinstance(value, list) or not value:
-        raise UserError(f"{place}: prompt_token_ids is {_kind(value)}, not a list of token ids")
+        raise UserError(f"{place}: prompt_token_ids is {kind_of(value)}, not a list of token ids")
     for number, token in enumerate(value):
         if type(token) is not int or token < 0:
             raise UserError(f"{place}: token id {number} is {json.dumps(token)[:40]}, not a whole number from 0 up")
     return value
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    if isinstance(value, list) and not value:
-        return "an empty list"
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
