@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,8 @@ def assemble(
 
     Raises UserError where a file cannot be read or the disk has no room; nothing is left open then.
     """
-    slots, convert, shares = placement.policy.slots, _converter(plan), placement.policy.activations
+    slots, shares = placement.policy.slots, placement.policy.activations
+    convert = partial(page_cache.fill, plan.sources)  # of pages that are nowhere as they run
     with ExitStack() as undo:
         pager = Pager(plan.layout.pages, placement.homes, device, slots, clock, convert)
         undo.callback(pager.close)
@@ -277,17 +279,6 @@ def _row_reader(
         return torch.cat([source.load(part.start + row, part.start + row + 1).to(dtype) for row in rows])
 
     return read
-
-
-def _converter(plan: Blueprint) -> Callable[[Page, torch.Tensor], None]:
-    """Fills a page whose parameters must be converted each time they are read."""
-
-    def convert(page: Page, buffer: torch.Tensor) -> None:
-        for part in page.slices:
-            tensor = page_cache.load_slice(plan.sources[part.param], part)
-            buffer[part.offset : part.offset + part.nbytes].copy_(tensor.reshape(-1).view(torch.uint8))
-
-    return convert
 
 
 def check_context(plan: Blueprint, prompt_tokens: int, what: str) -> None:

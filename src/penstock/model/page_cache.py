@@ -34,20 +34,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class CachedPages:
-    """Pages that lie converted in one file; ``checksums`` by page index."""
+    """Pages that lie converted in one file."""
 
     pages: tuple[Page, ...]
-    checksums: Mapping[int, int]
     path: Path
 
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
         return sum(page.nbytes for page in self.pages)
-
-    def verify(self, page_index: int, buffer: bytes | bytearray | memoryview) -> bool:
-        """Whether a buffer of ``page.nbytes`` bytes holds the page as it was written."""
-        return _checksum(np.frombuffer(buffer, dtype=np.uint8)) == self.checksums[page_index]
 
 
 def cache_key(files: Iterable[Path], pages: Sequence[Page], *facts: str) -> str:
@@ -61,9 +56,12 @@ def cache_key(files: Iterable[Path], pages: Sequence[Page], *facts: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def load_slice(source: ParameterSource, slice_: Slice) -> torch.Tensor:
-    """A slice's values in its own shape and dtype (rounded to nearest), contiguous."""
-    return _converted(source, slice_, slice_.start, slice_.stop).reshape(slice_.shape)
+def fill(sources: Mapping[str, ParameterSource], page: Page, buffer: torch.Tensor) -> None:
+    """Convert a page into a uint8 buffer of its size, some rows at a time as ``open_or_build`` does."""
+    for slice_ in page.slices:
+        for at, values in _chunks(sources[slice_.param], slice_, CHUNK_BYTES):
+            begin = slice_.offset + at
+            buffer[begin : begin + values.nbytes].copy_(torch.from_numpy(values))
 
 
 def open_or_build(
@@ -195,7 +193,7 @@ def _chunks(source: ParameterSource, slice_: Slice, chunk_bytes: int) -> Iterato
 def _converted(source: ParameterSource, slice_: Slice, start: int, stop: int) -> torch.Tensor:
     dtype: torch.dtype = getattr(torch, slice_.dtype)
     values = source.load(start, stop) if source.shape else source.load()
-    return values.detach().to(dtype).contiguous()
+    return values.detach().to(dtype).contiguous()  # rounded to nearest
 
 
 def _write(file: int, values: npt.NDArray[np.uint8], offset: int) -> None:
@@ -225,7 +223,7 @@ def _open(home: Path, key: str, pages: Sequence[Page]) -> CachedPages | None:
     ]
     if not _sound(path, pages, checksums):
         return None
-    return CachedPages(tuple(located), {p.index: c for p, c in zip(pages, checksums, strict=True)}, path)
+    return CachedPages(tuple(located), path)
 
 
 def _sound(path: Path, pages: Sequence[Page], checksums: Sequence[int]) -> bool:
