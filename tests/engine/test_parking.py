@@ -1,6 +1,7 @@
 """Suspended calls leave memory and come back whole; what is not theirs stays; nothing is left behind."""
 
 import weakref
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 from penstock import LLM, SamplingParams
 from penstock.engine.call import Call, current_call
 from penstock.engine.parking import Parking, held_storages
+from penstock.errors import UserError
 from penstock.memory.buffers import aligned_buffer
 from penstock.memory.clock import Clock
 from penstock.memory.device import CpuDevice, EmulatedGpu
+from penstock.memory.direct import ScratchFile
 from penstock.plan.policy import Shares
 
 PLACES = [(CpuDevice, "disk"), (EmulatedGpu, "cpu"), (EmulatedGpu, "disk")]
@@ -179,6 +182,17 @@ def test_a_sweep_that_broke_off_is_forgotten(made):
     for call in broken:
         call.begin()
         parking.park(call)
+    assert run(parking, [working()]) == [expected()]
+
+
+def test_an_error_of_a_sweep_that_broke_off_is_not_one_of_the_next(made, monkeypatch):
+    parking = made(CpuDevice, disk=1.0)
+    failed = Future()
+    failed.set_exception(UserError("cannot write activations-0"))
+    with monkeypatch.context() as failing:
+        failing.setattr(ScratchFile, "write", lambda self, offset, buffer: failed)
+        with pytest.raises(UserError, match="activations-0"):
+            run(parking, [working()])
     assert run(parking, [working()]) == [expected()]
 
 

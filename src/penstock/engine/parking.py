@@ -1,7 +1,7 @@
 """Activations of suspended micro-batches on slower tiers: out of memory at a stop, back before the call goes on."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from inspect import CO_OPTIMIZED
@@ -57,7 +57,7 @@ class Parking:
 
     def begin(self, calls: Sequence[Call]) -> None:
         """Expect the calls of a sweep, in order."""
-        self._settle()
+        self._let_go()
         homes = spread([1] * len(calls), self.shares)
         self._spots = {call: _Spot(n, home) for n, (call, home) in enumerate(zip(calls, homes, strict=True))}
         self._kept = set(_module_storages(self.module))
@@ -93,7 +93,7 @@ class Parking:
 
     def close(self) -> None:
         """Wait for what is under way; the disk space goes back."""
-        self._settle()
+        self._let_go()
         self._spots.clear()
         for file in self._files.values():
             file.close()
@@ -155,9 +155,15 @@ class Parking:
             return self.device.host_alloc(nbytes)
 
     def _settle(self) -> None:
-        if self._writing is not None:
+        writing, self._writing = self._writing, None  # its error is raised once
+        if writing is not None:
             with self.clock.wait("cpu→disk"):
-                self._writing.result()
+                writing.result()
+
+    def _let_go(self) -> None:
+        """Wait for what a sweep that broke off was writing; how that went is of no interest any more."""
+        if self._writing is not None:
+            wait([self._writing])
             self._writing = None
 
     def _crossing(self, lane: Any, nbytes: int) -> ExitStack:

@@ -1,7 +1,7 @@
 """A ring of buffers through which KV blocks come up from slower tiers, one layer and portion ahead of attention."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -73,8 +73,7 @@ class Stager:
         return item, self.store.fetch(layer, portion.blocks or (), self._buffers[turn]), turn
 
     def _drop(self) -> None:
-        """Wait for a fetch that was not asked for, so that its buffer can be used again."""
+        """Wait for a fetch that nobody asks for any more, to use its buffer again; how it went is no matter."""
         if self._ahead is not None:
-            for copied in self._ahead[1]:
-                copied.result()
+            wait(self._ahead[1])
             self._ahead = None
