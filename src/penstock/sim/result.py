@@ -37,6 +37,7 @@ class Run:
     """A policy pair's run over a trace: exact integers, and times in seconds.
 
     `alpha_sum` over `alpha_steps` gives the plain mean; `binding_s` has the time bound by each of BINDING.
+    `warning` says what of the start found no place; it is empty where all did.
     """
 
     placement: str
@@ -51,6 +52,7 @@ class Run:
     peak_hbm_bytes: int
     binding_s: tuple[float, ...]
     series: Series
+    warning: str = ""
 
     @property
     def mean_alpha(self) -> float:

@@ -1,0 +1,157 @@
+"""What the bytes of a step cost in time, and which share of them is best read where.
+
+The functions take plain integers and doubles: the numpy form calls them as they are, with integers of any size, and
+the kernels are compiled from the same source.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.sim.memories import Duplex, Memories
+from penstock.sim.scenario import Scenario
+
+FULL, HALF, SERIAL = range(3)
+_DUPLEX = {Duplex.FULL: FULL, Duplex.HALF: HALF, Duplex.SERIAL: SERIAL}
+
+# The bytes of a step, in the order of result.Traffic's fields.
+HBM_READ, EXT_READ, HBM_WRITTEN, EXT_WRITTEN, MOVED_HBM_READ, MOVED_HBM_WRITTEN, MOVED_EXT_READ, MOVED_EXT_WRITTEN = (
+    range(8)
+)
+BYTE_KINDS = 8
+
+
+@dataclass(frozen=True)
+class Prices:
+    """A scenario's bandwidths in bytes per second, the same divided by what they have in common, and its times."""
+
+    hbm: int
+    read: int
+    write: int
+    internal: int
+    duplex: int
+    compute_s: float
+    fixed_s: float
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> "Prices":
+        """The prices of a scenario's memories."""
+        memories = scenario.memories
+        bandwidths = _bandwidths(memories)
+        return cls(*bandwidths, _DUPLEX[memories.duplex], scenario.compute_s, scenario.fixed_s)
+
+    def reduced(self) -> tuple[int, int, int, int]:
+        """The bandwidths divided by their greatest common divisor: exact comparisons need only their ratios."""
+        bandwidths = self.hbm, self.read, self.write, self.internal
+        common = gcd(*bandwidths)
+        return tuple(b // common for b in bandwidths)  # type: ignore[return-value]  # four in, four out
+
+    def step_s(self, hbm: int, read: int, write: int) -> float:
+        """Seconds of a step that moves so many bytes at HBM and reads and writes so many at external memory."""
+        return step_seconds(
+            hbm,
+            read,
+            write,
+            self.hbm,
+            self.read,
+            self.write,
+            self.internal,
+            self.duplex,
+            self.compute_s,
+            self.fixed_s,
+        )
+
+    def time(self, bytes_by_kind: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+        """Seconds of steps [..., 8 kinds] and what binds each, an index into result.BINDING."""
+        kind = np.moveaxis(bytes_by_kind, -1, 0)
+        hbm = (kind[HBM_READ] + kind[HBM_WRITTEN] + kind[MOVED_HBM_READ] + kind[MOVED_HBM_WRITTEN]) / self.hbm
+        read_bytes, write_bytes = kind[EXT_READ] + kind[MOVED_EXT_READ], kind[EXT_WRITTEN] + kind[MOVED_EXT_WRITTEN]
+        read, write = read_bytes / self.read, write_bytes / self.write
+        internal = (read_bytes + write_bytes) / self.internal
+        nothing = np.full_like(read, -1.0)
+        if self.duplex == HALF:
+            read, write = (read_bytes + write_bytes) / self.read, nothing
+        elif self.duplex == SERIAL:
+            reading_is_longer, both = read >= write, read + write
+            read, write = np.where(reading_is_longer, both, nothing), np.where(reading_is_longer, nothing, both)
+        terms = np.stack((hbm, read, write, internal, np.full_like(read, self.compute_s)))
+        return terms.max(axis=0) + self.fixed_s, terms.argmax(axis=0).astype(np.uint8)
+
+
+def _bandwidths(memories: Memories) -> tuple[int, int, int, int]:
+    return (
+        memories.hbm_bytes_per_s,
+        memories.ext_read_bytes_per_s,
+        memories.ext_write_bytes_per_s,
+        memories.ext_internal_bytes_per_s,
+    )
+
+
+def step_seconds(
+    hbm: int,
+    read: int,
+    write: int,
+    b_hbm: int,
+    b_read: int,
+    b_write: int,
+    b_internal: int,
+    duplex: int,
+    compute_s: float,
+    fixed_s: float,
+) -> float:
+    """T of one step: the longest of its memories and its arithmetic, each quotient one division."""
+    external = (read + write) / b_internal
+    if duplex == FULL:
+        external = max(external, read / b_read, write / b_write)
+    elif duplex == HALF:
+        external = max(external, (read + write) / b_read)
+    else:
+        external = max(external, read / b_read + write / b_write)
+    return max(hbm / b_hbm, external, compute_s) + fixed_s
+
+
+def split_bytes(
+    hbm: int,
+    read: int,
+    write: int,
+    most: int,
+    b_hbm: int,
+    b_read: int,
+    b_write: int,
+    b_internal: int,
+    duplex: int,
+) -> int:
+    """The most bytes, up to `most`, that may be read from external memory instead with T_h >= T_e still.
+
+    Bandwidths are reduced ones. Each line solves `(hbm - x) / b_hbm >= a term of T_e with x more bytes read` for x.
+    """
+    x = (hbm * b_internal - (read + write) * b_hbm) // (b_internal + b_hbm)
+    if duplex == FULL:
+        x = min(x, (hbm * b_read - read * b_hbm) // (b_read + b_hbm))
+        x = min(x, (hbm * b_write - write * b_hbm) // b_write)
+    elif duplex == HALF:
+        x = min(x, (hbm * b_read - (read + write) * b_hbm) // (b_read + b_hbm))
+    else:
+        surplus = hbm * b_read * b_write - read * b_hbm * b_write - write * b_hbm * b_read
+        x = min(x, surplus // (b_write * (b_read + b_hbm)))
+    return max(0, min(x, most))
+
+
+def best_items(share_p: int, share_q: int, step_bytes: int, weights_hbm: int, item: int, items: int) -> int:
+    """h*: how many of a step's items HBM should serve to serve a share p/q of its bytes, rounded and clipped."""
+    wanted = (2 * (share_p * step_bytes - share_q * weights_hbm) + share_q * item) // (2 * share_q * item)
+    return min(max(wanted, 0), items)
+
+
+def passive_limit(share_p: int, share_q: int, step_bytes: int, weights_hbm: int, item: int, hbm_items: int) -> int:
+    """How many items to install before HBM would have served a share p/q of a step's bytes."""
+    short = share_p * step_bytes - share_q * weights_hbm
+    return max(0, -(-short // (share_q * item)) - hbm_items)
+
+
+def round_share(whole: int, share: Fraction) -> int:
+    """round(whole * share), halves up."""
+    return (2 * whole * share.numerator + share.denominator) // (2 * share.denominator)

@@ -1,0 +1,123 @@
+"""Replays a scenario's decode under placement and migration policies."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.errors import UserError
+from penstock.sim import registry
+from penstock.sim.initial import InitialState, initial_state
+from penstock.sim.ledger import Ledger, StepBatch, StepSink
+from penstock.sim.numpy_form import NumpyForm
+from penstock.sim.pair import Pair
+from penstock.sim.policy import MigrationPolicy, PlacementPolicy
+from penstock.sim.result import Run
+from penstock.sim.scenario import Scenario
+from penstock.sim.windows import Window, open_windows
+from penstock.trace.skip_trace import SkipTrace, TraceShape
+
+__all__ = ["StepBatch", "StepSink", "simulate", "simulate_many"]
+
+FormName = Literal["auto", "kernels", "numpy"]
+Policies = tuple[str | PlacementPolicy, str | MigrationPolicy]
+EXACT_BYTES = 2**53  # a double holds no more whole numbers
+
+
+class Form(Protocol):
+    """One pair's state, and how it goes on."""
+
+    def advance(self, window: Window) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Replay the next window: bytes of attention steps [steps, layers, 8], items in HBM after [steps, layers]."""
+        ...
+
+
+@dataclass
+class _Lane:
+    """A pair on its way through the trace."""
+
+    pair: Pair
+    form: Form
+    ledger: Ledger
+
+
+def simulate(
+    scenario: Scenario,
+    trace: SkipTrace,
+    placement: str | PlacementPolicy,
+    migration: str | MigrationPolicy,
+    *,
+    budget_slack: bool = False,
+    form: FormName = "auto",
+    each_step: StepSink | None = None,
+) -> Run:
+    """Replay one pair of policies, named with their options (`alpha:target=0.9`, `look-ahead-layer:budget=slack`).
+
+    `form` chooses compiled kernels or plain numpy, which count the same; `each_step` receives every step in full.
+    Raises UserError for weights that do not fit, a trace of another shape, and policies or options that do not exist.
+    """
+    pair = registry.pair(placement, migration, budget_slack=budget_slack)
+    return _replay(scenario, trace, [pair], form, each_step, None)[0]
+
+
+def simulate_many(
+    scenario: Scenario,
+    trace: SkipTrace,
+    pairs: Iterable[Policies],
+    *,
+    budget_slack: bool = False,
+    form: FormName = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> list[Run]:
+    """Replay several pairs in one pass over the trace; the runs are in the order of the pairs.
+
+    `progress` is told how many token steps have just been replayed for all pairs. Raises UserError as `simulate` does.
+    """
+    made = [registry.pair(*policies, budget_slack=budget_slack) for policies in pairs]
+    return _replay(scenario, trace, made, form, None, progress)
+
+
+def _replay(
+    scenario: Scenario,
+    trace: SkipTrace,
+    pairs: Sequence[Pair],
+    form: FormName,
+    each_step: StepSink | None,
+    progress: Callable[[int], None] | None,
+) -> list[Run]:
+    _check(scenario, trace.shape)
+    start = initial_state(scenario)
+    lanes = [_Lane(pair, _form(form, scenario, start, pair), Ledger(scenario, start, each_step)) for pair in pairs]
+    back, ahead = max((p.back for p in pairs), default=0), max((p.ahead for p in pairs), default=0)
+    for window in open_windows(trace, back, ahead):
+        for lane in lanes:
+            lane.ledger.add(window.first, *lane.form.advance(window))
+        if progress is not None:
+            progress(window.steps)
+    return [lane.ledger.run(lane.pair) for lane in lanes]
+
+
+def _form(name: FormName, scenario: Scenario, start: InitialState, pair: Pair) -> Form:
+    return NumpyForm(scenario, start, pair)
+
+
+def _check(scenario: Scenario, shape: TraceShape) -> None:
+    """Raise UserError where the trace is another run's, or numbers are too large to be counted exactly."""
+    for what, have, want in (
+        ("prefill tokens", shape.prefill_tokens, scenario.prefill_tokens),
+        ("decode steps", shape.steps, scenario.decode_tokens),
+        ("layers", shape.layers, scenario.layers),
+    ):
+        if have != want:
+            raise UserError(
+                f"the trace has {have} {what} and the scenario {scenario.name} has {want}: "
+                "record or make a trace of the scenario's shape, or set the scenario's to the trace's"
+            )
+    most = scenario.attn_bytes + scenario.mlp_bytes + scenario.kv_bytes * scenario.layers * (shape.tokens + 1) * 2
+    if most >= EXACT_BYTES:
+        raise UserError(
+            f"a step of the scenario {scenario.name} may move {most:.3g} bytes: at most {EXACT_BYTES:.3g} "
+            "are counted exactly; scale the sizes down"
+        )

@@ -1,0 +1,52 @@
+"""A trace in runs of steps, with what policies look back and ahead at."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.trace.skip_trace import SkipBits, SkipTrace
+
+# A run stays near the processor while several policy pairs go over it.
+WINDOW_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some steps of a trace, counted from its first: `first` to `first + steps - 1`.
+
+    `bits` also holds `lead` steps before and, to the trace's end, those ahead. `skip_counts` is |S| of every step of
+    the trace [steps, layers], filled as far as `bits` reaches.
+    """
+
+    first: int
+    steps: int
+    lead: int
+    bits: SkipBits
+    skip_counts: NDArray[np.int64]
+
+
+def open_windows(trace: SkipTrace, back: int, ahead: int) -> Iterator[Window]:
+    """Yield the trace's steps in order, run by run; a window's bits are valid until the next one is asked for."""
+    shape = trace.shape
+    steps = max(1, min(WINDOW_BYTES // (8 * shape.layers * shape.words), shape.steps))
+    counts = np.zeros((shape.steps, shape.layers), np.int64)
+    kept = np.empty((0, shape.layers, shape.words), np.uint64)
+    counted = 0
+    for first, read in trace.windows(steps, ahead):
+        own = min(steps, shape.steps - first)
+        for step in range(counted, first + len(read)):
+            counts[step] = _ones(read[step - first])
+        counted = first + len(read)
+        bits = np.concatenate((kept, read)) if back else read
+        yield Window(first, own, len(kept), bits, counts)
+        if back:
+            kept = bits[: len(kept) + own][-back:].copy()
+
+
+def _ones(bits: SkipBits) -> NDArray[np.int64]:
+    """The set bits of each layer of one step [layers, words]."""
+    if hasattr(np, "bitwise_count"):  # since numpy 2.0
+        return np.bitwise_count(bits).sum(axis=-1, dtype=np.int64)
+    return np.unpackbits(np.ascontiguousarray(bits).view(np.uint8), axis=-1).sum(axis=-1, dtype=np.int64)
