@@ -1,6 +1,7 @@
 """Recorded skip sets against those that follow from the weights that transformers tells."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from tests.parity import families
 from tests.parity.harness import engine_of, greedy
 
 from penstock import UserError
-from penstock.engine.skip_recorder import SkipRecorder
+from penstock.engine.skip_recorder import SkipRecorder, packed
 from penstock.engine.skip_rule import Selection, parse_rule
 
 PROMPT = [5, 17, 40, 8, 22, 61, 9, 33, 12, 70, 3, 14, 90, 41, 6, 27, 55, 18, 77, 2, 64, 31, 49]
@@ -33,22 +34,34 @@ def checkpoint(tmp_path_factory):
 
 
 def record(path, text, *, sinks=1, recent=2, **how):
-    """The tokens drawn, the recorder and its skip sets as booleans (steps, layers, all tokens)."""
+    """The tokens drawn, the recorder and its skip sets as booleans (steps, layers, all tokens but the last)."""
+    steps = []
     with engine_of(path, [len(PROMPT)], COUNT, **how) as engine:
-        layers = sorted(layer for group in engine.kv.groups for layer in group.layers)
-        recorder = SkipRecorder(layers, len(PROMPT), Selection(parse_rule(text), sinks, recent))
+        recorder = SkipRecorder(
+            layers_of(engine), len(PROMPT), Selection(parse_rule(text), sinks, recent), steps.append
+        )
         with recorder.watching(engine):
             row = engine.add("0", PROMPT, greedy(COUNT))
-            while engine.sweep() is not None:
-                pass
+            finish(engine)
         tokens = engine.sequences[row].generated
-    words = np.stack(list(recorder.bits()))
-    assert words.dtype == np.uint64 and words.shape[2] == -(-recorder.shape.tokens // 64)
-    bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little").astype(bool)
-    return tokens, recorder, bits[:, :, : recorder.shape.tokens]
+    assert recorder.steps == len(steps) == COUNT - 1
+    bits = np.zeros((len(steps), len(steps[0]), 64), bool)
+    for flags, words in zip(bits, steps, strict=True):
+        assert words.dtype == np.uint64 and words.shape[1] == 1
+        flags[:] = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
+    return tokens, recorder, bits
 
 
-def weights_of(model, tokens, window=None):
+def layers_of(engine):
+    return sorted(layer for group in engine.kv.groups for layer in group.layers)
+
+
+def finish(engine):
+    while engine.sweep() is not None:
+        pass
+
+
+def weights_of(model, tokens):
     """Per layer (heads, T, T), as transformers computes them."""
     with torch.inference_mode():
         return [w[0].double() for w in model(torch.tensor([tokens]), output_attentions=True).attentions]
@@ -83,7 +96,7 @@ def skipped_of(rows, kv_heads, text, position, sinks, recent):
 def check(model, tokens, recorder, bits, text, kv_heads, *, sinks=1, recent=2):
     """The whole trace, and the mass that it keeps."""
     weights = weights_of(model, PROMPT + tokens)
-    assert recorder.shape.prefill_tokens == len(PROMPT) and bits.shape[:2] == (COUNT - 1, len(weights))
+    assert bits.shape[:2] == (COUNT - 1, len(weights))
     lost = np.zeros((COUNT - 1, len(weights)))
     sizes = set()
     for step in range(COUNT - 1):
@@ -93,7 +106,7 @@ def check(model, tokens, recorder, bits, text, kv_heads, *, sinks=1, recent=2):
             assert set(np.flatnonzero(bits[step, layer])) == skipped, f"step {step}, layer {layer}"
             lost[step, layer] = rows[:, position, sorted(skipped)].sum(-1).mean()
             sizes.add(len(skipped))
-    assert recorder.kept_mass() == pytest.approx(list(1 - lost.mean(0)), abs=1e-4)
+    assert recorder.kept_mass == pytest.approx(list(1 - lost.mean(0)), abs=1e-4)
     assert max(sizes) > 3, "a rule that skips nothing tests nothing"
 
 
@@ -133,12 +146,12 @@ def test_how_the_run_is_cut_and_placed_changes_nothing(checkpoint, how):
     tokens, recorder, bits = record(path, "top-k:3")
     others, again, same = record(path, "top-k:3", **how)
     assert others == tokens and (same == bits).all()
-    assert again.kept_mass() == pytest.approx(recorder.kept_mass(), abs=1e-5)
+    assert again.kept_mass == pytest.approx(recorder.kept_mass, abs=1e-5)
 
 
 def test_a_first_step_reads_the_prompt_alone(checkpoint):
     """It feeds the first token drawn, whose own KV is written and not read."""
-    tokens, recorder, bits = record(checkpoint("llama")[0], "top-k:0", sinks=0, recent=0)
+    *_, bits = record(checkpoint("llama")[0], "top-k:0", sinks=0, recent=0)
     ends = [[int(np.flatnonzero(layer).max()) for layer in step] for step in bits]
     assert ends == [[len(PROMPT) + step - 1] * 3 for step in range(COUNT - 1)]
     assert bits.sum(2).tolist() == [[len(PROMPT) + step] * 3 for step in range(COUNT - 1)]
@@ -146,22 +159,24 @@ def test_a_first_step_reads_the_prompt_alone(checkpoint):
 
 def test_tokens_are_the_same_and_an_engine_is_left_as_it_was(checkpoint):
     path, _ = checkpoint("llama")
+    found, steps = [], []
     with engine_of(path, [len(PROMPT)], COUNT) as engine:
-        recorder = SkipRecorder([0, 1, 2], len(PROMPT), Selection(parse_rule("top-k:3")))
-        found = []
+        recorder = SkipRecorder(layers_of(engine), len(PROMPT), Selection(parse_rule("top-k:3")), steps.append)
         for watched in (False, True, False):
-            row = engine.add(str(watched), PROMPT, greedy(COUNT))
-            if watched:
-                with recorder.watching(engine):
-                    while engine.sweep() is not None:
-                        pass
-            while engine.sweep() is not None:
-                pass
+            with recorder.watching(engine) if watched else nullcontext():
+                row = engine.add(str(watched), PROMPT, greedy(COUNT))
+                finish(engine)
             found.append(engine.sequences[row].generated)
     assert found[0] == found[1] == found[2]
-    assert recorder.shape.steps == COUNT - 1
+    assert len(steps) == COUNT - 1
+
+
+def test_sets_that_take_more_than_a_word():
+    flags = torch.zeros(130, dtype=torch.bool)
+    flags[[0, 63, 64, 129]] = True
+    assert packed(flags).tolist() == [1 | 1 << 63, 1, 2]
 
 
 def test_layers_that_share_their_kv_are_refused(checkpoint):
-    with pytest.raises(UserError, match="share the KV of layer"):
+    with pytest.raises(UserError, match="several layers read the KV of layer"):
         record(checkpoint("gemma4-shared-kv")[0], "top-k:3")

@@ -4,10 +4,10 @@ Only an engine that is watched pays for it: its modules are pointed to another a
 and then weighs the row's cached keys once more.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from penstock.engine.call import Batch, current_call
 from penstock.engine.engine import Engine
 from penstock.engine.skip_rule import Selection
 from penstock.errors import UserError
-from penstock.trace.skip_trace import WORD_BITS, SkipBits, TraceShape
+from penstock.trace.skip_trace import WORD_BITS, SkipBits
 
 NAME = "penstock-recorded"
 
@@ -48,25 +48,23 @@ class Softmax:
         return torch.cat([scores, learned], -1).softmax(-1)[..., :-1]
 
 
-@dataclass(slots=True)
-class _Step:
-    """One decode step as far as it was seen, by layer: packed skip sets, and the weight on what is not skipped."""
-
-    skipped: dict[int, SkipBits] = field(default_factory=dict)
-    kept_mass: dict[int, float] = field(default_factory=dict)
-
-
 class SkipRecorder:
     """Skip sets of the one row that an engine runs, for the layers (cache indices) that keep KV.
 
-    Step i is the call that writes token ``prefill_tokens + i``: the first of them feeds the first token drawn. A token
-    is skipped where no KV head needs it. Raises UserError, in the middle of a call, where layers share their KV.
+    take: called with each step's sets when it is complete, uint64 [layers, words of the tokens before it], bit t of a
+    layer set where no KV head needs token t. Step i is the call that writes token ``prefill_tokens + i``: the first of
+    them feeds the first token drawn. UserError, in the middle of a call, where layers share their KV.
     """
 
-    def __init__(self, layers: Sequence[int], prefill_tokens: int, selection: Selection) -> None:
-        self.layers, self.prefill_tokens, self.selection = tuple(layers), prefill_tokens, selection
-        self._steps: list[_Step] = []
+    def __init__(
+        self, layers: Sequence[int], prefill_tokens: int, selection: Selection, take: Callable[[SkipBits], None]
+    ) -> None:
+        self.prefill_tokens, self.selection, self.steps = prefill_tokens, selection, 0
+        self._take = take
+        self._index = {layer: index for index, layer in enumerate(layers)}
         self._readers: dict[int, Any] = {}
+        self._step: dict[int, SkipBits] = {}
+        self._kept_mass = np.zeros(len(self._index))
 
     @contextmanager
     def watching(self, engine: Engine) -> Iterator[None]:
@@ -81,54 +79,37 @@ class SkipRecorder:
             hook.remove()
 
     @property
-    def shape(self) -> TraceShape:
-        """How large the trace is by now."""
-        return TraceShape(self.prefill_tokens, len(self._steps), len(self.layers))
-
-    def bits(self) -> Iterator[SkipBits]:
-        """The skip sets of each step, (layers, words of the whole trace)."""
-        for step in self._steps:
-            bits = np.zeros((len(self.layers), self.shape.words), np.uint64)
-            for index, layer in enumerate(self.layers):
-                words = step.skipped[layer]
-                bits[index, : len(words)] = words
-            yield bits
-
     def kept_mass(self) -> list[float]:
         """Per layer, the attention weight that is not on skipped tokens: the mean over heads and steps."""
-        return [float(np.mean([step.kept_mass[layer] for step in self._steps])) for layer in self.layers]
+        means: list[float] = (self._kept_mass / max(1, self.steps)).tolist()
+        return means
 
     def see(self, module: Any, batch: Batch, query: torch.Tensor, key: torch.Tensor, mask: Any, how: Softmax) -> None:
         """Take a call's attention at one layer; arguments as ``flat_attention`` gets them."""
         (span,) = batch.spans
-        layer = batch.kv.layer_of(key)
-        dense = layer is None
-        layer = module.layer_idx if layer is None else layer
+        known = batch.kv.layer_of(key)
+        layer: int = module.layer_idx if known is None else known
         if self._readers.setdefault(layer, module) is not module:
             raise UserError(
-                f"layers that share the KV of layer {layer} cannot be recorded: a trace has one reader each"
+                f"several layers read the KV of layer {layer}, and a trace has one reader of each: no record"
             )
         position = span.first + span.count - 1
-        # what is computed again after it was dropped draws no earlier token a second time
+        # a row that is computed again draws only its newest token, so that none is seen twice
         if not span.samples or position < self.prefill_tokens:
             return
         lowest = mask.lowest(batch) if mask is not None else None
         first = 0 if lowest is None else int(lowest[-1])
-        k_HLD = key[0] if dense else row_keys(batch, layer)
+        k_HLD = key[0] if known is None else row_keys(batch, layer)
         k_HLD = k_HLD[:, k_HLD.shape[1] - (position + 1 - first) :]
-        weights = how.weights(query[0, :, -1].unflatten(0, (len(k_HLD), -1)), k_HLD)
-        read = self.selection.read(weights, position)
-        kept = torch.nn.functional.pad(read[first:], (0, 1), value=True)
-        lost = weights.masked_fill(kept, 0).sum(-1).mean()
-        step = self._step(position)
-        step.skipped[layer] = _packed(~read)
-        step.kept_mass[layer] = 1.0 - float(lost)
-
-    def _step(self, position: int) -> _Step:
-        at = position - self.prefill_tokens
-        if at == len(self._steps):
-            self._steps.append(_Step())
-        return self._steps[at]
+        q_HGD = query[0, :, -1].reshape(len(k_HLD), -1, query.shape[3])
+        weights = how.weights(q_HGD, k_HLD)
+        skipped = ~self.selection.read(weights, position)
+        lost = weights[..., :-1].masked_fill(~skipped[first:], 0).sum(-1).mean()
+        self._kept_mass[self._index[layer]] += 1.0 - float(lost)
+        self._step[layer] = packed(skipped)
+        if len(self._step) == len(self._index):
+            done, self._step, self.steps = self._step, {}, self.steps + 1
+            self._take(np.stack([done[layer] for layer in self._index]))
 
 
 def row_keys(batch: Batch, layer: int) -> torch.Tensor:
@@ -164,9 +145,9 @@ def _watched_by(recorder: SkipRecorder) -> None:
     _WATCHING.set(recorder)
 
 
-def _packed(skipped: torch.Tensor) -> SkipBits:
-    """Booleans as words whose bit t is the t-th of them."""
-    padded = torch.nn.functional.pad(skipped, (0, -len(skipped) % WORD_BITS)).cpu().numpy()
+def packed(flags: torch.Tensor) -> SkipBits:
+    """Words whose bit t is the t-th of these booleans."""
+    padded = torch.nn.functional.pad(flags, (0, -len(flags) % WORD_BITS)).cpu().numpy()
     return np.packbits(padded, bitorder="little").view("<u8").astype(np.uint64)
 
 
