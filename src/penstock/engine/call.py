@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import greenlet
@@ -26,8 +27,8 @@ class Batch:
     """A micro-batch as one flat call of T tokens.
 
     ids, positions: (1, T). wanted: flat positions whose logits are asked for, in span order. lengths: each span's row
-    length (all tokens known so far), which rotary tables that depend on length go by. starts: each span's first flat
-    position. kv: where its rows' keys and values lie. states: recurrent state of rows, for layers that keep one.
+    length (all tokens known so far), which rotary tables that depend on length go by. kv: where its rows' keys and
+    values lie. states: recurrent state of rows, for layers that keep one.
     """
 
     spans: tuple[Span, ...]
@@ -37,15 +38,6 @@ class Batch:
     wanted: torch.Tensor
     kv: "KVBatch"
     states: "RowStates"
-
-    @property
-    def starts(self) -> list[int]:
-        """The first flat position of each span."""
-        starts, at = [], 0
-        for span in self.spans:
-            starts.append(at)
-            at += span.count
-        return starts
 
 
 class Call(greenlet.greenlet):
@@ -94,6 +86,11 @@ def current_call() -> Call:
     if not isinstance(call, Call):
         raise RuntimeError("penstock's attention was called outside of a sweep")
     return call
+
+
+def starts_of(spans: Sequence[Span]) -> list[int]:
+    """The first flat position of each span of a call."""
+    return list(accumulate((span.count for span in spans[:-1]), initial=0))
 
 
 def flat_index(spans: Sequence[Span], starts: Sequence[int], chosen: Sequence[int]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from penstock.engine import rotary
 from penstock.engine.binding import Binding, Views
 from penstock.engine.cache import FlatCache
-from penstock.engine.call import Batch, Call
+from penstock.engine.call import Batch, Call, starts_of
 from penstock.engine.kv_batch import KVBatch
 from penstock.engine.parking import Parking
 from penstock.engine.recurrent import RowStates
@@ -200,10 +200,7 @@ class Engine:
         """The flat input of a micro-batch."""
         ids = [token for s in spans for token in self.sequences[s.row].tokens[s.first : s.first + s.count]]
         positions = torch.cat([torch.arange(s.first, s.first + s.count) for s in spans])
-        starts, at = [], 0
-        for span in spans:
-            starts.append(at)
-            at += span.count
+        starts = starts_of(spans)
         wanted = [start + s.count - 1 for start, s in zip(starts, spans, strict=True) if s.samples]
         rows = [self.scheduler.row(s.row) for s in spans]
         return Batch(

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from penstock.engine.call import Batch, current_call
+from penstock.engine.call import Batch, current_call, starts_of
 from penstock.engine.masks import Predicate
 
 
@@ -128,7 +128,7 @@ def _groups(batch: Batch) -> list[_Group]:
     alike: dict[tuple[int, int], list[int]] = {}
     for at, span in enumerate(batch.spans):
         alike.setdefault((span.count, -1) if span.first else (span.count, at), []).append(at)
-    starts, device = torch.tensor(batch.starts), batch.ids.device
+    starts, device = torch.tensor(starts_of(batch.spans)), batch.ids.device
     return [
         _Group(
             tuple(batch.spans[at].row for at in members),
