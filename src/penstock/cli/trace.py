@@ -1,0 +1,277 @@
+"""``penstock trace``: make, import and look at skip traces, which say what tokens each step of a decode passes over."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from penstock.cli import figures, options
+from penstock.cli.console import stderr_display
+from penstock.errors import UserError
+from penstock.units import format_bytes
+
+if TYPE_CHECKING:
+    from penstock.trace.coded import CodedTrace
+    from penstock.trace.info import TraceInfo
+
+EXAMPLES = """\
+Examples:
+  penstock trace synth made.skip --prefill-tokens 2048 --steps 1024 --layers 32 --skip 0.3
+  penstock trace info made.skip --plot made.png
+  penstock trace import study.txt study.skip --prefill-tokens 1024
+"""
+
+SYNTH_EXAMPLES = """\
+Examples:
+  penstock trace synth made.skip --prefill-tokens 2048 --steps 1024 --layers 32 --skip 0.3
+  penstock trace synth calm.skip --prefill-tokens 30000 --steps 4096 --layers 32 --skip 0.6 --overlap 0.97
+  penstock trace synth none.skip --prefill-tokens 1024 --steps 256 --layers 24 --skip 0
+"""
+
+IMPORT_EXAMPLES = """\
+Examples:
+  penstock trace import study.txt study.skip --prefill-tokens 1024
+  penstock trace import study.txt study.skip --prefill-tokens 1024 --first-step 0
+
+A line is n,l,s,[ids],skip_layer: the step that writes token n skips the tokens of these ids at layer l (s = 0), or
+all of them (skip_layer = 1 or True). Lines of s = 1 are about the MLP, which reads no tokens.
+"""
+
+INFO_EXAMPLES = """\
+Examples:
+  penstock trace info made.skip
+  penstock trace info made.skip --plot made.svg
+  penstock trace info made.skip --json
+"""
+
+SIZE = "Size of the trace"
+CHAIN = "How it skips"
+
+app = typer.Typer(
+    name="trace",
+    help="Make, import and look at skip traces: what tokens each step of a decode passes over, layer by layer.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=options.HELP,
+)
+
+TraceFile = Annotated[str, typer.Argument(metavar="FILE", help="the trace to write", show_default=False)]
+MadeTrace = Annotated[str, typer.Argument(metavar="FILE", help="a trace", show_default=False)]
+TextFile = Annotated[str, typer.Argument(metavar="TEXT", help="lines of n,l,s,[ids],skip_layer", show_default=False)]
+PrefillTokens = Annotated[
+    int,
+    options.option(SIZE, "--prefill-tokens", "tokens that are there before the first decode step", metavar="N", min=0),
+]
+Steps = Annotated[int, options.option(SIZE, "--steps", "decode steps", metavar="N", min=1)]
+Layers = Annotated[int, options.option(SIZE, "--layers", "layers of the model", metavar="N", min=1)]
+ImportLayers = Annotated[
+    int | None, options.option(SIZE, "--layers", "layers of the model (default: those in TEXT)", metavar="N", min=1)
+]
+FirstStep = Annotated[
+    int | None,
+    options.option(
+        SIZE, "--first-step", "what TEXT calls the first decode step (default: that of --prefill-tokens)",
+        metavar="N", min=0,
+    ),
+]  # fmt: skip
+Skip = Annotated[float, options.option(CHAIN, "--skip", "share of tokens that a step skips, 0 to 1", metavar="X")]
+Overlap = Annotated[
+    float,
+    options.option(
+        CHAIN, "--overlap", "share of the tokens read in a step that the next reads too (default: 0.9)", metavar="X"
+    ),
+]
+Correlation = Annotated[
+    float,
+    options.option(CHAIN, "--correlation", "between any two layers' skipping of a token (default: 0.5)", metavar="X"),
+]
+Sinks = Annotated[
+    int | None,
+    options.option(
+        CHAIN, "--sinks", "first tokens, never skipped (default: 4; 0 with --skip 1)", metavar="N", min=0
+    ),
+]  # fmt: skip
+Recent = Annotated[
+    int | None,
+    options.option(
+        CHAIN, "--recent", "latest tokens, never skipped (default: 16; 0 with --skip 1)", metavar="N", min=0
+    ),
+]  # fmt: skip
+Seed = Annotated[
+    int, options.option(CHAIN, "--seed", "the same seed makes the same trace (default: 0)", metavar="N", min=0)
+]
+Plot = Annotated[
+    str | None,
+    options.option(options.OUTPUT, "--plot", "draw skipping and overlap: a .png or .svg", metavar="FILE"),
+]
+Json = Annotated[bool, options.option(options.OUTPUT, "--json", "print one JSON value")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("synth", cls=options.Command, epilog=SYNTH_EXAMPLES, short_help="make a trace of a chosen skip level")
+def synth(
+    file: TraceFile,
+    prefill_tokens: PrefillTokens,
+    steps: Steps,
+    layers: Layers,
+    skip: Skip,
+    overlap: Overlap = 0.9,
+    correlation: Correlation = 0.5,
+    sinks: Sinks = None,
+    recent: Recent = None,
+    seed: Seed = 0,
+    json_: Json = False,
+) -> None:
+    """Make a trace in which every token at every layer is skipped and read again at random, at a chosen rate."""
+    from penstock.trace.skip_trace import TraceShape
+    from penstock.trace.synth import synth as make
+
+    shape = TraceShape(prefill_tokens, steps, layers)
+    with _progress("drawing skips", 8 * layers * shape.words, json_) as progress:
+        trace = make(
+            shape,
+            skip,
+            overlap=overlap,
+            correlation=correlation,
+            sinks=sinks,
+            recent=recent,
+            seed=seed,
+            path=Path(file),
+            progress=progress,
+        )
+    _say_written(file, trace, [f"{_percent(trace.realised_skip)} skipped ({_percent(skip)} asked)"], json_)
+
+
+@app.command("import", cls=options.Command, epilog=IMPORT_EXAMPLES, short_help="read a trace from lines of text")
+def import_(
+    text: TextFile,
+    file: TraceFile,
+    prefill_tokens: PrefillTokens,
+    layers: ImportLayers = None,
+    first_step: FirstStep = None,
+    json_: Json = False,
+) -> None:
+    """Turn a trace of text, a line for each step, layer and sublayer, into a trace file."""
+    from penstock.trace.text import import_text
+
+    with _progress(f"reading {Path(text).name}", 1, json_) as progress:
+        found = import_text(
+            Path(text),
+            Path(file),
+            prefill_tokens=prefill_tokens,
+            layers=layers,
+            first_step=first_step,
+            progress=progress,
+        )
+    notes = [f"{_percent(found.trace.realised_skip)} skipped"]
+    if found.mlp_lines:
+        notes.append(f"{figures.count(found.mlp_lines, 'MLP')} skipped in the text, which a trace does not hold")
+    _say_written(file, found.trace, notes, json_)
+
+
+@app.command("info", cls=options.Command, epilog=INFO_EXAMPLES, short_help="say what a trace holds")
+def info(file: MadeTrace, plot: Plot = None, json_: Json = False) -> None:
+    """Say how much a trace skips, how alike consecutive read sets are, and how its layers differ."""
+    from penstock.trace.coded import CodedTrace
+    from penstock.trace.info import inspect
+
+    if plot is not None and Path(plot).suffix.lower() not in (".png", ".svg"):
+        raise UserError(f"--plot {plot} is neither .png nor .svg: name a file of one of these kinds")
+    trace = CodedTrace.open(file)
+    with _progress("counting", 8 * trace.shape.layers * trace.shape.words, json_) as progress:
+        found = inspect(trace, progress)
+    if plot is not None:
+        from penstock.trace.figure import draw
+
+        draw(found, Path(file).name, Path(plot))
+    if json_:
+        print(json.dumps(found.to_json()))
+        return
+    for label, text in _table(found):
+        typer.echo(f"{label:<14}{text}")
+
+
+@contextmanager
+def _progress(what: str, unit_bytes: int, as_json: bool) -> Iterator[Callable[[int, int], None]]:
+    """Shows (done, in all) on stderr, in units of so many bytes."""
+    display = stderr_display(as_json)
+
+    def show(done: int, total: int) -> None:
+        display.show({"kind": "load", "what": what, "done": done * unit_bytes, "total": total * unit_bytes})
+
+    try:
+        yield show
+    finally:
+        display.close()
+
+
+def _say_written(file: str, trace: "CodedTrace", notes: list[str], as_json: bool) -> None:
+    shape = trace.shape
+    if as_json:
+        told = {
+            "file": file,
+            "prefill_tokens": shape.prefill_tokens,
+            "steps": shape.steps,
+            "layers": shape.layers,
+            "skip": trace.realised_skip,
+            "raw_bytes": trace.raw_bytes,
+            "coded_bytes": trace.coded_bytes,
+        }
+        print(json.dumps(told))
+        return
+    size = f"{format_bytes(trace.coded_bytes)} ({format_bytes(trace.raw_bytes)} of bits)"
+    layers, steps = figures.count(shape.layers, "layer"), figures.count(shape.steps, "step")
+    typer.echo(" · ".join([file, f"{steps} × {layers} after {shape.prefill_tokens:,} tokens", *notes, size]))
+
+
+def _table(info: "TraceInfo") -> Iterator[tuple[str, str]]:
+    """The lines of the table: label, text."""
+    header, shape = info.header, info.shape
+    source = [header.rule] + [f"{name} {_said(value)}" for name, value in header.parameters.items()]
+    if header.model:
+        yield "model", header.model
+    if header.prompt_hash:
+        yield "prompt", header.prompt_hash
+    yield "made by", " · ".join(source)
+    layers, steps = figures.count(shape.layers, "layer"), figures.count(shape.steps, "step")
+    yield "size", f"{steps} × {layers} after {shape.prefill_tokens:,} tokens"
+    asked = "" if info.skip_asked is None else f" ({_percent(info.skip_asked)} asked)"
+    yield "skipped", f"{_percent(info.skip)} of the tokens that exist{asked}"
+    yield "", f"by layer {_spread(info.skip_of_layers)}"
+    if info.overlap is None:
+        yield "overlap", "none: nothing is read twice"
+    else:
+        yield "overlap", f"{_percent(info.overlap)} of what a step reads, the next one reads too"
+        yield "", f"by layer {_spread([share for share in info.overlap_of_layers if share is not None])}"
+    if info.correlation is not None:
+        yield "layers", f"neighbours skip alike: correlation {info.correlation:.2f}"
+    yield "bytes", f"{format_bytes(info.coded_bytes)} for {format_bytes(info.raw_bytes)} of bits"
+
+
+def _percent(share: float) -> str:
+    """A share to a tenth of a percent, which a realised level needs."""
+    return f"{100 * share:.1f} %"
+
+
+def _said(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
+
+
+def _spread(shares: list[float]) -> str:
+    """Where shares lie: ``27.1 % (layer 3) to 31.0 % (layer 12), spread 0.9 %``."""
+    low, high = min(shares), max(shares)
+    if _percent(low) == _percent(high):
+        return f"{_percent(low)} everywhere"
+    mean = sum(shares) / len(shares)
+    deviation = (sum((share - mean) ** 2 for share in shares) / len(shares)) ** 0.5
+    ends = [f"{_percent(end)} (layer {shares.index(end)})" for end in (low, high)]
+    return f"{ends[0]} to {ends[1]}, standard deviation {_percent(deviation)}"
