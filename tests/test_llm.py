@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,12 +190,21 @@ def test_text_for_a_model_without_tokenizer_is_refused(mute):
         ({"cpu_memory": "much"}, "much"),
         ({"device": "abacus"}, "abacus"),
         ({"dtype": "int3"}, "int3"),
+        ({"trace": "no/such/dir.json"}, "--trace no/such/dir.json is not a file in a directory that exists"),
     ],
 )
 def test_settings_that_cannot_be_are_a_users_mistake(spoken, how, says):
     with pytest.raises(UserError, match=re.escape(says)) as caught, make(spoken, **how) as model:
         model.generate("x", GREEDY)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no file here that takes nothing")
+def test_a_trace_that_cannot_be_written_costs_nothing_else(spoken):
+    notes = []
+    with make(spoken, trace="/dev/full", on_event=lambda event: notes.append(event.get("text"))) as model:
+        assert model.generate("x", GREEDY)
+    assert notes[-1] == "--trace /dev/full was not written (No space left on device)"
 
 
 def test_a_closed_one_says_so(spoken):

@@ -19,7 +19,7 @@ from penstock.errors import UserError
 from penstock.generation import Event, Prepared, Run, Surroundings
 from penstock.machine import probe
 from penstock.memory.allocator import give_back_at_once
-from penstock.memory.clock import Clock
+from penstock.memory.clock import Clock, check_trace
 from penstock.memory.device import Device, open_device
 from penstock.memory.offload import make_offload, offload_root, remove_offload
 from penstock.model import precision, source, tokenizer
@@ -89,6 +89,8 @@ class LLM:
             num_batches=_count(num_batches, "--num-batches"),
         )
         self._saved = None if plan is None else saved_plan(Path(plan), self.asked)
+        if trace is not None:
+            check_trace(trace)
         give_back_at_once()
         asked_bytes: dict[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
         asked_budget = {t: None if b is None else parse_bytes(b, f"--{t}-memory") for t, b in asked_bytes.items()}
@@ -262,7 +264,10 @@ class LLM:
         self._drop_engine()
         self._device.close()
         if self._trace is not None:
-            self._clock.write_trace(Path(self._trace))
+            try:
+                self._clock.write_trace(self._trace)
+            except OSError as error:  # no reason to lose what was generated
+                self.note(f"--trace {self._trace} was not written ({error.strerror})")
 
     def __enter__(self) -> "LLM":
         return self

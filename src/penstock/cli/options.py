@@ -1,7 +1,6 @@
 """The flags that commands share, and how help shows them."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -174,14 +173,6 @@ def check_cut(rows: int | None, batch_size: int | None, num_batches: int | None)
         raise UserError(f"{given} needs {missing} beside it; or use --rows alone")
     if rows is not None and batch_size is not None:
         raise UserError(f"--rows {rows} and --batch-size {batch_size} say the same thing in two ways; use one of them")
-
-
-def check_trace(trace: str | None) -> None:
-    """The trace is written last: a wrong name must not cost a run."""
-    if trace is None:
-        return
-    if Path(trace).is_dir() or not Path(trace).absolute().parent.is_dir():
-        raise UserError(f"--trace {trace} is not a file in a directory that exists; create the directory first")
 
 
 class Command(TyperCommand):

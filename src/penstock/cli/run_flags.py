@@ -52,10 +52,13 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
     """
 
     def called(**given: Any) -> None:
+        from penstock.memory.clock import check_trace
+
         said = {name: given.pop(name) for name in SAMPLING}
         how = {name: given.pop(name) for name in HOW}
         options.check_cut(how["rows"], how["batch_size"], how["num_batches"])
-        options.check_trace(how["trace"])
+        if how["trace"] is not None:
+            check_trace(how["trace"])  # before libraries are imported, which takes seconds
         sampling = {name: None if value is False or value == [] else value for name, value in said.items()}
         command(**given, sampling=sampling, how=how)
 

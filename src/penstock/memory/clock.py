@@ -1,6 +1,7 @@
 """What every lane did, and what the compute lane waited for."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
+
+from penstock.errors import UserError
 
 Lane = Literal["cpu-compute", "gpu-compute", "disk→cpu", "cpu→gpu", "gpu→cpu", "cpu→disk"]
 LANES: tuple[Lane, ...] = get_args(Lane)
@@ -168,7 +171,7 @@ class Clock:
             "waits": {lane: {"seconds": waited[lane], "share": share(waited[lane])} for lane in LANES},
         }
 
-    def write_trace(self, path: str | Path) -> None:
+    def write_trace(self, path: str | os.PathLike[str]) -> None:
         """Writes what was traced as Chrome's JSON (Perfetto reads it): a track per lane, more where work overlaps."""
         with self._lock:
             events = sorted(self._events, key=lambda event: (event.start, -event.stop))
@@ -185,7 +188,7 @@ class Clock:
                 name = lane if place == 0 else f"{lane} ({place + 1})"
                 names = {"name": "thread_name", "ph": "M", "pid": 1, "tid": number * 100 + place}
                 rows.append({**names, "args": {"name": name}})
-        Path(path).write_text(json.dumps({"traceEvents": rows, "displayTimeUnit": "ms"}, ensure_ascii=False))
+        Path(path).write_text(json.dumps({"traceEvents": rows, "displayTimeUnit": "ms"}, ensure_ascii=False), "utf-8")
 
     def _open(self, counter: _Counter) -> float:
         with self._lock:
@@ -196,6 +199,15 @@ class Clock:
     def _keep(self, event: _Event) -> None:
         if self.tracing:
             self._events.append(event)
+
+
+def check_trace(path: str | os.PathLike[str]) -> None:
+    """Raise UserError where no trace can be written to ``path``: it is written last, and must not cost a run."""
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir() or not folder.is_dir():
+        raise UserError(f"--trace {path} is not a file in a directory that exists; create the directory first")
+    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise UserError(f"--trace {path} may not be written to: give another file")
 
 
 def _fits(track: list[_Event], event: _Event) -> bool:
