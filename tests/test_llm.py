@@ -146,6 +146,17 @@ def test_an_interruption_leaves_it_usable(spoken):
         assert tokens(fresh.generate(["a", "b"], GREEDY)) == after
 
 
+def test_progress_tells_the_memory_of_each_tier(spoken):
+    told = []
+    shares = {"weights": "disk=100%", "kv": "disk=100%", "activations": "disk=100%"}
+    with make(spoken, device="emulated", gpu_memory="64MiB", on_event=told.append, **shares) as model:
+        model.generate("x" * 40, GREEDY)
+    last = next(event for event in reversed(told) if event["kind"] == "sweep")
+    assert list(last["memory"]) == ["gpu", "cpu", "disk"]
+    assert all(0 < taken <= budget for taken, budget in last["memory"].values())
+    assert last["memory"]["gpu"][1] == 64 << 20
+
+
 def test_generation_stops_at_the_context(llm):
     (out,) = llm.generate("x" * 59, SamplingParams(max_tokens=50, ignore_eos=True))  # 60 tokens with BOS
     assert len(out.outputs[0].token_ids) == CONTEXT - 60 and out.outputs[0].finish_reason == "length"

@@ -62,9 +62,8 @@ class Surroundings:
 class Run:
     """Feeds the engine from ``items``, watches stop texts, tells progress, and yields each answer as its row ends.
 
-    ahead: rows that wait for room at most; None takes all items at once. What the engine
-    refuses (a prompt whose KV no memory holds) is yielded as the UserError. ``stop`` ends the run after the sweep that
-    is under way.
+    ahead: rows that wait for room at most; None takes all items at once. What the engine refuses (a prompt whose KV no
+    memory holds) is yielded as the UserError. ``stop`` ends the run after the sweep that is under way.
     """
 
     def __init__(
@@ -195,12 +194,24 @@ class Run:
                     "seconds": seconds,
                     "tok_s": account.tokens_out / seconds if seconds else 0.0,
                     "rows": self.engine.scheduler.running,
-                    "memory": {"cpu": [limits.resident_bytes(), self.prepared.budget["cpu"]]},
+                    "memory": {tier: [taken, self.prepared.budget[tier]] for tier, taken in self._taken().items()},
                     "waiting": waiting,
                     "eta_s": self.outlook.seconds_left(account, seconds),
                 }
             )
         )
+
+    def _taken(self) -> dict[Tier, int]:
+        """Bytes of each tier that are in use after a sweep; of a gpu, what was at most."""
+        disk = self.engine.scheduler.blocks_in_use("disk") + self.account.activations_peak["disk"]
+        return {
+            "gpu": self._gpu_peak(),
+            "cpu": limits.resident_bytes(),
+            "disk": self.around.plan.cached_bytes + disk,
+        }
+
+    def _gpu_peak(self) -> int:
+        return self.around.device.peak_bytes if self.around.device.compute_tier == "gpu" else 0
 
     def summary(self) -> dict[str, Any]:
         """``LLM.last_run``."""
@@ -210,8 +221,7 @@ class Run:
             weights[home] += page.nbytes
         weights[self.around.device.compute_tier] += plan.footprint().core
         disk = plan.cached_bytes + self.account.kv_peak["disk"] + self.account.activations_peak["disk"]
-        gpu = self.around.device.peak_bytes if self.around.device.compute_tier == "gpu" else 0
-        ledger = {"peak": {"gpu": gpu, "disk": disk}, "budget": self.prepared.budget}
+        ledger = {"peak": {"gpu": self._gpu_peak(), "disk": disk}, "budget": self.prepared.budget}
         return self.account.summary(self.around.clock, placement, weights, ledger, self.prepared.predicted)
 
 
