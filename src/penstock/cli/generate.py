@@ -45,6 +45,7 @@ def generate(
     display = stderr_display(json_)
     streamed = Streamed(sys.stdout, display)
     streams = len(requests) == 1 and not json_
+    params = SamplingParams(**sampling)
 
     def on_event(event: Mapping[str, Any]) -> None:
         if event["kind"] != "text":
@@ -54,7 +55,7 @@ def generate(
 
     try:
         with LLM(model, **how, on_event=on_event) as llm:
-            outputs = llm.generate(requests, SamplingParams(**sampling), chat=not no_chat)
+            outputs = llm.generate(requests, params, chat=not no_chat)
             run = llm.last_run
         display.close()
         _print_answers(requests, outputs, run, streamed, display, json_)
