@@ -1,0 +1,104 @@
+"""How the simulator's figures look: two themes, and one colour and line for a policy wherever it is drawn."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page and of the figures on it."""
+
+    name: str
+    paper: str
+    ink: str
+    faint: str
+    bound: str
+
+
+# No colour of a theme is used for anything else: a drawn figure changes its theme by them.
+LIGHT = Theme("light", paper="#ffffff", ink="#222222", faint="#cccccc", bound="#080808")
+DARK = Theme("dark", paper="#15181d", ink="#e4e6ea", faint="#454b55", bound="#fafafa")
+
+# Okabe and Ito's colours first, then others that stay apart from them on both papers.
+_BY_POLICY = {
+    "none": "#8C8C8C",
+    "prior": "#B07D2B",
+    "skipped-tokens": "#E69F00",
+    "past-window": "#A0522D",
+    "look-ahead": "#56B4E9",
+    "look-ahead-batch": "#0072B2",
+    "look-ahead-layer": "#2AB7A9",
+    "look-ahead-batch-layer": "#009E73",
+    "alpha": "#D55E00",
+    "lru": "#CC79A7",
+}
+_OTHERS = ("#7E6BC9", "#C94F7C", "#7A9A01", "#C2A500", "#5D8AA8")
+_LINES = ("solid", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
+
+Dashes = str | tuple[float, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours and lines of the migrations that one study has; build it with `palette`."""
+
+    names: tuple[str, ...]
+
+    def colour(self, migration: str) -> str:
+        """A policy's colour, whatever its options."""
+        base = base_name(migration)
+        others = [n for n in dict.fromkeys(map(base_name, self.names)) if n not in _BY_POLICY]
+        return _BY_POLICY.get(base) or _OTHERS[others.index(base) % len(_OTHERS)]
+
+    def line(self, migration: str) -> Dashes:
+        """Tells a policy's options apart, which share its colour."""
+        same = [name for name in self.names if base_name(name) == base_name(migration)]
+        return _LINES[same.index(migration) % len(_LINES)]
+
+
+def palette(migrations: Iterable[str]) -> Palette:
+    """The palette of these migrations, named as tables name them."""
+    return Palette(tuple(sorted(set(migrations))))
+
+
+def recoloured(svg: str, old: Theme, new: Theme) -> str:
+    """A figure that was drawn in one theme in the colours of another."""
+    for name in ("paper", "ink", "faint", "bound"):
+        svg = svg.replace(getattr(old, name), getattr(new, name))
+    return svg
+
+
+def base_name(policy: str) -> str:
+    """A policy's name without its options."""
+    return policy.partition("(")[0]
+
+
+@contextmanager
+def drawn_in(theme: Theme) -> Iterator[None]:
+    """Settings of matplotlib that hold inside only."""
+    import matplotlib
+
+    with matplotlib.rc_context(
+        {
+            "font.family": "DejaVu Sans",
+            "font.size": 10,
+            "figure.facecolor": theme.paper,
+            "savefig.facecolor": theme.paper,
+            "axes.facecolor": theme.paper,
+            "text.color": theme.ink,
+            "axes.labelcolor": theme.ink,
+            "axes.edgecolor": theme.faint,
+            "xtick.color": theme.ink,
+            "ytick.color": theme.ink,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 10.5,
+            "axes.titlelocation": "left",
+            "grid.color": theme.faint,
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "svg.hashsalt": "penstock",
+        }
+    ):
+        yield
