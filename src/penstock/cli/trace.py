@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.cli import figures, options
+from penstock.cli import figures, options, trace_record
 from penstock.cli.console import stderr_display
 from penstock.errors import UserError
 from penstock.units import format_bytes
@@ -149,6 +149,11 @@ def synth(
             progress=progress,
         )
     _say_written(file, trace, [f"{_percent(trace.realised_skip)} skipped ({_percent(skip)} asked)"], json_)
+
+
+app.command(
+    "record", cls=options.Command, epilog=trace_record.EXAMPLES, short_help="record a trace from a real run"
+)(trace_record.record)
 
 
 @app.command("import", cls=options.Command, epilog=IMPORT_EXAMPLES, short_help="read a trace from lines of text")
