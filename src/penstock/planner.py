@@ -1,6 +1,7 @@
 """From a question to a plan: the model's shape, a machine, budgets, and a search that joins them."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from penstock.errors import UserError
 from penstock.machine import probe
 from penstock.machine.machine import Machine
 from penstock.machine.presets import machine_of
-from penstock.memory.device import open_device
+from penstock.memory.device import Device, open_device
 from penstock.memory.offload import offload_root
 from penstock.model import precision, source
 from penstock.model.pages import Extent
+from penstock.plan.baseline import baseline, check_expressible
 from penstock.plan.case import Case
 from penstock.plan.given import given_placement
 from penstock.plan.plan import Plan
@@ -68,38 +70,31 @@ def make_plan(model: str, question: Question, on_event: Event = lambda event: No
     on_event: as ``LLM``'s. Nothing is downloaded but a config, and nothing is loaded. Raises UserError for a model that
     cannot run, a machine that is none, and budgets that nothing fits, with the least that would do.
     """
-    if question.cost_model == "flexgen":
-        raise UserError("--cost-model flexgen: FlexGen's equations (penstock.plan.flexgen) are not joined to plan yet")
     met = meet(model, question, on_event)
     case = met.case(question)
+    by_flexgen = question.cost_model == "flexgen"
+    if by_flexgen:
+        check_expressible(case)  # before a search that would be for nothing
     cannot = _cannot(question)
     if _is_given(question) and not met.here:
         plan = priced(case, met.machine, _job(question), given_placement(case))
     else:
         plan = explain(case, met.machine, _job(question))
+    if by_flexgen:
+        plan = replace(plan, baseline=baseline(case, plan.policy))
     return replace(plan, placement=None, why_not=cannot) if cannot else plan
 
 
 def meet(model: str, question: Question, on_event: Event = lambda event: None) -> Planner:
     """The model and the machine that a question is about."""
-    machine = None if question.machine is None else machine_of(question.machine)
-    found = planned_source(model, question.trust_remote_code)
-    compute = "cuda" if machine is not None and machine.compute == "gpu" else "cpu"
-    if machine is not None:
-        fast = _computes_bfloat16(machine)
-        chosen = precision.choose(question.dtype, found.checkpoint_dtype, compute, fast)
-        plan = _blueprint(found, chosen, question, compute == "cuda")
-        return Planner(plan, machine, _ledger(machine, question), False)
-    device = open_device(question.device)
-    try:
-        kind = device.torch_device.type
-        chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, probe.cpu_computes_bfloat16())
-        plan = _blueprint(found, chosen, question, device.compute_tier == "gpu")
+    if question.machine is not None:
+        machine = machine_of(question.machine)
+        return Planner(_planned_for(model, question, machine), machine, _ledger(machine, question), False)
+    with closing(open_device(question.device)) as device:
+        plan = _planned_here(model, question, device)
         root = offload_root(question.offload_dir)
         machine = host_machine(plan, root, on_event)
         ledger = Budgets(dict(question.budgets), device, root).ledger(plan.cached_bytes)
-    finally:
-        device.close()
     if question.no_disk:
         ledger = replace(ledger, budget={**ledger.budget, "disk": 0})
     return Planner(plan, machine, ledger, True)
@@ -107,12 +102,28 @@ def meet(model: str, question: Question, on_event: Event = lambda event: None) -
 
 def shape_of(model: str, question: Question) -> ModelShape:
     """A model's shape, in the precision that the question's machine runs it in."""
-    machine = None if question.machine is None else machine_of(question.machine)
+    if question.machine is not None:
+        return model_shape(_planned_for(model, question, machine_of(question.machine)))
+    with closing(open_device(question.device)) as device:
+        return model_shape(_planned_here(model, question, device))
+
+
+def _planned_for(model: str, question: Question, machine: Machine) -> Blueprint:
+    """The model as a machine that is not this host would run it."""
+    return _blueprint(model, question, machine.compute, _computes_bfloat16(machine))
+
+
+def _planned_here(model: str, question: Question, device: Device) -> Blueprint:
+    """The model as this host's device runs it."""
+    return _blueprint(model, question, device.compute_tier, probe.cpu_computes_bfloat16())
+
+
+def _blueprint(model: str, question: Question, compute: Tier, cpu_bfloat16: bool) -> Blueprint:
     found = planned_source(model, question.trust_remote_code)
-    gpu = machine is not None and machine.compute == "gpu"
-    fast = probe.cpu_computes_bfloat16() if machine is None else _computes_bfloat16(machine)
-    chosen = precision.choose(question.dtype, found.checkpoint_dtype, "cuda" if gpu else "cpu", fast)
-    return model_shape(_blueprint(found, chosen, question, gpu))
+    kind = "cuda" if compute == "gpu" else "cpu"
+    chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, cpu_bfloat16)
+    trusted = question.trust_remote_code
+    return blueprint(found, chosen, trust_remote_code=trusted, one_group=compute == "gpu")
 
 
 def machine_for(question: Question, on_event: Event = lambda event: None) -> Machine:
@@ -179,10 +190,6 @@ def _progress(on_event: Event) -> Callable[[str, float], None]:
     return lambda what, part: on_event(
         {"kind": "load", "what": f"measuring {what}", "done": round(100 * part), "total": 100}
     )
-
-
-def _blueprint(found: source.Source, chosen: precision.Precision, question: Question, on_gpu: bool) -> Blueprint:
-    return blueprint(found, chosen, trust_remote_code=question.trust_remote_code, one_group=on_gpu)
 
 
 def _computes_bfloat16(machine: Machine) -> bool:

@@ -5,7 +5,10 @@ from tests.cli.fake_planner import GIB, PLAN, POLICY, PREDICTION
 
 from penstock.cli.plan_json import record
 from penstock.cli.plan_table import table
+from penstock.plan.baseline import Baseline, Said
+from penstock.plan.flexgen import FlexGenPolicy, FlexGenPrediction
 from penstock.plan.plan import Gain, Plan, Use
+from penstock.plan.policy import Shares
 
 
 def lines(plan: Plan, width: int = 80) -> list[str]:
@@ -127,3 +130,35 @@ def test_record_has_only_numbers_that_json_has() -> None:
     assert record(replace(PLAN, predicted=replace(PREDICTION, hidden_tokens=float("inf"))))["predicted"][
         "hidden_tokens"
     ] is None  # fmt: skip
+
+
+def flexgen() -> Baseline:
+    policy = FlexGenPolicy(Shares(cpu=1.0), Shares(gpu=0.25, cpu=0.75), Shares(gpu=1.0), 14, 14, cpu_attention=False)
+    lanes = {"cpu→gpu": 0.2, "disk→cpu": 0.5, "compute": 0.1}
+    fits = FlexGenPrediction(lanes, {**lanes, "compute": 0.9}, 100.0, 17.5, {"gpu": GIB}, 100, {})
+    return Baseline(Said(policy, replace(fits, tok_s=12.0, short={"gpu": 5})), Said(policy, fits), ["heads are many"])
+
+
+def test_flexgen_s_model_stands_beside_the_prediction() -> None:
+    told = lines(replace(PLAN, baseline=flexgen()), 80)
+    assert told[told.index("limited by      disk→cpu, busy 87 % of the time") + 2 :][:7] == [
+        "FlexGen's model this policy: 12 tok/s if it did fit, 14 × 14 rows ·",
+        "                prefill held by disk→cpu, decode by compute",
+        "                its own best: 17.5 tok/s, 14 × 14 rows ·",
+        "                prefill held by disk→cpu, decode by compute · weights on cpu ·",
+        "                KV gpu 25 %, cpu 75 % · activations on gpu · attention on gpu",
+        "                it takes it that heads are many",
+        "",
+    ]
+    none = lines(replace(PLAN, baseline=replace(flexgen(), best=None)), 80)
+    assert "                finds no placement that fits as many rows" in none
+
+
+def test_flexgen_s_model_as_json() -> None:
+    assert "flexgen" not in record(PLAN)
+    said = record(replace(PLAN, baseline=flexgen()))["flexgen"]
+    assert said["best"]["predicted"]["total_tok_s"] == 17.5 and said["best"]["fits"]
+    assert said["best"]["policy"]["kv"] == {"gpu": 0.25, "cpu": 0.75, "disk": 0.0}
+    assert said["of_policy"]["short"] == {"gpu": 5} and not said["of_policy"]["fits"]
+    assert said["of_policy"]["predicted"]["binding_lanes"] == {"prefill": "disk→cpu", "decode": "compute"}
+    assert said["assumes"] == ["heads are many"]

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock.plan.paging import Paged, Way
 from penstock.plan.plan import Plan, Prediction
+
+if TYPE_CHECKING:
+    from penstock.plan.baseline import Baseline, Said
 
 
 def record(plan: Plan) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def record(plan: Plan) -> dict[str, Any]:
             "runners_up": [asdict(other) for other in plan.runners_up],
             "curve": [{"rows": rows, "tok_s": tok_s} for rows, tok_s in plan.curve],
             "notes": list(plan.notes),
+            **({"flexgen": _flexgen(plan.baseline)} if plan.baseline else {}),
         }
     )
 
@@ -68,6 +72,34 @@ def paging_record(model: Paged, ways: Sequence[Way], context: int) -> dict[str, 
 def _predicted(predicted: Prediction) -> dict[str, Any]:
     rates = {name: getattr(predicted, name) for name in ("total_tok_s", "prefill_tok_s", "decode_tok_s")}
     return asdict(predicted) | rates
+
+
+def _flexgen(said: "Baseline") -> dict[str, Any]:
+    """What FlexGen's model says: of the plan's policy, and of its own best placement of as many rows."""
+    return {
+        "of_policy": _said(said.of_policy),
+        "best": _said(said.best) if said.best else None,
+        "assumes": list(said.assumes),
+    }
+
+
+def _said(said: "Said") -> dict[str, Any]:
+    predicted = said.predicted
+    return {
+        "policy": asdict(said.policy),
+        "predicted": {
+            "total_tok_s": predicted.tok_s,
+            "seconds_per_group": predicted.seconds,
+            "prefill_layer_s": predicted.prefill_layer_s,
+            "decode_layer_s": predicted.decode_layer_s,
+            "prefill_lanes": dict(predicted.prefill_lanes),
+            "decode_lanes": dict(predicted.decode_lanes),
+            "binding_lanes": dict(predicted.binding_lanes),
+        },
+        "memory": dict(predicted.memory),
+        "fits": not predicted.short,
+        "short": dict(predicted.short),
+    }
 
 
 def _finite(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,15 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from penstock.cli import figures
 from penstock.plan.plan import Alternative, Gain, Plan, Use
 from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from penstock.plan.baseline import Said
 
 LABEL = 16  # columns of the labels
 NOTHING = "\N{EN DASH}"
@@ -31,7 +35,7 @@ class Line:
 def table(plan: Plan, width: int) -> list[Line]:
     """The lines of the answer, wrapped to so many columns."""
     width = min(max(width, _NARROWEST), _WIDEST)
-    parts = [_head, _predicted, _memory, _policy, _sweep, _gains, _others]
+    parts = [_head, _predicted, _baseline, _memory, _policy, _sweep, _gains, _others]
     sections = [lines for part in parts if (lines := list(part(plan, width)))]
     separated = [line for lines in sections for line in [Line(""), *lines]]
     return separated[1:]
@@ -95,6 +99,35 @@ def _predicted(plan: Plan, width: int) -> Iterator[Line]:
         lane = predicted.binding_lane
         busy = figures.share(predicted.lanes[lane] / predicted.seconds)
         yield from labelled("limited by", f"{figures.link(lane)}, busy {busy} of the time", width)
+
+
+def _baseline(plan: Plan, width: int) -> Iterator[Line]:
+    """FlexGen's model beside the prediction."""
+    said = plan.baseline
+    if said is None:
+        return
+    yield from labelled("FlexGen's model", f"this policy: {_flexgen(said.of_policy)}", width)
+    if said.best is None:
+        yield from labelled("", "finds no placement that fits as many rows", width)
+    else:
+        policy = said.best.policy
+        placed = [("weights", policy.weights), ("KV", policy.kv), ("activations", policy.activations)]
+        where = " · ".join(f"{what} {_shares(shares)}" for what, shares in placed)
+        attention = f"attention on {'cpu' if policy.cpu_attention else 'gpu'}"
+        yield from labelled("", f"its own best: {_flexgen(said.best)} · {where} · {attention}", width)
+    for assumed in said.assumes:
+        yield from labelled("", f"it takes it that {assumed}", width, dim=True)
+
+
+def _flexgen(said: "Said") -> str:
+    """Its figures for one policy."""
+    predicted, policy = said.predicted, said.policy
+    lanes = predicted.binding_lanes
+    short = " if it did fit" if predicted.short else ""
+    return (
+        f"{figures.speed(predicted.tok_s)} tok/s{short}, {policy.batch_size} {TIMES} {policy.num_batches} rows · "
+        f"prefill held by {lanes['prefill']}, decode by {lanes['decode']}"
+    )
 
 
 def _memory(plan: Plan, width: int) -> Iterator[Line]:

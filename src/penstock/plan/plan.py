@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from penstock.plan.policy import Policy, Tier
 from penstock.plan.types import Placement
+
+if TYPE_CHECKING:
+    from penstock.plan.baseline import Baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ class Plan:
     memory: by tier. placement: what an engine executes, None where it cannot (``why_not`` says why). duals: tok/s that
     one more byte of a tier, or byte per second of a link, buys by the linear program's dual, near the optimum only.
     gains: solved again. runners_up: other ways, worst last. job: in words. curve: (rows in flight, tok/s predicted) of
-    this placement.
+    this placement. baseline: what FlexGen's model says, where it was asked for.
     """
 
     model: str
@@ -134,6 +138,7 @@ class Plan:
     runners_up: Sequence[Alternative] = ()
     notes: Sequence[str] = ()
     curve: Sequence[tuple[int, float]] = ()
+    baseline: "Baseline | None" = None
 
     @property
     def fits(self) -> bool:
