@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from penstock.trace.info import TraceInfo
 
 EXAMPLES = """\
+\b
 Examples:
   penstock trace synth made.skip --prefill-tokens 2048 --steps 1024 --layers 32 --skip 0.3
   penstock trace info made.skip --plot made.png
@@ -53,6 +54,7 @@ CHAIN = "How it skips"
 app = typer.Typer(
     name="trace",
     help="Make, import and look at skip traces: what tokens each step of a decode passes over, layer by layer.",
+    epilog=EXAMPLES,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -151,9 +153,9 @@ def synth(
     _say_written(file, trace, [f"{_percent(trace.realised_skip)} skipped ({_percent(skip)} asked)"], json_)
 
 
-app.command(
-    "record", cls=options.Command, epilog=trace_record.EXAMPLES, short_help="record a trace from a real run"
-)(trace_record.record)
+app.command("record", cls=options.Command, epilog=trace_record.EXAMPLES, short_help="record a trace from a real run")(
+    trace_record.record
+)
 
 
 @app.command("import", cls=options.Command, epilog=IMPORT_EXAMPLES, short_help="read a trace from lines of text")
