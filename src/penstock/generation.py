@@ -202,16 +202,10 @@ class Run:
         )
 
     def _taken(self) -> dict[Tier, int]:
-        """Bytes of each tier that are in use after a sweep; of a gpu, what was at most."""
-        disk = self.engine.scheduler.blocks_in_use("disk") + self.account.activations_peak["disk"]
-        return {
-            "gpu": self._gpu_peak(),
-            "cpu": limits.resident_bytes(),
-            "disk": self.around.plan.cached_bytes + disk,
-        }
-
-    def _gpu_peak(self) -> int:
-        return self.around.device.peak_bytes if self.around.device.compute_tier == "gpu" else 0
+        """Bytes of each tier now, at most so far where that is more: of a gpu, and of files, which do not shrink."""
+        device, disk = self.around.device, self.around.plan.cached_bytes + self.engine.disk_bytes
+        gpu = device.peak_bytes if device.compute_tier == "gpu" else 0
+        return {"gpu": gpu, "cpu": limits.resident_bytes(), "disk": disk}
 
     def summary(self) -> dict[str, Any]:
         """``LLM.last_run``."""
@@ -220,8 +214,7 @@ class Run:
         for page, home in zip(plan.layout.pages, placement.homes, strict=True):
             weights[home] += page.nbytes
         weights[self.around.device.compute_tier] += plan.footprint().core
-        disk = plan.cached_bytes + self.account.kv_peak["disk"] + self.account.activations_peak["disk"]
-        ledger = {"peak": {"gpu": self._gpu_peak(), "disk": disk}, "budget": self.prepared.budget}
+        ledger = {"peak": self._taken(), "budget": self.prepared.budget}
         return self.account.summary(self.around.clock, placement, weights, ledger, self.prepared.predicted)
 
 

@@ -227,8 +227,10 @@ def test_a_run_with_one_micro_batch_on_disk(tiny, tmp_path):
             tokens.append([out.outputs[0].token_ids for out in llm.generate(prompts, params)])
             placed.append(llm.last_run["placed_bytes"]["activations"])
             written = llm.last_run["links"]["cpu_to_disk"]["bytes"]
+            taken = llm.last_run["peak_bytes"]["disk"]
     assert tokens[0] == tokens[1]
     assert placed[0]["cpu"] and not placed[0]["disk"]
     assert placed[1]["disk"] >= 34 * 64 * 4 and not placed[1]["cpu"]
     assert written > placed[1]["disk"]
+    assert taken >= 64 << 10, "of a file, all of it"
     assert list((tmp_path / "offload").iterdir()) == []

@@ -168,6 +168,15 @@ def test_scratch_round_trip_leaves_no_name(tmp_path):
     scratch.close()
 
 
+def test_scratch_takes_its_space_at_once_or_as_it_is_written(tmp_path):
+    whole, sparse = ScratchFile(tmp_path / "kv-0", 1 << 20), ScratchFile(tmp_path / "kv-1", 1 << 20, sparse=True)
+    assert whole.taken_bytes >= 1 << 20 and sparse.taken_bytes < 1 << 19
+    sparse.write(0, aligned_buffer(1 << 19).fill_(1)).result()
+    assert 1 << 19 <= sparse.taken_bytes < 1 << 20
+    for scratch in (whole, sparse):
+        scratch.close()
+
+
 def test_scratch_takes_large_unaligned_buffers_in_steps(tmp_path):
     scratch = ScratchFile(tmp_path / "kv", 4 << 20)
     source = aligned_buffer((3 << 20) + SECTOR)[7 : 7 + (3 << 20)].random_()

@@ -120,6 +120,11 @@ class Engine:
         """Where calls compute."""
         return self.kv.device.torch_device
 
+    @property
+    def disk_bytes(self) -> int:
+        """Disk space that KV and activations take; it grows to what they need, and goes back with ``close``."""
+        return self.kv.disk_bytes + (self.parking.disk_bytes if self.parking is not None else 0)
+
     def add(self, key: str, prompt: Sequence[int], sampling: Sampling) -> int:
         """Queue a request; returns its row id. Raises UserError where it can never fit."""
         regime = rotary.regime(self.model.config, len(prompt), len(prompt) + sampling.max_tokens)

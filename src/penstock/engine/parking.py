@@ -91,6 +91,11 @@ class Parking:
                 ticket.finish()
         spot.out = []
 
+    @property
+    def disk_bytes(self) -> int:
+        """Disk space that is taken, whether activations are there now or not."""
+        return sum(file.taken_bytes for file in self._files.values())
+
     def close(self) -> None:
         """Wait for what is under way; the disk space goes back."""
         self._let_go()

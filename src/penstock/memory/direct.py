@@ -121,6 +121,11 @@ class ScratchFile:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="penstock-scratch")
         self._bounce = _Bounce()
 
+    @property
+    def taken_bytes(self) -> int:
+        """Disk space that it takes now."""
+        return self._file.taken_bytes()
+
     def write(self, offset: int, buffer: torch.Tensor) -> Future[None]:
         """Writes a uint8 buffer to byte ``offset``; leave the buffer alone until the future is done."""
         return self._pool.submit(self._transfer, offset, self._checked(offset, buffer), self._out)
@@ -196,6 +201,10 @@ class _File:
             os.posix_fallocate(self._descriptor, 0, nbytes)
         else:
             os.ftruncate(self._descriptor, nbytes)
+
+    def taken_bytes(self) -> int:
+        """Disk space that the file takes, in blocks of 512 bytes as POSIX counts it."""
+        return os.fstat(self._descriptor).st_blocks * 512
 
     def close(self) -> None:
         os.close(self._descriptor)

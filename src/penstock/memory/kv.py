@@ -229,6 +229,11 @@ class KVStore:
         shape = self.groups[self.group_of(layer)].layers[layer]
         return block_views(staging, shape, self.block_tokens, self.dtype, 0, count)
 
+    @property
+    def disk_bytes(self) -> int:
+        """Disk space that is taken, which only grows."""
+        return sum(file.taken_bytes for file in self._files.values())
+
     def close(self) -> None:
         """Give back files; nothing is left on disk."""
         for file in self._files.values():
