@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import UserError
-from penstock.memory import direct
+from penstock.memory import direct, files
 from penstock.memory.buffers import aligned_buffer
 from penstock.memory.direct import DirectReader, ScratchFile
 from penstock.model.pages import SECTOR, Extent
@@ -124,7 +124,7 @@ def test_a_failing_disk_is_named(file, monkeypatch):
 
 @pytest.mark.parametrize("refused", ["at the flag", "at the read"])
 def test_file_systems_without_direct_reads(file, content, monkeypatch, refused):
-    real_fcntl, real_preadv = direct.fcntl.fcntl, os.preadv
+    real_fcntl, real_preadv = files.fcntl.fcntl, os.preadv
 
     def fcntl_refuses(descriptor, command, *flags):
         if flags and flags[0] & os.O_DIRECT:
@@ -132,12 +132,12 @@ def test_file_systems_without_direct_reads(file, content, monkeypatch, refused):
         return real_fcntl(descriptor, command, *flags)
 
     def preadv_refuses(descriptor, memory, offset):
-        if real_fcntl(descriptor, direct.fcntl.F_GETFL) & os.O_DIRECT:
+        if real_fcntl(descriptor, files.fcntl.F_GETFL) & os.O_DIRECT:
             raise OSError(errno.EINVAL, "Invalid argument")
         return real_preadv(descriptor, memory, offset)
 
     if refused == "at the flag":
-        monkeypatch.setattr(direct.fcntl, "fcntl", fcntl_refuses)
+        monkeypatch.setattr(files.fcntl, "fcntl", fcntl_refuses)
     else:
         monkeypatch.setattr(os, "preadv", preadv_refuses)
     reader = DirectReader(threads=2, chunk_bytes=64 << 10)

@@ -3,9 +3,6 @@
 A page cache would hold a second copy of what the pager already holds, and evict it just before it is needed again.
 """
 
-import contextlib
-import errno
-import fcntl
 import os
 import shutil
 import threading
@@ -18,11 +15,10 @@ import torch
 
 from penstock.errors import UserError
 from penstock.memory.buffers import aligned_buffer
+from penstock.memory.files import BOUNCE_BYTES, Bounce, File, bytes_of
 from penstock.model.pages import SECTOR, Extent
 
-BOUNCE_BYTES = 1 << 20  # per thread, for bytes whose place in memory is not that of their sector
 _BATCH_BYTES, _BATCH_PIECES = 256 << 10, 16  # small pieces share one task
-_F_NOCACHE = 48  # macOS: fcntl's way of saying O_DIRECT
 
 
 class DirectReader:
@@ -36,16 +32,16 @@ class DirectReader:
     def __init__(self, threads: int = 8, chunk_bytes: int = 4 << 20) -> None:
         self._chunk_bytes = chunk_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="penstock-read")
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, File] = {}
         self._opening = threading.Lock()
-        self._bounce = _Bounce()
+        self._bounce = Bounce()
 
     def read(self, extents: Sequence[Extent], buffer: torch.Tensor, start: int = 0) -> int:
         """Fills ``buffer`` (uint8, contiguous) from byte ``start`` on with the extents; returns the bytes read.
 
         Raises UserError, naming the file, where one is missing, cannot be read, or is shorter than the extents say.
         """
-        memory, address = _memory(buffer), buffer.data_ptr()
+        memory, address = bytes_of(buffer), buffer.data_ptr()
         pieces = (
             _Piece(self._file(extent.path), offset, memory[begin : begin + nbytes], straight)
             for extent in _joined(extents)
@@ -80,10 +76,10 @@ class DirectReader:
             file.close()
         self._files.clear()
 
-    def _file(self, path: str) -> "_File":
+    def _file(self, path: str) -> File:
         with self._opening:
             if path not in self._files:
-                self._files[path] = _File(path, os.O_RDONLY)
+                self._files[path] = File(path, os.O_RDONLY)
             return self._files[path]
 
     def _read_pieces(self, pieces: Sequence["_Piece"]) -> None:
@@ -107,7 +103,7 @@ class ScratchFile:
 
     def __init__(self, path: str | Path, nbytes: int, threads: int = 4, *, sparse: bool = False) -> None:
         self.nbytes = nbytes
-        self._file = _File(str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._file = File(str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL)
         os.unlink(path)
         try:
             self._file.reserve(nbytes, sparse)
@@ -119,7 +115,7 @@ class ScratchFile:
                 "give another --offload-dir or a smaller --disk-memory"
             ) from error
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="penstock-scratch")
-        self._bounce = _Bounce()
+        self._bounce = Bounce()
 
     @property
     def taken_bytes(self) -> int:
@@ -147,7 +143,7 @@ class ScratchFile:
 
     def _transfer(self, offset: int, buffer: torch.Tensor, move: Callable[[int, memoryview, bool], None]) -> None:
         aligned = buffer.data_ptr() % SECTOR == 0
-        memory = _memory(buffer)
+        memory = bytes_of(buffer)
         step = len(memory) if aligned else BOUNCE_BYTES
         for begin in range(0, len(memory), step or 1):
             move(offset + begin, memory[begin : begin + step], aligned)
@@ -165,102 +161,14 @@ class ScratchFile:
             memory[:] = into
 
 
-class _File:
-    """A descriptor that goes past the page cache (``direct``) where its file system allows that."""
-
-    def __init__(self, path: str, flags: int) -> None:
-        self.path = path
-        try:
-            self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise UserError(f"cannot open {path}: {error.strerror}") from error
-        self.direct = self._set_direct(True)
-
-    def read_all(self, memory: memoryview, offset: int, needed: int | None = None) -> None:
-        """Fills memory from the file; at the end of the file, ``needed`` bytes (default: all) will do."""
-        needed = len(memory) if needed is None else needed
-        done = self._repeat(os.preadv, "read", memory, offset)
-        if done < needed:
-            raise UserError(
-                f"{self.path} ends at byte {offset + done:,} where {offset + needed:,} are needed: "
-                "it is truncated; fetch it again"
-            )
-        if not self.direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, offset, len(memory), os.POSIX_FADV_DONTNEED)
-
-    def write_all(self, memory: memoryview, offset: int) -> None:
-        """Writes all of memory to the file."""
-        done = self._repeat(os.pwritev, "write", memory, offset)
-        if done < len(memory):  # the file is as long as this already, so what stopped short had no more room
-            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise UserError(f"cannot write {self.path} at byte {offset + done:,}: {full.strerror}") from full
-
-    def reserve(self, nbytes: int, sparse: bool) -> None:
-        """Makes the file so long; takes its disk space now, so that no later write runs out of it, unless sparse."""
-        if nbytes and not sparse and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._descriptor, 0, nbytes)
-        else:
-            os.ftruncate(self._descriptor, nbytes)
-
-    def taken_bytes(self) -> int:
-        """Disk space that the file takes, in blocks of 512 bytes as POSIX counts it."""
-        return os.fstat(self._descriptor).st_blocks * 512
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-    def _repeat(
-        self, call: Callable[[int, list[memoryview], int], int], verb: str, memory: memoryview, offset: int
-    ) -> int:
-        done = 0
-        # A direct transfer that stops inside a sector has met the end of the file; asking on would be refused.
-        while done < len(memory) and not (self.direct and done % SECTOR):
-            try:
-                count = call(self._descriptor, [memory[done:]], offset + done)
-            except OSError as error:
-                if error.errno == errno.EINVAL and self.direct:
-                    self.direct = self._set_direct(False)  # some file systems refuse only when it comes to reading
-                    continue
-                raise UserError(f"cannot {verb} {self.path} at byte {offset + done:,}: {error.strerror}") from error
-            if count == 0:
-                break
-            done += count
-        return done
-
-    def _set_direct(self, wanted: bool) -> bool:
-        if hasattr(os, "O_DIRECT"):
-            flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
-            with contextlib.suppress(OSError):  # tmpfs and some network file systems say EINVAL
-                fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | (os.O_DIRECT if wanted else 0))
-                return wanted
-        else:
-            fcntl.fcntl(self._descriptor, _F_NOCACHE, int(wanted))
-        return False
-
-
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """What one system call brings. straight: whole sectors whose memory is aligned like them."""
 
-    file: _File
+    file: File
     offset: int
     target: memoryview
     straight: bool
-
-
-class _Bounce(threading.local):
-    """An aligned buffer for each thread that needs one."""
-
-    def __init__(self) -> None:
-        self.memory = _memory(aligned_buffer(BOUNCE_BYTES))
-
-
-def _memory(buffer: torch.Tensor) -> memoryview:
-    if buffer.dtype != torch.uint8 or not buffer.is_contiguous():
-        raise ValueError(
-            f"bytes move through contiguous uint8 tensors, not {buffer.dtype} of strides {buffer.stride()}"
-        )
-    return buffer.numpy().data.cast("B")
 
 
 def _joined(extents: Sequence[Extent]) -> Iterator[Extent]:
