@@ -1,0 +1,145 @@
+"""Belady's rule as a reference: HBM keeps what is read soonest. Plain numpy, for small and medium instances."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.errors import UserError
+from penstock.sim.initial import InitialState, initial_state
+from penstock.sim.ledger import Ledger
+from penstock.sim.prices import (
+    BYTE_KINDS,
+    EXT_READ,
+    EXT_WRITTEN,
+    HBM_READ,
+    HBM_WRITTEN,
+    MOVED_EXT_WRITTEN,
+    MOVED_HBM_READ,
+    MOVED_HBM_WRITTEN,
+    Prices,
+    split_bytes,
+)
+from penstock.sim.read_sets import read_mask
+from penstock.sim.registry import pair
+from penstock.sim.result import Run
+from penstock.sim.scenario import Mode, Scenario
+from penstock.trace.skip_trace import SkipTrace
+
+MOST_READS = 1 << 27  # of (step, layer, token): five bytes are held for each
+NEVER = np.iinfo(np.int32).max  # later than any read
+
+
+def belady(scenario: Scenario, trace: SkipTrace) -> Run:
+    """Run the reference that docs/policies.md calls Belady (Bounds): clairvoyant, and blind to balance.
+
+    Raises UserError where the trace is too large to hold the next read of every item at every step.
+    """
+    shape = trace.shape
+    reads = shape.steps * shape.layers * shape.tokens
+    if reads > MOST_READS:
+        raise UserError(
+            f"Belady is for small and medium instances: {reads} reads to look ahead over, at most {MOST_READS}; "
+            "shorten the lengths"
+        )
+    start = initial_state(scenario)
+    ledger = Ledger(scenario, start)
+    ledger.add(0, *_Replay(scenario, start, read_mask(trace)).counts())
+    run = ledger.run(pair("prefer-hbm", "none"))
+    return replace(run, placement="belady", migration="belady", clairvoyant=True)
+
+
+def _next_reads(reads: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """When each item is read next after each step, as the place of that step in the order of all (n, l)."""
+    steps, layers, _ = reads.shape
+    place = np.arange(steps * layers, dtype=np.int32).reshape(steps, layers, 1)
+    at = np.full(reads.shape, NEVER, np.int32)
+    for step in range(steps - 1, 0, -1):
+        at[step - 1] = np.where(reads[step], place[step], at[step])
+    return at
+
+
+class _Replay:
+    """HBM over the steps of one trace."""
+
+    def __init__(self, scenario: Scenario, start: InitialState, reads: NDArray[np.bool_]) -> None:
+        self.scenario, self.start, self.reads = scenario, start, reads
+        self.prices = Prices.of(scenario)
+        self.next_reads = _next_reads(reads)
+        self.hbm = np.zeros(reads.shape[1:], np.bool_)
+        self.hbm[:, : scenario.prefill_tokens] = start.items
+        places = np.arange(len(self.hbm), dtype=np.int32)[:, None]
+        self.next_read = np.where(reads[0], places, self.next_reads[0])
+
+    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Bytes of every attention step [steps, layers, 8], and the items in HBM after it [steps, layers]."""
+        steps, layers, _ = self.reads.shape
+        bytes_by_kind = np.zeros((steps, layers, BYTE_KINDS), np.int64)
+        items = np.empty((steps, layers), np.int64)
+        for step in range(steps):
+            for layer in range(layers):
+                self._step(step, layer, bytes_by_kind[step, layer])
+                items[step, layer] = np.count_nonzero(self.hbm)
+        return bytes_by_kind, items
+
+    def _step(self, step: int, layer: int, counts: NDArray[np.int64]) -> None:
+        scenario, item = self.scenario, self.scenario.kv_bytes
+        new = scenario.prefill_tokens + step
+        self.next_read[layer] = self.next_reads[step, layer]
+        from_hbm = self.reads[step, layer] & self.hbm[layer]
+        from_ext = self.reads[step, layer] & ~self.hbm[layer]
+        hit = int(np.count_nonzero(from_hbm))
+        held = int(self.start.attn_bytes[layer])
+        counts[HBM_READ] = held + item * hit
+        counts[EXT_READ] = scenario.attn_bytes - held + item * int(np.count_nonzero(from_ext))
+
+        stay, leave = self._exchange(layer, from_ext, new)
+        to_hbm = new in stay
+        exclusive = scenario.mode is Mode.EXCLUSIVE
+        counts[HBM_WRITTEN] = item * to_hbm
+        counts[EXT_WRITTEN] = item * (not (exclusive and to_hbm))
+        counts[MOVED_HBM_WRITTEN] = item * (len(stay) - to_hbm)
+        if exclusive:
+            at_layer, token = np.unravel_index(leave, self.hbm.shape)
+            in_flight = int(np.count_nonzero(from_hbm[token[at_layer == layer]]))
+            counts[MOVED_EXT_WRITTEN] = item * len(leave)
+            counts[MOVED_HBM_READ] = item * (len(leave) - in_flight)
+        else:
+            self._split(counts, hit)
+        self.hbm.ravel()[leave] = False
+        self.hbm[layer, stay] = True
+
+    def _exchange(
+        self, layer: int, from_ext: NDArray[np.bool_], new: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which tokens of the layer take a place (the new one among them), and which items leave, as flat indices.
+
+        What is read soonest comes first, against what is read last of all that HBM holds. A free place also takes a
+        new item that is never read: writing it there is no worse.
+        """
+        next_read = self.next_read[layer]
+        wanted = np.append(np.flatnonzero(from_ext & (next_read != NEVER)), new)[::-1]
+        wanted = wanted[np.argsort(next_read[wanted], kind="stable")]
+        free = self.start.slots - int(np.count_nonzero(self.hbm))
+        stay, rivals = wanted[:free], wanted[free:]
+        tokens, layers = np.nonzero(self.hbm.T)
+        held = np.ravel_multi_index((layers, tokens), self.hbm.shape)
+        latest = held[np.argsort(-self.next_read[layers, tokens], kind="stable")[: len(rivals)]]
+        rivals = rivals[: len(latest)]
+        # Rivals are read ever later and residents ever sooner, so whoever gains from the exchange stands in front.
+        gains = int(np.count_nonzero(self.next_read.ravel()[latest] > next_read[rivals]))
+        return np.concatenate((stay, rivals[:gains])), latest[:gains]
+
+    def _split(self, counts: NDArray[np.int64], hit: int) -> None:
+        """Let the reader take from external memory what it has a copy of, up to balance."""
+        c = counts.tolist()
+        x = split_bytes(
+            c[HBM_READ] + c[HBM_WRITTEN] + c[MOVED_HBM_WRITTEN],
+            c[EXT_READ],
+            c[EXT_WRITTEN],
+            self.scenario.kv_bytes * hit,
+            *self.prices.reduced(),
+            self.prices.duplex,
+        )
+        counts[HBM_READ] -= x
+        counts[EXT_READ] += x
