@@ -1,0 +1,25 @@
+import random
+from fractions import Fraction
+
+import pytest
+from tests.sim.cases import Limits, random_case, scenario_of, trace_of
+from tests.sim.oracle import Bytes, Case, play
+
+from penstock.sim.best_share import best_at_share
+from penstock.sim.simulator import simulate
+
+
+def step_s(case: Case, step: Bytes) -> Fraction:
+    share, read = case.best_share, step.r_h + step.r_e
+    hbm_s = (share * read + step.w_h) / case.b_h
+    ext_s = (1 - share) * read / min(case.b_r, case.b_int) + Fraction(step.w_e, case.b_w)
+    return max(hbm_s, ext_s)
+
+
+@pytest.mark.parametrize("mode", ["exclusive", "inclusive"])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_totals_give_the_sum_over_all_steps(seed: int, mode: str) -> None:
+    case = random_case(random.Random(seed), Limits(layers=3, prefill=20, decode=10), mode)
+    run = simulate(scenario_of(case), trace_of(case), "prefer-hbm", "none", form="numpy")
+    expected = sum(step_s(case, step.bytes) for step in play(case, "prefer-hbm", "none").steps)
+    assert best_at_share(scenario_of(case), run) == pytest.approx(float(expected), rel=1e-12)
