@@ -3,6 +3,7 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -153,8 +154,9 @@ def test_each_streamed_page_is_read_once_a_sweep(pages, truth, reader, slots, ti
             for index in range(COUNT):
                 check(pager.acquire(index), truth[index])
                 pager.release(index)
-    assert recorder.loads[: 3 * len(streamed)] and sorted(recorder.loads[: 3 * len(streamed)]) == sorted(3 * streamed)
-    assert len(recorder.loads) <= 3 * len(streamed) + slots
+    loads = Counter(recorder.loads)  # those for a fourth sweep, begun ahead by another thread, are among them
+    assert set(loads) == set(streamed) and set(loads.values()) <= {3, 4}
+    assert loads.total() <= 3 * len(streamed) + slots
 
 
 def test_prefetching_goes_on_into_the_next_sweep(pages, reader):
