@@ -48,6 +48,17 @@ def test_a_text_file_is_one_prompt(model: str, tmp_path: Path, capsys: pytest.Ca
     assert re.fullmatch(r"attention kept: \d\d\.\d %; least at layer [01], \d\d\.\d %", lines[2])
 
 
+def test_info_tells_the_attention_kept(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "zen.skip"
+    record(model, "--prompt", TEXT, "--rule", "top-k:5", "--output", str(file))
+    kept = capsys.readouterr().out.splitlines()[2].split()[2]
+    assert main(["trace", "info", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "made by       top-k:5 · sinks 4 · recent 16 · temperature 0 · seed 0" in lines
+    at = lines.index(f"attention     {kept} % is on tokens that are read")
+    assert re.fullmatch(r" {14}by layer \d\d\.\d % \(layer [01]\) to \d\d\.\d % .*", lines[at + 1])
+
+
 def test_json(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "zen.skip"
     record(model, "--prompt", TEXT, "--prompt-tokens", "40", "--rule", "top-p:0.5", "-o", str(file), "--json")

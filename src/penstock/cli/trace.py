@@ -243,7 +243,9 @@ def _say_written(file: str, trace: "CodedTrace", notes: list[str], as_json: bool
 def _table(info: "TraceInfo") -> Iterator[tuple[str, str]]:
     """The lines of the table: label, text."""
     header, shape = info.header, info.shape
-    source = [header.rule] + [f"{name} {_said(value)}" for name, value in header.parameters.items()]
+    parameters = dict(header.parameters)
+    mass_kept = parameters.pop("mass_kept", None)
+    source = [header.rule] + [f"{name} {_said(value)}" for name, value in parameters.items()]
     if header.model:
         yield "model", header.model
     if header.prompt_hash:
@@ -254,6 +256,9 @@ def _table(info: "TraceInfo") -> Iterator[tuple[str, str]]:
     asked = "" if info.skip_asked is None else f" ({_percent(info.skip_asked)} asked)"
     yield "skipped", f"{_percent(info.skip)} of the tokens that exist{asked}"
     yield "", f"by layer {_spread(info.skip_of_layers)}"
+    if isinstance(mass_kept, list):
+        yield "attention", f"{_percent(sum(mass_kept) / len(mass_kept))} is on tokens that are read"
+        yield "", f"by layer {_spread(mass_kept)}"
     if info.overlap is None:
         yield "overlap", "none: nothing is read twice"
     else:
