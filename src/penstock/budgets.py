@@ -42,7 +42,8 @@ class Budgets:
             "disk": int(disk * (1 - _MARGIN)),
         }
         budget = {tier: free[tier] if (asked := self.asked[tier]) is None else asked for tier in TIERS}
-        return Ledger(budget, {"cpu": resident + _UNCOUNTED + budget["cpu"] // _SLACK, "disk": cached})
+        taken: dict[Tier, int] = {"cpu": resident + _UNCOUNTED + budget["cpu"] // _SLACK, "disk": cached}
+        return Ledger(budget, taken, {"cpu": 1 / _SLACK})
 
     def heap_watch(self, ledger: Ledger) -> HeapWatch:
         """Keeps the heap from growing into what is left uncounted."""

@@ -17,6 +17,7 @@ from penstock.plan.policy import Tier
 from penstock.plan.rule import decide
 from penstock.plan.saved import Identity, SavedPlan, check, load_plan
 from penstock.plan.search import Search, hidden
+from penstock.plan.sizes import least_mib
 from penstock.plan.types import Asked, Job, Ledger, Length, Placement
 from penstock.plan.virtual import VirtualRun
 from penstock.planner import host_machine, stored_machine
@@ -128,10 +129,9 @@ class Placing:
             resident = sum(n for n, home in zip(pages, placed.homes, strict=True) if home == tier)
             needed = resident + placed.kv.get(tier, 0) + placed.reserved.get(tier, 0)
             if needed > ledger.free(tier):
-                least = needed + ledger.taken.get(tier, 0)
                 raise UserError(
                     f"--plan puts {format_bytes(needed)} on {tier}, where {format_bytes(max(0, ledger.free(tier)))} are"
-                    f" free: plan again, or give --{tier}-memory {-(-least // (1 << 20)) + 16}MiB"
+                    f" free: plan again, or give --{tier}-memory {least_mib(ledger, tier, needed)}MiB"
                 )
         return placed
 

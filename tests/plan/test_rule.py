@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import UserError
-from penstock.plan.policy import Shares
+from penstock.plan.policy import TIERS, Shares
 from penstock.plan.rule import decide
 from penstock.plan.types import Asked, Footprint, Job, Ledger, Placement
 
@@ -126,5 +126,63 @@ def test_host_memory_beside_a_gpu_holds_what_is_put_there():
 
 def test_kv_on_disk_needs_room_on_disk():
     ledger = Ledger({"cpu": 4 << 30, "disk": 0}, {"cpu": TAKEN})
-    with pytest.raises(UserError, match="raise --disk-memory"):
+    with pytest.raises(UserError, match=r"--disk-memory 0 B .* KV of one row 14 MiB\. The least that works is 14MiB\."):
         decide(MODEL, JOB, ledger, Asked(kv=Shares(disk=1.0)), "cpu", 0)
+
+
+def test_activations_on_disk_need_room_on_disk():
+    ledger = Ledger({"cpu": 4 << 30, "disk": MiB}, {"cpu": TAKEN})
+    asked = Asked(activations=Shares(disk=1.0), batch_tokens=32, sweep_tokens=1024)
+    with pytest.raises(UserError, match="--disk-memory 1 MiB is too small for what is placed there: activations 47"):
+        decide(MODEL, JOB, ledger, asked, "cpu", 0)
+
+
+def test_kv_and_pages_share_host_memory_beside_a_gpu():
+    """Neither takes what the other was given, however much both want."""
+    ledger = Ledger({"gpu": 1 << 30, "cpu": 2 << 30, "disk": 1 << 40}, {"cpu": TAKEN})
+    job = replace(JOB, prompts=3000)
+    for weights in (None, Shares(cpu=0.3, disk=0.7)):
+        found = decide(MODEL, job, ledger, Asked(kv=Shares(cpu=1.0), weights=weights), "gpu", 0)
+        pages = sum(n for n, home in zip(MODEL.pages, found.homes, strict=True) if home == "cpu")
+        assert found.kv["cpu"] >= 100 * MODEL.kv_block
+        assert pages + found.kv["cpu"] + 2 * 100 * MiB <= ledger.free("cpu")
+
+
+@settings(deadline=None)
+@given(
+    compute=st.sampled_from(["cpu", "gpu"]),
+    budgets=st.tuples(*[st.integers(0, 3000)] * 3),
+    kv=st.none() | st.tuples(*[st.integers(0, 3)] * 3),
+    weights=st.none() | st.tuples(*[st.integers(0, 3)] * 3),
+    activations=st.none() | st.tuples(*[st.integers(0, 3)] * 3),
+    cut=st.sampled_from([{}, {"slots": 1}, {"sweep_tokens": 4096}, {"batch_size": 30, "num_batches": 4}, {"rows": 7}]),
+    slack=st.sampled_from([0.0, 0.02, 0.1]),
+)
+def test_budgets_taken_from_refusals_work(compute, budgets, kv, weights, activations, cut, slack):
+    """Each tier that is short is named with a budget that is no longer short: no tier is named twice."""
+
+    def shares(parts):
+        if parts is None:
+            return None
+        whole = [part * (compute == "gpu" or tier > 0) for tier, part in enumerate(parts)]
+        return Shares(*(part / sum(whole) for part in whole)) if sum(whole) else None
+
+    asked = Asked(weights=shares(weights), kv=shares(kv), activations=shares(activations), **cut)
+    budget = {tier: n * MiB for tier, n in zip(TIERS, budgets, strict=True)}
+
+    def taken(tier):
+        return {"cpu": TAKEN, "disk": 5 * MiB}.get(tier, 0) + int(slack * budget[tier])
+
+    named = []
+    while True:
+        ledger = Ledger(dict(budget), {tier: taken(tier) for tier in TIERS}, dict.fromkeys(TIERS, slack))
+        try:
+            decide(MODEL, JOB, ledger, asked, compute, 0)
+            break
+        except UserError as refusal:
+            found = re.search(r"^--(\w+)-memory .* The least that works is (\d+)MiB\.$", str(refusal))
+            assert found is not None, refusal
+            assert found[1] not in named, refusal
+            named.append(found[1])
+            assert int(found[2]) * MiB > budget[found[1]]
+            budget[found[1]] = int(found[2]) * MiB

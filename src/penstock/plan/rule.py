@@ -3,7 +3,6 @@
 It stands where a planner will come: it fixes a Policy, the tier of every page and the KV bytes per tier.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from penstock.errors import UserError
@@ -45,7 +44,8 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
     while not sizes.fits(cut) and asked.batch_size is None and cut.rows > 1:
         cut = replace(cut, rows=cut.rows // 2)
     if not sizes.fits(cut):
-        raise UserError(sizes.refusal(Cut(asked.slots or 2, least_batch, 1, asked.sweep_tokens or least_batch)))
+        fewest = 1 if asked.batch_size is None else rows
+        raise UserError(sizes.refusal(Cut(asked.slots or 2, least_batch, fewest, asked.sweep_tokens or least_batch)))
     return place(sizes, cut)
 
 
@@ -70,12 +70,14 @@ def place(sizes: Sizes, cut: Cut) -> Placement:
     tails = rows * 2 * sizes.model.kv_block + cut.batch * sizes.model.kv_block // sizes.model.block_tokens
     wanted = max(int(share * full) + (tails if share < 1 else 0), sizes.kv_least())
     kv: dict[Tier, int] = {sizes.compute: min(wanted, room)}
-    for tier in TIERS:
-        if tier != sizes.compute and sizes.asked.kv is not None and sizes.asked.kv.of(tier) > 0:
-            needed = int(sizes.asked.kv.of(tier) * full) + sizes.row_bytes(sizes.job.longest_tokens)
-            kv[tier] = min(needed, _room_below(sizes, tier))
-    homes = _homes(sizes, room - kv[sizes.compute])
-    _check_host(sizes, homes, kv)
+    room_below: dict[Tier, int] = {}
+    for tier in _below(sizes.compute):
+        part = sizes.asked.kv.of(tier) if sizes.asked.kv is not None else 0.0
+        beyond = int(part * full) + sizes.row_bytes(sizes.job.longest_tokens) if part > 0 else 0
+        room_below[tier] = _room_below(sizes, cut, tier, part > 0)
+        if beyond:
+            kv[tier] = min(beyond, room_below[tier])
+    homes = _homes(sizes, room - kv[sizes.compute], room_below.get("cpu", 0) - kv.get("cpu", 0))
     if asked_weights := sizes.asked.weights:
         shares = asked_weights
     else:
@@ -100,36 +102,43 @@ def place(sizes: Sizes, cut: Cut) -> Placement:
     return Placement(policy, tuple(homes), kv, sizes.staging(), reserved)
 
 
-def _check_host(sizes: Sizes, homes: list[Tier], kv: Mapping[Tier, int]) -> None:
-    """UserError where host memory beside a gpu does not hold what was put there, and what passes through it."""
-    if sizes.compute == "cpu":
-        return
-    pages = sum(n for n, home in zip(sizes.model.pages, homes, strict=True) if home == "cpu")
-    needed = pages + kv.get("cpu", 0) + 2 * sizes.page
-    if needed > sizes.ledger.free("cpu"):
-        least = least_mib(sizes.ledger.taken.get("cpu", 0) + needed)
-        budget = format_bytes(sizes.ledger.budget.get("cpu", 0))
+def _below(compute: Tier) -> tuple[Tier, ...]:
+    """The tiers slower than the one that computes."""
+    return TIERS[TIERS.index(compute) + 1 :]
+
+
+def _room_below(sizes: Sizes, cut: Cut, tier: Tier, for_kv: bool) -> int:
+    """Bytes of a slower tier for KV, and for pages that nobody put there.
+
+    Raises UserError, with the least that works, where it does not hold what was put there, and a row of KV if any.
+    """
+    held = {"activations": sizes.parked(cut, tier)}
+    if tier == "cpu":
+        held |= {"weights": sizes.pages_asked(tier), "two page buffers": 2 * sizes.page}
+    least_kv = sizes.row_bytes(sizes.job.longest_tokens) if for_kv else 0
+    needed, ledger = sum(held.values()) + least_kv, sizes.ledger
+    if needed > ledger.free(tier) and needed > 0:
+        parts = {**held, "KV of one row": least_kv}
+        told = ", ".join(f"{what} {format_bytes(nbytes)}" for what, nbytes in parts.items() if nbytes)
+        given = f"--{tier}-memory {format_bytes(ledger.budget.get(tier, 0))}"
         raise UserError(
-            f"--cpu-memory {budget} is too small for what is placed there: weights {format_bytes(pages)}, KV "
-            f"{format_bytes(kv.get('cpu', 0))}, two page buffers. The least that works is {least}MiB."
+            f"{given} is too small for what is placed there: {told}. "
+            f"The least that works is {least_mib(ledger, tier, needed)}MiB."
         )
+    return ledger.free(tier) - sum(held.values())
 
 
-def _room_below(sizes: Sizes, tier: Tier) -> int:
-    room = sizes.ledger.free(tier)
-    if room <= 0:
-        raise UserError(f"--kv puts part of the KV on {tier}, where no memory is allowed: raise --{tier}-memory")
-    return room
+def _homes(sizes: Sizes, resident_room: int, host_room: int) -> list[Tier]:
+    """The tier of every page: as asked, or the fastest tier filled first and the rest streamed.
 
-
-def _homes(sizes: Sizes, resident_room: int) -> list[Tier]:
-    """The tier of every page: as asked, or the fastest tier filled first and the rest streamed."""
+    host_room: bytes for pages in host memory beside a gpu.
+    """
     pages = list(sizes.model.pages)
     if sizes.asked.weights is not None:
         return spread(pages, sizes.asked.weights)
     budgets: dict[Tier, int] = {sizes.compute: max(0, resident_room)}
     if sizes.compute == "gpu":
-        budgets["cpu"] = max(0, sizes.ledger.free("cpu") - 2 * sizes.page)
+        budgets["cpu"] = max(0, host_room)
     budgets["disk"] = sum(pages)
     # Embedding tables stream for nothing (their rows are read): let them rest in memory last.
     first = [i for i in range(len(pages)) if i not in sizes.model.tables]

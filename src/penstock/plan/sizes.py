@@ -13,9 +13,9 @@ _HELD = 2  # a suspended call keeps less than 1/2 of what it takes when it runs 
 _STATE_COPIES = 4  # of one layer's states in a call: gathered, updated in two steps, put back
 
 
-def least_mib(nbytes: int) -> int:
-    """A budget that works, in MiB: what is taken at the next start differs a little from now."""
-    return -(-(nbytes + _JITTER) // (1 << 20))
+def least_mib(ledger: Ledger, tier: Tier, needed: int) -> int:
+    """A budget that leaves so many bytes free, in MiB: what is taken of memory at the next start differs from now."""
+    return -(-(ledger.least(tier, needed) + (0 if tier == "disk" else _JITTER)) // (1 << 20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +52,24 @@ class Sizes:
 
     def suspended(self, cut: Cut) -> int:
         """Bytes of activations on the compute tier of the calls that wait for a page while another one runs."""
-        held, asked = self.model.call_bytes // _HELD, self.asked
-        tokens = min(cut.sweep, self.job.prompts * self.job.longest_prompt)
-        if asked.batch_size is not None:
-            tokens = (asked.num_batches or 1) * max(cut.batch, asked.batch_size)
-        waiting = max(0, tokens - cut.batch) * held
+        waiting, asked = self._waiting(cut), self.asked
         if asked.activations is None or not waiting:
             return waiting
-        passing = cut.batch * held if self.compute == "cpu" else 0  # to the disk and back, through one buffer
+        # to the disk and back, through one buffer
+        passing = cut.batch * (self.model.call_bytes // _HELD) if self.compute == "cpu" else 0
         return int(waiting * asked.activations.of(self.compute)) + passing
+
+    def parked(self, cut: Cut, tier: Tier) -> int:
+        """Bytes of those activations that rest on another tier."""
+        shares = self.asked.activations
+        return 0 if shares is None else int(self._waiting(cut) * shares.of(tier))
+
+    def _waiting(self, cut: Cut) -> int:
+        """Bytes of activations of the calls that wait for a page."""
+        tokens = min(cut.sweep, self.job.prompts * self.job.longest_prompt)
+        if self.asked.batch_size is not None:
+            tokens = (self.asked.num_batches or 1) * max(cut.batch, self.asked.batch_size)
+        return max(0, tokens - cut.batch) * (self.model.call_bytes // _HELD)
 
     def staging(self) -> int:
         """Bytes of one buffer for KV that comes from slower tiers: the longest row's blocks of one layer, at least."""
@@ -71,11 +80,15 @@ class Sizes:
 
     def resident_asked(self) -> int:
         """Bytes of pages that a person put on the compute tier."""
+        return self.pages_asked(self.compute)
+
+    def pages_asked(self, tier: Tier) -> int:
+        """Bytes of pages that a person put on a tier."""
         shares = self.asked.weights
         if shares is None:
             return 0
         homes = spread(list(self.model.pages), shares)
-        return sum(n for n, home in zip(self.model.pages, homes, strict=True) if home == self.compute)
+        return sum(n for n, home in zip(self.model.pages, homes, strict=True) if home == tier)
 
     def kv_share(self) -> float:
         """The compute tier's part of KV."""
@@ -125,4 +138,5 @@ class Sizes:
         budget = format_bytes(self.ledger.budget.get(self.compute, 0))
         parts.append(f"a call {format_bytes(self.fixed(least) - ring)}")
         given = f"--{self.compute}-memory {budget} is too small for this model"
-        return f"{given}: {', '.join(parts)}. The least that works is {least_mib(taken + self.needed(least))}MiB."
+        enough = least_mib(self.ledger, self.compute, self.needed(least))
+        return f"{given}: {', '.join(parts)}. The least that works is {enough}MiB."

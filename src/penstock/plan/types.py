@@ -1,7 +1,8 @@
 """What the rule is told, a model's footprint, a job, budgets and wishes, and what it answers. No torch."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from penstock.plan.policy import Policy, Shares, Tier
 
@@ -89,11 +90,21 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Budgets and what is taken already (interpreter, libraries), in bytes per tier."""
+    """Budgets and what is taken already (interpreter, libraries), in bytes per tier.
+
+    slack: the part of a budget that is counted as taken, and so grows with it.
+    """
 
     budget: Mapping[Tier, int]
     taken: Mapping[Tier, int]
+    slack: Mapping[Tier, float] = field(default_factory=dict)
 
     def free(self, tier: Tier) -> int:
         """Bytes that may still be taken."""
         return self.budget.get(tier, 0) - self.taken.get(tier, 0)
+
+    def least(self, tier: Tier, needed: int) -> int:
+        """The budget that leaves so many bytes free."""
+        slack = self.slack.get(tier, 0.0)
+        fixed = self.taken.get(tier, 0) - int(slack * self.budget.get(tier, 0))
+        return math.ceil((fixed + needed) / (1 - slack))
