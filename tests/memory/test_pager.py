@@ -16,7 +16,7 @@ from penstock.memory.clock import Clock
 from penstock.memory.device import CpuDevice, EmulatedGpu
 from penstock.memory.direct import DirectReader
 from penstock.memory.pager import Pager
-from penstock.memory.pager_room import pager_memory
+from penstock.memory.pager_room import PagerRoom
 from penstock.model.pages import SECTOR, Extent, Page, Slice
 
 COUNT = 12
@@ -154,9 +154,9 @@ def test_each_streamed_page_is_read_once_a_sweep(pages, truth, reader, slots, ti
             for index in range(COUNT):
                 check(pager.acquire(index), truth[index])
                 pager.release(index)
-    loads = Counter(recorder.loads)  # those for a fourth sweep, begun ahead by another thread, are among them
-    assert set(loads) == set(streamed) and set(loads.values()) <= {3, 4}
-    assert loads.total() <= 3 * len(streamed) + slots
+    loads = Counter(recorder.loads)  # some are for a fourth sweep, and a slot may keep its page for the next one
+    assert set(loads) == set(streamed) and max(loads.values()) <= 4
+    assert 3 * (len(streamed) - slots) < loads.total() <= 3 * len(streamed) + slots
 
 
 def test_prefetching_goes_on_into_the_next_sweep(pages, reader):
@@ -311,25 +311,24 @@ def test_memory_is_as_foretold(pages, reader):
     sums = {tier: sum(NBYTES[i] for i in range(COUNT) if homes[i] == tier) for tier in ("gpu", "cpu", "disk")}
     largest = max(NBYTES[i] for i in range(COUNT) if homes[i] != "gpu")
     staged = max(NBYTES[i] for i in range(COUNT) if homes[i] != "cpu")
-    foretold = pager_memory(pages, homes, "gpu", 3)
-    assert foretold == {"gpu": sums["gpu"] + 3 * largest, "cpu": sums["cpu"] + 2 * staged, "disk": 0}
+    assert PagerRoom.of(pages, homes, "gpu", 3) == PagerRoom(sums["gpu"], sums["cpu"], 3, largest, 2, staged)
     device = EmulatedGpu(1e9)
     kit = Kit(pages, homes, device, 3, reader)
     with kit:
-        assert device.allocated_bytes == foretold["gpu"]
+        assert device.allocated_bytes == sums["gpu"] + 3 * largest
 
 
 def test_memory_on_a_cpu(pages):
     homes = ["disk"] * 5 + ["cpu"] * (COUNT - 5)
     resident = sum(NBYTES[5:])
-    assert pager_memory(pages, homes, "cpu", 2) == {"gpu": 0, "cpu": resident + 2 * 3 * SECTOR, "disk": 0}
-    assert pager_memory(pages, ["cpu"] * COUNT, "cpu", 2)["cpu"] == sum(NBYTES)
-    assert pager_memory(pages, ["disk"] + ["cpu"] * (COUNT - 1), "cpu", 4)["cpu"] == sum(NBYTES)  # a slot is enough
+    assert PagerRoom.of(pages, homes, "cpu", 2) == PagerRoom(resident, 0, 2, 3 * SECTOR, 2, 0)
+    assert PagerRoom.of(pages, ["cpu"] * COUNT, "cpu", 2) == PagerRoom(sum(NBYTES), 0, 0, 0, 1, 0)
+    assert PagerRoom.of(pages, ["disk"] + ["cpu"] * (COUNT - 1), "cpu", 4).slots == 1  # is enough
 
 
 def test_an_embedding_takes_no_slot(pages):
     table = replace(pages[0], kind="embedding", nbytes=100 * SECTOR)
-    assert pager_memory([table, *pages[1:]], ["disk"] * COUNT, "cpu", 2)["cpu"] == 2 * max(NBYTES[1:])
+    assert PagerRoom.of([table, *pages[1:]], ["disk"] * COUNT, "cpu", 2).slot_bytes == max(NBYTES[1:])
 
 
 def test_pages_at_rest_in_memory_can_be_looked_at(pages, reader, truth):
@@ -345,7 +344,7 @@ def test_pages_at_rest_in_memory_can_be_looked_at(pages, reader, truth):
 @pytest.mark.parametrize(("homes", "slots"), [(["disk"] * COUNT, 0), (["gpu"] * COUNT, 2), (["disk"], 2)])
 def test_what_cannot_be_is_refused(pages, homes, slots):
     with pytest.raises(ValueError, match="slots and homes"):
-        pager_memory(pages, homes, "cpu", slots)
+        PagerRoom.of(pages, homes, "cpu", slots)
 
 
 def test_progress_counts_resident_bytes(pages, reader):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.model.pages import Page
-from penstock.plan.policy import TIERS, Tier
+from penstock.plan.policy import Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,3 @@ class PagerRoom:
             loaders=loaders,
             staging_bytes=max(via_host, default=0),
         )
-
-    def by_tier(self, compute_tier: Tier) -> dict[Tier, int]:
-        """All of it, in bytes per tier."""
-        total = dict.fromkeys(TIERS, 0)
-        total[compute_tier] = self.fast_bytes + self.slots * self.slot_bytes
-        total["cpu"] += self.host_bytes + self.loaders * self.staging_bytes
-        return total
-
-
-def pager_memory(pages: Sequence[Page], homes: Sequence[Tier], compute_tier: Tier, slots: int) -> dict[Tier, int]:
-    """The bytes per tier that a pager of these arguments allocates: residents, ring and staging."""
-    return PagerRoom.of(pages, homes, compute_tier, slots).by_tier(compute_tier)
