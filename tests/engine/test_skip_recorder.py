@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.parity import families
 from tests.parity.harness import engine_of, greedy
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from penstock import UserError
 from penstock.engine.skip_recorder import SkipRecorder, packed
@@ -25,12 +26,25 @@ def checkpoint(tmp_path_factory):
 
     def make(family):
         if family not in made:
-            path, model = tmp_path_factory.mktemp("model"), families.build(family)
+            path = tmp_path_factory.mktemp("model")
+            model = like_the_demo() if family == "smollm2" else families.build(family)
             model.save_pretrained(path)
             made[family] = path, model
         return made[family]
 
     return make
+
+
+def like_the_demo():
+    """SmolLM2's proportions: three query heads to a KV head, tied embeddings. Its attention is sharp."""
+    torch.manual_seed(0)
+    widths = {**families.GQA, "hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3}
+    config = LlamaConfig(**{**widths, "tie_word_embeddings": True})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.2)
+    return model
 
 
 def record(path, text, *, sinks=1, recent=2, **how):
@@ -111,10 +125,11 @@ def check(model, tokens, recorder, bits, text, kv_heads, *, sinks=1, recent=2):
 
 
 @pytest.mark.parametrize("text", RULES)
-def test_skip_sets_are_those_of_transformers_weights(checkpoint, text):
-    path, model = checkpoint("llama")
+@pytest.mark.parametrize(("family", "kv_heads"), [("llama", 2), ("smollm2", 3)])
+def test_skip_sets_are_those_of_transformers_weights(checkpoint, family, kv_heads, text):
+    path, model = checkpoint(family)
     tokens, recorder, bits = record(path, text)
-    check(model, tokens, recorder, bits, text, kv_heads=2)
+    check(model, tokens, recorder, bits, text, kv_heads)
 
 
 @pytest.mark.parametrize(
