@@ -168,6 +168,34 @@ def test_scratch_round_trip_leaves_no_name(tmp_path):
     scratch.close()
 
 
+class DeviceMemory:
+    """A stand-in for a tensor that is not in host memory."""
+
+    device = torch.device("meta")
+
+    def __init__(self, held):
+        self.held = held
+
+    def numel(self):
+        return self.held.numel()
+
+    def __getitem__(self, part):
+        return DeviceMemory(self.held[part])
+
+    def copy_(self, host):
+        self.held.copy_(host)
+
+
+def test_scratch_reads_to_device_memory_by_way_of_the_host(tmp_path):
+    scratch = ScratchFile(tmp_path / "kv", 4 << 20)
+    written = torch.randint(256, (files.BOUNCE_BYTES + SECTOR,), dtype=torch.uint8)
+    scratch.write(SECTOR, written).result()
+    landed = torch.zeros_like(written)
+    scratch.read_into(SECTOR, DeviceMemory(landed)).result()
+    assert torch.equal(landed, written)
+    scratch.close()
+
+
 def test_scratch_takes_its_space_at_once_or_as_it_is_written(tmp_path):
     whole, sparse = ScratchFile(tmp_path / "kv-0", 1 << 20), ScratchFile(tmp_path / "kv-1", 1 << 20, sparse=True)
     assert whole.taken_bytes >= 1 << 20 and sparse.taken_bytes < 1 << 19

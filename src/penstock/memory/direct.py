@@ -127,8 +127,13 @@ class ScratchFile:
         return self._pool.submit(self._transfer, offset, self._checked(offset, buffer), self._out)
 
     def read_into(self, offset: int, buffer: torch.Tensor) -> Future[None]:
-        """Fills a uint8 buffer from byte ``offset`` on; the bytes are there when the future is done."""
-        return self._pool.submit(self._transfer, offset, self._checked(offset, buffer), self._in)
+        """Fills a uint8 buffer from byte ``offset`` on; the bytes are there when the future is done.
+
+        Device memory is filled too, behind the compute that was issued before.
+        """
+        if self._checked(offset, buffer).device.type != "cpu":
+            return self._pool.submit(self._to_device, offset, buffer)
+        return self._pool.submit(self._transfer, offset, buffer, self._in)
 
     def close(self) -> None:
         """Waits for transfers under way; the disk space goes back."""
@@ -147,6 +152,14 @@ class ScratchFile:
         step = len(memory) if aligned else BOUNCE_BYTES
         for begin in range(0, len(memory), step or 1):
             move(offset + begin, memory[begin : begin + step], aligned)
+
+    @torch.inference_mode()
+    def _to_device(self, offset: int, buffer: torch.Tensor) -> None:
+        host = torch.frombuffer(self._bounce.memory, dtype=torch.uint8)
+        for begin in range(0, buffer.numel(), BOUNCE_BYTES):
+            part = buffer[begin : begin + BOUNCE_BYTES]
+            self._file.read_all(self._bounce.memory[: part.numel()], offset + begin)
+            part.copy_(host[: part.numel()])
 
     def _out(self, offset: int, memory: memoryview, aligned: bool) -> None:
         if not aligned:
