@@ -90,6 +90,8 @@ def test_the_live_display_says_the_same_and_leaves_nothing() -> None:
     closed = stream.getvalue()
     display.show(SWEEP)
     assert stream.getvalue() == closed
+    display.show({"kind": "note", "text": "--trace was not written"})
+    assert stream.getvalue().endswith("--trace was not written\x1b[0m\n")
     assert "\x1b[2K" in closed[len(drawn) :], "the lines are erased"
 
 

@@ -101,7 +101,10 @@ class LineDisplay:
 
 
 class LiveDisplay:
-    """Two lines that are redrawn in place by rich, without a thread of its own; they vanish at the end."""
+    """Two lines that are redrawn in place by rich, without a thread of its own; they vanish at the end.
+
+    A note is shown even then: one that comes last says what of the run failed.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
@@ -118,11 +121,9 @@ class LiveDisplay:
         self._closed = False
 
     def show(self, event: Event) -> None:
-        if self._closed:
-            return
         if event["kind"] == "note":
             self._live.console.print(event["text"], style="dim", markup=False)
-        elif event["kind"] in ("load", "sweep") and self._pace.allows(event):
+        elif not self._closed and event["kind"] in ("load", "sweep") and self._pace.allows(event):
             self._live.start()
             self._live.update(_load_view(event) if event["kind"] == "load" else _sweep_view(event), refresh=True)
 
