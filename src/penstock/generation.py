@@ -209,13 +209,14 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """``LLM.last_run``."""
-        plan, placement = self.around.plan, self.prepared.placement
+        plan, clock, prepared = self.around.plan, self.around.clock, self.prepared
         weights: dict[Tier, int] = dict.fromkeys(TIERS, 0)
-        for page, home in zip(plan.layout.pages, placement.homes, strict=True):
+        for page, home in zip(plan.layout.pages, prepared.placement.homes, strict=True):
             weights[home] += page.nbytes
         weights[self.around.device.compute_tier] += plan.footprint().core
-        ledger = {"peak": self._taken(), "budget": self.prepared.budget}
-        return self.account.summary(self.around.clock, placement, weights, ledger, self.prepared.predicted)
+        return self.account.summary(
+            clock, prepared.placement, weights, self._taken(), prepared.budget, prepared.predicted
+        )
 
 
 def _longest(plan: Blueprint, prepared: Prepared) -> int:

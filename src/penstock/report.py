@@ -60,7 +60,8 @@ class Account:
         clock: Clock,
         placement: Placement,
         weights: Mapping[Tier, int],
-        ledger: Mapping[str, Any],
+        peak: Mapping[Tier, int],
+        budget: Mapping[Tier, int],
         predicted: Prediction | None = None,
     ) -> dict[str, Any]:
         """``LLM.last_run``.
@@ -69,7 +70,7 @@ class Account:
         seconds. prefill_tok_s, decode_tok_s: tokens of each kind over its share of the sweeps' seconds. rows_mean: rows
         per sweep. lanes, waits: share of the seconds in which a lane was busy, and in which compute waited for it.
         links: bytes and busy seconds. placed_bytes: weights by home; KV with recurrent state, and activations, when
-        most was held. peak_bytes and budget_bytes: by tier; that of cpu is of the whole process since it began.
+        most was held. peak_bytes: ``peak``; of cpu, of the whole process since it began. budget_bytes: ``budget``.
         predicted: the same of seconds, rates, rows and lanes as they were planned, None where nothing was measured.
         """
         seen: Summary = clock.summary(self.started)
@@ -96,8 +97,8 @@ class Account:
                 "kv": dict(self.kv_peak),
                 "activations": dict(self.activations_peak),
             },
-            "peak_bytes": {**ledger["peak"], "cpu": peak_resident_bytes()},
-            "budget_bytes": dict(ledger["budget"]),
+            "peak_bytes": {**peak, "cpu": peak_resident_bytes()},
+            "budget_bytes": dict(budget),
             "policy": {
                 "rows": placement.policy.rows,
                 "sweep_tokens": placement.policy.sweep_tokens,
