@@ -1,6 +1,7 @@
 """``LLM`` as a script uses it: kinds of prompts, several in one process, interruptions, and mistakes in one line."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,14 @@ def test_a_trace_that_cannot_be_written_costs_nothing_else(spoken):
     with make(spoken, trace="/dev/full", on_event=lambda event: notes.append(event.get("text"))) as model:
         assert model.generate("x", GREEDY)
     assert notes[-1] == "--trace /dev/full was not written (No space left on device)"
+
+
+def test_what_the_model_asks_for_and_is_not_done_is_said(spoken, tmp_path):
+    path = shutil.copytree(spoken, tmp_path / "penalised")
+    (path / "generation_config.json").write_text('{"repetition_penalty": 1.05, "eos_token_id": 2}')
+    notes = []
+    make(path, on_event=lambda event: notes.append(event.get("text"))).close()
+    assert "not done, though the model's generation_config asks for it: repetition_penalty 1.05" in notes
 
 
 def test_a_closed_one_says_so(spoken):

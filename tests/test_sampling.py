@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from penstock.errors import UserError
-from penstock.sampling import Sampling, SamplingParams, eos_ids, resolve
+from penstock.sampling import Sampling, SamplingParams, eos_ids, resolve, unheeded
 
 LLAMA = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [7, 9], "bos_token_id": 1}
 
@@ -32,6 +32,13 @@ def test_who_speaks_first(
 ) -> None:
     resolved = resolve(SamplingParams(**request_says), model_says, SamplingParams(**flag_says))
     assert (resolved.temperature, resolved.top_p, resolved.top_k) == expected
+
+
+def test_what_else_a_model_asks_for_is_named() -> None:
+    assert unheeded(LLAMA) == []
+    assert unheeded({"repetition_penalty": 1.0, "num_beams": 1, "min_p": None, "bad_words_ids": []}) == []
+    asked = {**LLAMA, "repetition_penalty": 1.05, "suppress_tokens": list(range(90))}
+    assert unheeded(asked) == ["repetition_penalty 1.05", "suppress_tokens"]
 
 
 def test_length_and_ends() -> None:

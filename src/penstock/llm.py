@@ -30,7 +30,7 @@ from penstock.placing import Placing, saved_plan
 from penstock.plan.policy import Tier
 from penstock.plan.shares import parse_shares
 from penstock.plan.types import Asked, Job, Ledger
-from penstock.sampling import SamplingParams
+from penstock.sampling import SamplingParams, unheeded
 from penstock.units import parse_bytes
 
 READ_AHEAD = 1024  # prompts of a stream that wait for room at most
@@ -124,6 +124,8 @@ class LLM:
             page_bytes=page_bytes,
         )
         said = found.generation_config.to_dict() if found.generation_config is not None else {}
+        if ignored := unheeded(said):
+            self.note(f"not done, though the model's generation_config asks for it: {', '.join(ignored)}")
         self.encoder = Encoder(self.blueprint, self.tokenizer, said)
         self._check(found, unchecked, trust_remote_code)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any
 
 from penstock.errors import UserError
@@ -53,6 +54,32 @@ _ALLOWED = {
     "stop_token_ids": "a list of token ids of 0 or more",
     "ignore_eos": "true or false",
 }
+
+
+# What a generation_config may ask for besides, with the values that ask for nothing.
+_UNHEEDED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "bad_words_ids": ([],),
+        "begin_suppress_tokens": ([],),
+        "epsilon_cutoff": (0,),
+        "eta_cutoff": (0,),
+        "exponential_decay_length_penalty": (),
+        "forced_bos_token_id": (),
+        "forced_eos_token_id": (),
+        "guidance_scale": (1,),
+        "min_length": (0,),
+        "min_new_tokens": (0,),
+        "min_p": (0,),
+        "no_repeat_ngram_size": (0,),
+        "num_beams": (1,),
+        "repetition_penalty": (1,),
+        "sequence_bias": ({},),
+        "stop_strings": ([],),
+        "suppress_tokens": ([],),
+        "top_h": (),
+        "typical_p": (1,),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +142,16 @@ def eos_ids(generation_config: Mapping[str, Any]) -> set[int]:
     """The model's end tokens: ``eos_token_id`` is an id, a list of ids, or absent."""
     given = generation_config.get("eos_token_id")
     return set() if given is None else {int(token) for token in _listed(given)}
+
+
+def unheeded(generation_config: Mapping[str, Any]) -> list[str]:
+    """What a model's ``generation_config`` asks for besides, which would change its answers and is not done here."""
+    said = {name: generation_config.get(name) for name in _UNHEEDED}
+    return [
+        name if isinstance(value, list | dict) else f"{name} {value}"
+        for name, value in said.items()
+        if value is not None and value not in _UNHEEDED[name]
+    ]
 
 
 def _first_said(*several: SamplingParams) -> SamplingParams:
