@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from penstock.engine import experts, flat_attention
 from penstock.engine.recurrent import state_bytes
@@ -110,6 +110,13 @@ def _inside(name: str, other: str) -> bool:
     return name.startswith(f"{other}.") if other else bool(name)
 
 
+def _take_over_experts(model: Any) -> None:
+    """What ``set_experts_implementation`` does; in transformers 5.5 that admits none but its own functions."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config._experts_implementation = experts.NAME
+
+
 def dissect(model: Any, config: Any) -> Anatomy:
     """Run a skeleton on meta once and say what it is made of. Raises UserError where it does not run so."""
     anatomy, running = Anatomy(), [""]
@@ -117,7 +124,7 @@ def dissect(model: Any, config: Any) -> Anatomy:
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         anatomy.cache_name = "cache_params"
     model.set_attn_implementation(flat_attention.NAME)
-    model.set_experts_implementation(experts.NAME)
+    _take_over_experts(model)
     held = _held_by_modules(model)
     with _rotary_by_default(model), _watched(model, anatomy, running), torch.inference_mode():
         ids = torch.zeros((1, _TOKENS), dtype=torch.long, device="meta")
