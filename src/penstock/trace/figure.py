@@ -75,7 +75,7 @@ def _overlap(axes: "Axes", info: TraceInfo) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlim(0, info.shape.steps)
     if info.overlap is None:
-        axes.set_title("How much of a read set is read again? Nothing is read twice", loc="left")
+        axes.set_title("How much is read again by the next step? Nothing is read twice", loc="left")
         return
     shares = 100 * _columns(info.overlap_of_steps)
     reads = np.isfinite(shares).any(axis=1)
@@ -84,14 +84,14 @@ def _overlap(axes: "Axes", info: TraceInfo) -> None:
     shares = shares[reads]
     low, high = np.nanmin(shares, axis=1), np.nanmax(shares, axis=1)
     axes.fill_between(
-        middles, low, high, color=_LINE, alpha=0.2, linewidth=0, label="from the least to the most of a layer"
+        middles, low, high, color=_LINE, alpha=0.2, linewidth=0, label="least to most of a layer"
     )
     axes.plot(middles, np.nanmean(shares, axis=1), color=_LINE, linewidth=1.5, label="mean over layers")
     span = max(float((high - low).max()), 1.0)
     axes.set_ylim(max(0.0, float(low.min()) - span / 4), min(100.0, float(high.max()) + span / 4) + 0.01)
     axes.grid(True, axis="y", color="#EEEEEE")
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, fontsize=9)
-    axes.set_title(f"How much of a read set is read again by the next step? {100 * info.overlap:.1f} %", loc="left")
+    axes.set_title(f"How much is read again by the next step? {100 * info.overlap:.1f} %", loc="left")
 
 
 def _columns(shares: NDArray[np.float64]) -> NDArray[np.float64]:
