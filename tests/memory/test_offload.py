@@ -1,6 +1,7 @@
 """The directories that runs spill to: their own, removed at the end, and swept when their process is dead."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ def test_a_run_has_a_directory_of_its_own_that_goes_away(tmp_path):
     root = offload_root(tmp_path / "spill")
     first, second = make_offload(root), make_offload(root)
     assert first != second and first.is_dir()
+    assert offload_root(tmp_path / "spill") == root and first.is_dir(), "its process lives"
     remove_offload(first)
     assert list(root.iterdir()) == [second]
 
@@ -21,11 +23,13 @@ def test_a_run_has_a_directory_of_its_own_that_goes_away(tmp_path):
 def test_only_dead_processes_are_swept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (tmp_path / f"run-{dead.pid}-abc").mkdir()
-    (tmp_path / f"run-{os.getpid()}-abc").mkdir()
-    (tmp_path / "something-else").mkdir()
+    host = socket.gethostname()
+    (tmp_path / f"run-{host}-{dead.pid}-abc").mkdir()
+    stay = [f"run-{host}-{os.getpid()}-abc", f"run-another-{dead.pid}-abc", "something-else"]
+    for name in stay:
+        (tmp_path / name).mkdir()
     offload_root(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"run-{os.getpid()}-abc", "something-else"]
+    assert {path.name for path in tmp_path.iterdir()} == set(stay)
 
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path):

@@ -1,7 +1,9 @@
 """The directory of a run's own under which KV and activations spill to disk."""
 
+import glob
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -21,8 +23,9 @@ def offload_root(asked: str | os.PathLike[str] | None) -> Path:
         raise UserError(f"--offload-dir {root} cannot be made: {error.strerror}") from error
     if not os.access(root, os.W_OK):
         raise UserError(f"--offload-dir {root} is not writable: give another one")
-    for left in root.glob("run-*"):
-        pid = left.name.split("-")[1]
+    ours = _prefix()
+    for left in root.glob(f"{glob.escape(ours)}*"):
+        pid = left.name.removeprefix(ours).split("-")[0]
         if pid.isdigit() and not _alive(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
     return root
@@ -30,12 +33,17 @@ def offload_root(asked: str | os.PathLike[str] | None) -> Path:
 
 def make_offload(root: Path) -> Path:
     """A new directory of this process's own."""
-    return Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=root))
+    return Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=root))
 
 
 def remove_offload(directory: Path) -> None:
     """Remove a run's directory; its files have no names by then."""
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _prefix() -> str:
+    """How directories of this host's processes begin; whether those of another, or of a container, live is not known."""
+    return f"run-{socket.gethostname()}-"
 
 
 def _alive(pid: int) -> bool:
