@@ -42,7 +42,7 @@ def remove_offload(directory: Path) -> None:
 
 
 def _prefix() -> str:
-    """How directories of this host's processes begin; whether those of another, or of a container, live is not known."""
+    """How directories of this host's processes begin; who lives on another, or in a container, is not known."""
     return f"run-{socket.gethostname()}-"
 
 
