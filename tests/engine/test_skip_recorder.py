@@ -47,15 +47,15 @@ def like_the_demo():
     return model
 
 
-def record(path, text, *, sinks=1, recent=2, **how):
+def record(path, text, *, prompt=PROMPT, sinks=1, recent=2, **how):
     """The tokens drawn, the recorder and its skip sets as booleans (steps, layers, all tokens but the last)."""
     steps = []
-    with engine_of(path, [len(PROMPT)], COUNT, **how) as engine:
+    with engine_of(path, [len(prompt)], COUNT, **how) as engine:
         recorder = SkipRecorder(
-            layers_of(engine), len(PROMPT), Selection(parse_rule(text), sinks, recent), steps.append
+            layers_of(engine), len(prompt), Selection(parse_rule(text), sinks, recent), steps.append
         )
         with recorder.watching(engine):
-            row = engine.add("0", PROMPT, greedy(COUNT))
+            row = engine.add("0", prompt, greedy(COUNT))
             finish(engine)
         tokens = engine.sequences[row].generated
     assert recorder.steps == len(steps) == COUNT - 1
@@ -108,7 +108,7 @@ def skipped_of(rows, kv_heads, text, position, sinks, recent):
 
 
 def check(model, tokens, recorder, bits, text, kv_heads, *, sinks=1, recent=2):
-    """The whole trace, and the mass that it keeps."""
+    """The whole trace of PROMPT, and the mass that it keeps."""
     weights = weights_of(model, PROMPT + tokens)
     assert bits.shape[:2] == (COUNT - 1, len(weights))
     lost = np.zeros((COUNT - 1, len(weights)))
@@ -154,14 +154,27 @@ def test_so_they_are_with_windows_sinks_softcap_and_latents(checkpoint, family, 
         {"sweep_tokens": 11, "batch_tokens": 11},  # 23 tokens: the last chunk is a single one, and no decode step
         {"sweep_tokens": 40, "batch_tokens": 4, "weights": "disk"},
         {"kv": "disk"},
+        {"device": "emulated", "kv": "gpu=50%,cpu=50%"},
     ],
 )
 def test_how_the_run_is_cut_and_placed_changes_nothing(checkpoint, how):
-    path, _ = checkpoint("llama")
+    path, _ = checkpoint("mistral-window")
     tokens, recorder, bits = record(path, "top-k:3")
     others, again, same = record(path, "top-k:3", **how)
     assert others == tokens and (same == bits).all()
     assert again.kept_mass == pytest.approx(recorder.kept_mass, abs=1e-5)
+
+
+def test_a_row_that_is_computed_again_is_recorded_once(checkpoint):
+    """As one that grows past the length from which on its rotary frequencies are others."""
+    path, model = checkpoint("phi3-longrope")
+    prompt = PROMPT[: families.SWITCH - 5]
+    tokens, _, bits = record(path, "top-k:3", prompt=prompt)
+    weights = weights_of(model, prompt + tokens)
+    for position in range(families.SWITCH, len(prompt) + COUNT - 1):
+        for layer, rows in enumerate(weights):
+            skipped = skipped_of(rows[:, position, : position + 1], 2, "top-k:3", position, 1, 2)
+            assert set(np.flatnonzero(bits[position - len(prompt), layer])) == skipped
 
 
 def test_a_first_step_reads_the_prompt_alone(checkpoint):
