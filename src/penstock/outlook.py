@@ -41,8 +41,10 @@ class Outlook:
 
 
 class JobOutlook(Outlook):
-    """What is left of a job: tokens of prompts and answers, by what was read and what rows generated so far. ``tell``
-    sees every event before it goes out."""
+    """What is left of a job: tokens of prompts and answers, by what was read and what rows generated so far.
+
+    ``tell`` sees every event before it goes out.
+    """
 
     def __init__(self, surveyed: Survey, tell: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
         super().__init__(surveyed.to_go)

@@ -27,12 +27,11 @@ class Survey:
 
     done: lines with an answer or error line. to_go: requests to run. faults, duplicates: lines without an error line
     yet; first_fault: what is wrong with which line. strangers: lines that stay in the output, of which the input has
-    none. changed: the first identity whose request is
-    another one than was answered, or None; changed_error: whether that answer is an error line. prompt_bytes,
-    longest_prompt_bytes: of the prompts to go, in UTF-8, a token id counting 4. max_tokens: summed over the requests to
-    go that say it, longest_max_tokens the largest, unsaid the number of those that do not. owners: first line number by
-    key of custom_id. digest: of the input before it was read. is_kept: whether
-    an earlier start made the survey.
+    none. changed: the first identity whose request is another one than was answered, or None; changed_error: whether
+    that answer is an error line. prompt_bytes, longest_prompt_bytes: of the prompts to go, in UTF-8, a token id
+    counting 4. max_tokens: summed over the requests to go that say it, longest_max_tokens the largest, unsaid the
+    number of those that do not. owners: first line number by key of custom_id. digest: of the input before it was read.
+    is_kept: whether an earlier start made the survey.
     """
 
     lines: int = 0
