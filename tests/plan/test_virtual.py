@@ -79,7 +79,8 @@ def test_a_faster_disk_never_takes_longer() -> None:
 def test_the_search_is_never_slower_than_the_rule() -> None:
     for lengths in ([Length(20, 10)] * 64, [Length(200, 4)] * 16, [Length(9, 3 + i % 40) for i in range(50)]):
         search = Search(case(lengths))
-        assert search.best()[0].predicted.total_tok_s >= search.run(Asked()).predicted.total_tok_s
+        by_rule = search.whole(search.run(Asked()))
+        assert search.best()[0].predicted.total_tok_s >= 0.999 * by_rule.predicted.total_tok_s
 
 
 def test_what_the_search_places_keeps_the_budget() -> None:

@@ -7,18 +7,20 @@ With one slot, nothing overlaps; with more, as ``plan.pipeline`` says.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from penstock.machine.machine import Curve, LinkName, Machine, Processor
 from penstock.plan.load import Load
-from penstock.plan.pipeline import Up, pipelined
+from penstock.plan.pipeline import pipelined
 from penstock.plan.policy import Policy, Shares, Tier
 from penstock.plan.routed import Routed
-from penstock.plan.shape import AttentionShape, ModelShape, PageShape
+from penstock.plan.shape import AttentionShape, ModelShape, PageShape, distinct
 
-_T = TypeVar("_T")
+Busy = tuple[float, float, float]  # seconds of compute, of reads from disk and of uploads to the gpu
 _NATIVE_BITS = 16
 _GROUP = 64  # elements that share a scale and a zero, 16 bits each, where weights or KV are packed
+_STEPS = 40  # of a sweep's busiest lane, in which sweeps are compared
+_ENOUGH = 400  # pages that show how lanes overlap, of a model that has more
+_NOTHING = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +49,20 @@ class SweepCost:
         self._attends: Tier = policy.attention or self._compute
         self._weight_part = packed(policy.weight_bits, shape.weight_bits)
         self._kv_part = packed(policy.kv_bits, _NATIVE_BITS)
-        self._layers = len({page.layer for page in shape.pages if page.layer is not None}) or 1
-        self._order = [i for i, page in enumerate(shape.pages) if not page.table]
-        # a model has many pages and layers of few kinds
-        kinds = [replace(shape.pages[i], layer=None) for i in self._order]
-        self._kinds, self._kind_of = _distinct(kinds)
-        self._number = Counter(self._kind_of)
-        resting = [self.homes[i] for i in self._order] if self.homes else []
-        self._placed, self._placed_of = _distinct(list(zip(kinds, resting, strict=False)))
-        self._layer_kinds = Counter(replace(layer, page=0) for layer in shape.attention)
-        self._joints = _joints(shape, self._order)
+        self._kinds = shape.kinds
+        self._number = Counter(self._kinds.page_of)
+        resting = [self.homes[i] for i in self._kinds.order]
+        self._placed, self._placed_of = distinct(list(zip(self._kinds.page_of, resting, strict=True)))
+        self._placed_number = Counter(self._placed_of)
+        self._streams = [home != self._compute for home in resting]
+        self._joint_number = Counter(self._kinds.joint_of.values())
+        shown = self._kinds.shown(_ENOUGH)
+        self._joints_shown = {at: joint for at, joint in self._kinds.joint_of.items() if at < shown}
+        self._placed_shown = self._placed_of[:shown]
+        self._table_on_disk = any(self.homes[i] == "disk" for i in self._kinds.tables)
         self._memo: dict[tuple[Load, ...], Priced] = {}
+        self._product_memo: dict[tuple[int, float], float] = {}
+        self._stretch_memo: dict[tuple[int, ...], float] = {}
 
     def with_kv(self, kv: Shares) -> "SweepCost":
         """The same with KV elsewhere."""
@@ -76,87 +81,146 @@ class SweepCost:
 
         streamed: bytes of pages that rest on each tier other than the compute tier. For a search; ``price`` is exact.
         """
-        compute = sum(self._number[i] * self._visit_s(kind, loads) for i, kind in enumerate(self._kinds))
+        compute = sum(number * self._visit_s(kind, loads) for kind, number in self._number.items())
         carried: dict[str, float] = {}
         beside = 0.0
-        for layer, number in self._layer_kinds.items():
+        for layer, number in self._kinds.layers.items():
             attend_s, elsewhere_s = self._attention_s(layer, loads)
             compute += number * (attend_s + elsewhere_s)
             beside += number * elsewhere_s
             _add(carried, {lane: number * s for lane, s in self._kv(layer, loads).items()})
-        compute += self._layers * self._between_s(loads)
-        _add(carried, {lane: self._layers * s for lane, s in self._activations(loads).items()})
+        compute += self._kinds.decoders * self._between_s(loads)
+        _add(carried, {lane: self._kinds.decoders * s for lane, s in self._activations(loads).items()})
         for tier, nbytes in streamed.items():
             _add(carried, self._up(nbytes * self._weight_part, tier))
-        (compute,), (read,) = self._together([compute], [carried.get("disk→cpu", 0.0)])
-        compute += self._fixed_s(loads)
-        lanes = {**carried, "disk→cpu": read, f"{self._compute}-compute": compute}
+        slower, longer = self._together(compute, carried.get("disk→cpu", 0.0))
+        compute = slower * compute + self._fixed_s(loads)
+        lanes = {**carried, "disk→cpu": longer * carried.get("disk→cpu", 0.0), f"{self._compute}-compute": compute}
         if beside and self._compute != "cpu":
             lanes["cpu-compute"] = beside
         seconds = sum(lanes.values()) - beside if self.policy.slots == 1 else max(lanes.values())
         return Priced(seconds, {lane: busy for lane, busy in lanes.items() if busy > 0})
 
     def _priced(self, loads: tuple[Load, ...]) -> Priced:
-        visits = [self._visit_s(kind, loads) for kind in self._kinds]
-        compute = [visits[kind] for kind in self._kind_of]
-        carried = [self._carried(page, home, loads) for page, home in self._placed]
-        pages = Up.of([carried[placed] for placed in self._placed_of])
-        layers = {layer: (self._attention_s(layer, loads), self._kv(layer, loads)) for layer in self._layer_kinds}
-        rest_s, activations = self._between_s(loads), self._activations(loads)
-        portions = Up([0.0] * len(compute), [0.0] * len(compute))
-        writes = {"gpu→cpu": 0.0, "cpu→disk": 0.0}
-        beside = 0.0  # attention where the layers are not computed
-        for at, begins, attends in self._joints:
-            moved: dict[str, float] = {}
-            if begins:
-                compute[at] += rest_s
-                _add(moved, activations)
-            for layer in attends:
-                (attend_s, elsewhere_s), kv = layers[layer]
-                compute[at] += attend_s + elsewhere_s
-                beside += elsewhere_s
-                _add(moved, kv)
-            portions.reads[at], portions.uploads[at] = moved.get("disk→cpu", 0.0), moved.get("cpu→gpu", 0.0)
-            for name in writes:
-                writes[name] += moved.get(name, 0.0)
-        reads = pages.reads + portions.reads
-        compute, reads = self._together(compute, reads)
-        pages.reads, portions.reads = reads[: len(compute)], reads[len(compute) :]
+        pages, joints = self._pages(loads), self._joints(loads)
         fixed = self._fixed_s(loads)
-        uploads = pages.uploads + portions.uploads
+        page_sums = _sums(pages, self._placed_number)
+        joint_sums = _sums([joint.busy for joint in joints], self._joint_number)
+        slower, longer = self._together(page_sums[0] + joint_sums[0], page_sums[1] + joint_sums[1])
+        factors = (slower, longer, 1.0)
+        pages = [_scaled(busy, factors) for busy in pages]
+        portions = [_scaled(joint.busy, factors) for joint in joints]
+        page_sums, joint_sums = _scaled(page_sums, factors), _scaled(joint_sums, factors)
+        compute, reads, uploads = (a + b for a, b in zip(page_sums, joint_sums, strict=True))
+        writes = {
+            name: sum(self._joint_number[i] * joint.writes.get(name, 0.0) for i, joint in enumerate(joints))
+            for name in ("gpu→cpu", "cpu→disk")
+        }
         if self.policy.slots == 1:
-            seconds = sum(compute) + sum(reads) + sum(uploads) + sum(writes.values()) + fixed
+            seconds = compute + reads + uploads + sum(writes.values()) + fixed
+        elif not reads and not uploads:
+            seconds = max(compute + fixed, *writes.values())
         else:
-            streamed = [self.homes[i] != self._compute for i in self._order]
-            seconds = max(pipelined(compute, pages, portions, streamed, self.policy.slots, fixed), *writes.values())
-        lanes = {f"{self._compute}-compute": sum(compute) - beside + fixed}
+            seconds = max(self._overlapped_s(pages, portions, page_sums, joint_sums, fixed), *writes.values())
+        beside = sum(self._joint_number[i] * joint.beside for i, joint in enumerate(joints))
+        lanes = {f"{self._compute}-compute": compute - beside + fixed}
         if beside:
             lanes["cpu-compute"] = lanes.get("cpu-compute", 0.0) + beside
-        lanes |= {"disk→cpu": sum(reads), "cpu→gpu": sum(uploads), **writes}
+        lanes |= {"disk→cpu": reads, "cpu→gpu": uploads, **writes}
         return Priced(seconds, {lane: busy for lane, busy in lanes.items() if busy > 0})
+
+    def _overlapped_s(
+        self, pages: Sequence[Busy], portions: Sequence[Busy], page_sums: Busy, joint_sums: Busy, fixed: float
+    ) -> float:
+        """Seconds of a sweep whose lanes overlap.
+
+        How much longer than its busiest lane it takes depends on how lanes compare, not on how long they are. So that
+        is reckoned once for all sweeps that are alike to a fortieth of their busiest lane.
+        """
+        sums = [a + b for a, b in zip(page_sums, joint_sums, strict=True)]
+        longest = max(sums[0] + fixed, *sums[1:])
+        steps = tuple(round(_STEPS * amount / longest) for amount in (*sums, fixed))
+        parts = tuple(round(_STEPS * part / of) if of else 0 for part, of in zip(joint_sums, sums, strict=True))
+        found = self._stretch_memo.get((*steps, *parts))
+        if found is None:
+            found = self._stretch_memo[*steps, *parts] = self._stretch(pages, portions, steps, parts)
+        return found * longest
+
+    def _stretch(
+        self, pages: Sequence[Busy], portions: Sequence[Busy], steps: Sequence[int], parts: Sequence[int]
+    ) -> float:
+        """How long a sweep takes whose busiest lane takes 1, and whose lanes have just the sums that the steps stand
+        for: whoever asks first, the answer is the same."""
+        in_pages = [step * (_STEPS - part) / _STEPS**2 for step, part in zip(steps, parts, strict=False)]
+        in_joints = [step * part / _STEPS**2 for step, part in zip(steps, parts, strict=False)]
+        pages = _summing_to(in_pages, pages, Counter(self._placed_shown))
+        portions = _summing_to(in_joints, portions, Counter(self._joints_shown.values()))
+        order = [
+            (*pages[placed], *_NOTHING, streams)
+            for placed, streams in zip(self._placed_shown, self._streams, strict=False)
+        ]
+        for at, joint in self._joints_shown.items():
+            compute, read, upload, _, _, streams = order[at]
+            more, portion_read, portion_upload = portions[joint]
+            order[at] = (compute + more, read, upload, portion_read, portion_upload, streams)
+        return max(1.0, pipelined(order, self.policy.slots, steps[-1] / _STEPS))
+
+    def _pages(self, loads: Sequence[Load]) -> list[Busy]:
+        """Compute, disk reads and uploads of each kind of page where it rests."""
+        visits = [self._visit_s(kind, loads) for kind in range(len(self._kinds.pages))]
+        busy = []
+        for kind, home in self._placed:
+            carried = self._carried(self._kinds.pages[kind], home, loads)
+            busy.append((visits[kind], carried.get("disk→cpu", 0.0), carried.get("cpu→gpu", 0.0)))
+        return busy
+
+    def _joints(self, loads: Sequence[Load]) -> list["_Joined"]:
+        """What each kind of joint takes besides its page."""
+        layers = {layer: (self._attention_s(layer, loads), self._kv(layer, loads)) for layer in self._kinds.layers}
+        rest_s, activations = self._between_s(loads), self._activations(loads)
+        joined = []
+        for joint in self._kinds.joints:
+            compute, beside = (rest_s if joint.begins else 0.0), 0.0
+            moved: dict[str, float] = dict(activations) if joint.begins else {}
+            for layer in joint.attends:
+                (attend_s, elsewhere_s), kv = layers[layer]
+                compute += attend_s + elsewhere_s
+                beside += elsewhere_s
+                _add(moved, kv)
+            busy = (compute, moved.get("disk→cpu", 0.0), moved.get("cpu→gpu", 0.0))
+            joined.append(_Joined(busy, beside, moved))
+        return joined
 
     # what is computed
 
-    def _visit_s(self, page: PageShape, loads: Sequence[Load]) -> float:
+    def _visit_s(self, kind: int, loads: Sequence[Load]) -> float:
         """Products of all micro-batches with one page, and what each visit costs besides."""
-        curve = self._products(self._processor)
+        samples_only = self._kinds.pages[kind].samples_only
         seconds = 0.0
         for load in loads:
-            tokens = (load.samples if page.samples_only else load.tokens) / load.calls
+            tokens = (load.samples if samples_only else load.tokens) / load.calls
             if tokens <= 0:
                 continue
-            weights = float(page.weights)
-            if page.experts:
-                routed = Routed(tokens, self.shape.experts_chosen, self.shape.experts)
-                weights *= routed.touched
-                visit_s = weights * routed.product_s(curve) + routed.visited(page.experts) * self._processor.visit_s
-                visit_s += routed.besides_s(page.experts, self.shape.hidden_bytes, self._processor)
-            else:
-                visit_s = 2 * weights * tokens / curve.at(tokens) + self._processor.visit_s
-            if self._weight_part < 1:
-                visit_s += weights / self._processor.dequantise_per_s
+            visit_s = self._product_memo.get((kind, tokens))
+            if visit_s is None:
+                visit_s = self._product_memo[kind, tokens] = self._call_s(self._kinds.pages[kind], tokens)
             seconds += load.calls * visit_s
         return seconds
+
+    def _call_s(self, page: PageShape, tokens: float) -> float:
+        """One micro-batch at one page."""
+        curve = self._products(self._processor)
+        weights = float(page.weights)
+        if page.experts:
+            routed = Routed(tokens, self.shape.experts_chosen, self.shape.experts)
+            weights *= routed.touched
+            visit_s = weights * routed.product_s(curve) + routed.visited(page.experts) * self._processor.visit_s
+            visit_s += routed.besides_s(page.experts, self.shape.hidden_bytes, self._processor)
+        else:
+            visit_s = 2 * weights * tokens / curve.at(tokens) + self._processor.visit_s
+        if self._weight_part < 1:
+            visit_s += weights / self._processor.dequantise_per_s
+        return visit_s
 
     def _products(self, processor: Processor) -> Curve:
         """The rates of the model's arithmetic, or of the nearest that the processor is known to have."""
@@ -209,7 +273,7 @@ class SweepCost:
     def _between_s(self, loads: Sequence[Load]) -> float:
         """Everything between products of one layer."""
         tokens = sum(load.tokens for load in loads)
-        return tokens * self.shape.traffic_bytes / self._layers / self._processor.activation_bytes_per_s
+        return tokens * self.shape.traffic_bytes / self._kinds.decoders / self._processor.activation_bytes_per_s
 
     def _fixed_s(self, loads: Sequence[Load]) -> float:
         """What a sweep takes besides its pages: scheduling, sampling, and rows of tables that rest on disk."""
@@ -217,8 +281,7 @@ class SweepCost:
         samples, tokens = sum(load.samples for load in loads), sum(load.tokens for load in loads)
         seconds = p.sweep_s + samples * (p.row_s + self.shape.vocabulary * p.logit_s)
         link = self.machine.links.get("disk→cpu")
-        tables = [page for i, page in enumerate(self.shape.pages) if page.table and self.homes[i] == "disk"]
-        if link is not None and tables:
+        if link is not None and self._table_on_disk:
             seconds += link.seconds(tokens * self.shape.hidden_bytes, sum(load.calls for load in loads))
         return seconds
 
@@ -291,39 +354,42 @@ class SweepCost:
 
     # how it overlaps
 
-    def _together(self, compute: list[float], reads: list[float]) -> tuple[list[float], list[float]]:
-        """Both slowed by what they take from each other, for the part of the time in which the other is busy."""
+    def _together(self, computing: float, reading: float) -> tuple[float, float]:
+        """How much longer each takes for what they take from each other, for the part of the time that both run."""
         lost, slowed = self.machine.compute_loses, self.machine.disk_loses
-        computing, reading = sum(compute), sum(reads)
-        if self._compute != "cpu" or not computing or not reading or self.policy.slots == 1:
-            return compute, reads
         a = b = 1.0
+        if self._compute != "cpu" or not computing or not reading or self.policy.slots == 1:
+            return a, b
         for _ in range(20):
             longer = max(a * computing, b * reading)
             a = 1 / (1 - lost * b * reading / longer)
             b = 1 / (1 - slowed * a * computing / longer)
-        return [a * s for s in compute], [b * s for s in reads]
+        return a, b
 
 
-def _distinct(values: Sequence[_T]) -> tuple[list[_T], list[int]]:
-    """What differs of some values, and for each value which of those it is."""
-    found = {value: i for i, value in enumerate(dict.fromkeys(values))}
-    return list(found), [found[value] for value in values]
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Where a layer begins or attends: what it takes besides the page. beside: seconds on the cpu beside a gpu."""
+
+    busy: Busy
+    beside: float
+    writes: Mapping[str, float]
 
 
-def _joints(shape: ModelShape, order: Sequence[int]) -> list[tuple[int, bool, list[AttentionShape]]]:
-    """Places in the order where a decoder layer begins or attends, with the kinds of attention that run there."""
-    attends: dict[int, list[AttentionShape]] = {}
-    for layer in shape.attention:
-        attends.setdefault(layer.page, []).append(replace(layer, page=0))
-    begun: set[int | None] = {None}
-    joints = []
-    for at, i in enumerate(order):
-        decoder = shape.pages[i].layer
-        if decoder not in begun or i in attends:
-            joints.append((at, decoder not in begun, attends.get(i, [])))
-        begun.add(decoder)
-    return joints
+def _sums(kinds: Sequence[Busy], number: Counter[int]) -> Busy:
+    compute, reads, uploads = (
+        sum(number[kind] * busy[lane] for kind, busy in enumerate(kinds)) for lane in range(len(_NOTHING) + 1)
+    )
+    return compute, reads, uploads
+
+
+def _summing_to(totals: Sequence[float], kinds: Sequence[Busy], number: Counter[int]) -> list[Busy]:
+    compute, reads, uploads = (to / of if of else 0.0 for to, of in zip(totals, _sums(kinds, number), strict=True))
+    return [_scaled(busy, (compute, reads, uploads)) for busy in kinds]
+
+
+def _scaled(busy: Busy, factors: Busy) -> Busy:
+    return busy[0] * factors[0], busy[1] * factors[1], busy[2] * factors[2]
 
 
 def _add(total: dict[str, float], more: Mapping[str, float]) -> None:

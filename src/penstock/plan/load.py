@@ -49,7 +49,8 @@ class Load:
         return sum(s.number for s in self.spans)
 
 
-_STEP = 1.05  # lengths within 5 % of each other count as alike
+_LOG_STEP = math.log(1.05)  # lengths within 5 % of each other count as alike
+_LOG_FIFTIETH = math.log(1.02)
 
 
 def load_of(spans: Iterable[Span], windows: bool = True) -> Load:
@@ -62,22 +63,22 @@ def load_of(spans: Iterable[Span], windows: bool = True) -> Load:
     samples = 0
     for span in spans:
         samples += span.samples
-        first = -1 if span.count == 1 and not windows else _bin(span.first)
-        alike.setdefault((_bin(span.count), first), []).append(span)
+        key = (1, -1) if span.count == 1 and not windows else (_bin(span.count), _bin(span.first))
+        alike.setdefault(key, []).append(span)
     return Load(tuple(_joined(group) for group in alike.values()), samples)
 
 
 def _joined(group: Sequence[Span]) -> Spans:
     number = len(group)
     first = sum(s.first for s in group) / number
-    return Spans(number, _rounded(first), sum(s.count for s in group) / number)
+    return Spans(number, rounded(first), sum(s.count for s in group) / number)
 
 
-def _rounded(size: float) -> float:
+def rounded(size: float) -> float:
     """The middle of a step of a fiftieth; exact up to 20."""
-    return size if size <= 20 else 20 * 1.02 ** round(math.log(size / 20) / math.log(1.02))
+    return size if size <= 20 else 20 * 1.02 ** round(math.log(size / 20) / _LOG_FIFTIETH)
 
 
 def _bin(size: int) -> int:
     """A whole number for sizes that are alike; exact up to 20."""
-    return size if size <= 20 else 20 + int(math.log(size / 20) / math.log(_STEP))
+    return size if size <= 20 else 20 + int(math.log(size / 20) / _LOG_STEP)

@@ -7,49 +7,35 @@ computed.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+
+Step = tuple[float, float, float, float, float, bool]
 
 
-@dataclass(slots=True)
-class Up:
-    """Seconds on both links towards the compute tier, page by page."""
+def pipelined(steps: Sequence[Step], slots: int, fixed: float) -> float:
+    """Seconds of a sweep amid sweeps like it: the second of two, which has what the first fetched ahead at its end.
 
-    reads: list[float]
-    uploads: list[float]
-
-    @classmethod
-    def of(cls, lanes: Sequence[Mapping[str, float]]) -> "Up":
-        """Seconds of pages from their busy lanes."""
-        return cls([busy.get("disk→cpu", 0.0) for busy in lanes], [busy.get("cpu→gpu", 0.0) for busy in lanes])
-
-    def any(self) -> bool:
-        """Whether anything is carried at all."""
-        return any(self.reads) or any(self.uploads)
-
-
-def pipelined(
-    compute: Sequence[float], pages: Up, portions: Up, streamed: Sequence[bool], slots: int, fixed: float
-) -> float:
-    """Seconds of a sweep amid sweeps like it: the second of two, which has what the first fetched ahead at its end."""
-    if not pages.any() and not portions.any():
-        return sum(compute) + fixed
+    steps: of each page the seconds of its compute, of its read from disk and its upload, of the portions carried beside
+    it over the same two links, and whether it streams. fixed: seconds that follow the last.
+    """
     read_end = upload_end = now = first_end = ahead = 0.0
     freed = deque([0.0] * slots)  # when each slot was last given back, oldest first
-    steps = list(zip(compute, pages.reads, pages.uploads, portions.reads, portions.uploads, streamed, strict=True))
     for _ in range(2):
         first_end = now
         for compute_s, read_s, upload_s, portions_read_s, portions_upload_s, streams in steps:
-            if streams:
-                read_end = max(read_end, freed.popleft()) + read_s
-                upload_end = max(upload_end, read_end) + upload_s
-                now = max(now, upload_end)
+            if streams:  # compared by hand: this loop runs for thousands of pages, and max() would take most of it
+                free = freed.popleft()
+                read_end = (read_end if read_end > free else free) + read_s
+                upload_end = (upload_end if upload_end > read_end else read_end) + upload_s
+                if upload_end > now:
+                    now = upload_end
             begun = now
             now += compute_s
             if portions_read_s or portions_upload_s:
-                read_end = max(read_end, ahead) + portions_read_s
-                upload_end = max(upload_end, read_end) + portions_upload_s
-                now = max(now, upload_end)
+                read_end = (read_end if read_end > ahead else ahead) + portions_read_s
+                upload_end = (upload_end if upload_end > read_end else read_end) + portions_upload_s
+                if upload_end > now:
+                    now = upload_end
                 ahead = begun
             if streams:
                 freed.append(now)

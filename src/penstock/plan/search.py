@@ -1,4 +1,4 @@
-"""The search: many cuts of the work in closed form, the best of them placed exactly and run on the virtual clock."""
+"""The search: many cuts of the work in closed form, the best of them placed and sketched, and few run virtually."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from penstock.plan.plan import Prediction
 from penstock.plan.policy import Shares, Tier
 from penstock.plan.rule import decide
 from penstock.plan.sizes import Cut
+from penstock.plan.sketch import Sketch
 from penstock.plan.steady import Estimate, Steady
 from penstock.plan.types import Asked, Placement
 from penstock.plan.virtual import VirtualRun
@@ -21,20 +22,22 @@ _CALL_TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _SWEEP_CALLS = (1, 2, 4, 8)
 _SLOTS = (2, 3)
 _MOST_SWEEP = 32768
-_FINALISTS = 12
-_LEAST_FINALISTS = 4
+_SKETCHES = 9
+_FINALISTS = 2
+_NEAR = 0.95  # of the best sketch: who promises less than this is not run
+_LONG = 60_000  # sweeps times rows of a virtual run, from which on one is enough
 _WORTH_MOVING = 0.97  # of what KV elsewhere promises is enough to keep it at hand: less can go wrong, and no disk wears
-_PRICED_SWEEPS = 5000  # in a search, about: some milliseconds each
-_SKETCHED_SWEEPS = 200  # of a candidate's job that are priced before its middle is extended
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A placement and what it does. optimum: the linear program's answer for it, where it had a choice."""
+    """A placement and what it does. optimum: the linear program's answer for it, where it had a choice. sketched:
+    predicted in outline only."""
 
     placement: Placement
     predicted: Prediction
     optimum: Optimum | None = None
+    sketched: bool = True
 
 
 class Search:
@@ -43,49 +46,81 @@ class Search:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.steady = Steady(case)
+        self._sketch = Sketch(case)
 
-    def best(self, finalists: int = _FINALISTS) -> list[Candidate]:
-        """Placements, best first; among them what the simple rule decides.
+    def best(self, sketches: int = _SKETCHES) -> list[Candidate]:
+        """Placements, best first; among them what the simple rule decides. The best is predicted by a virtual run.
 
         Raises UserError, with the least budget that works, where nothing fits.
         """
+        found = self._sketched(sketches)
+        found.sort(key=self.worth, reverse=True)
+        finalists = self._finalists(found)
+        run: list[Candidate] = []
+        for candidate in [*finalists, *(c for c in found if c not in finalists)]:
+            if len(run) >= len(finalists) and (self.case.token_s is None or any(self.worth(c) > 0 for c in run)):
+                break  # a bound on the time per token is missed by some that sketches promised
+            run.append(self.whole(candidate))
+        placed = {_key(c.placement) for c in run}
+        return self._ranked([*run, *(c for c in found if _key(c.placement) not in placed)])
+
+    def _finalists(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Of candidates in order those whose virtual runs decide.
+
+        With KV at hand, sketches are as good as virtual runs. With KV elsewhere they are not: the best few of those,
+        and the best beside them that has it at hand.
+        """
+        best = found[0]
+        if not _moved(best.placement.policy.kv) or self.worth(best) <= 0:
+            return [best]
+        near = [c for c in found if self.worth(c) >= _NEAR * self.worth(best)]
+        long = best.predicted.priced * best.predicted.rows_mean > _LONG
+        at_hand = [c for c in near if not _moved(c.placement.policy.kv)]
+        few = near[: 1 if long else _FINALISTS]
+        return [*few, *(c for c in at_hand[:1] if c not in few)]
+
+    def _ranked(self, found: Sequence[Candidate]) -> list[Candidate]:
+        """Candidates in order, those that were run first: sketches promise a little more or less."""
+        ranked = sorted(found, key=lambda c: (not c.sketched, self.worth(c)), reverse=True)
+        at_hand = [c for c in ranked if not c.sketched and not _moved(c.placement.policy.kv)]
+        if at_hand and self.worth(at_hand[0]) >= _WORTH_MOVING * self.worth(ranked[0]) > 0:
+            ranked = [at_hand[0], *(c for c in ranked if c is not at_hand[0])]
+        return ranked
+
+    def _sketched(self, most: int) -> list[Candidate]:
+        """The rule's own choice, the best in closed form, and from the best of these on what is better beside it."""
         found = [self.run(self.case.asked)]
         seen = {_key(found[0].placement)}
-        finalists = min(finalists, max(_LEAST_FINALISTS, _PRICED_SWEEPS // (1 + found[0].predicted.priced)))
 
         def tried(asked: Asked, optimum: Optimum | None = None) -> Candidate | None:
             placement = self._place(asked)
             if placement is None or _key(placement) in seen:
                 return None
             seen.add(_key(placement))
-            candidate = replace(self._predicted(placement), optimum=optimum)
-            found.append(candidate)
-            return candidate
+            found.append(replace(self._predicted(placement), optimum=optimum))
+            return found[-1]
 
-        for estimate in self._estimates()[: 4 * finalists]:
-            if len(found) > finalists // 2:
+        for estimate in self._estimates()[: 4 * most]:
+            if len(found) > most // 2:
                 break
             tried(_asked(self.case.asked, estimate), estimate.optimum)
-        # the closed form knows nothing of how rows come and go: from its best on, the virtual runs lead
+        # the closed form knows nothing of how rows come and go: from its best on, the sketches lead
         best = max(found, key=self.worth)
-        while len(found) <= finalists:
+        while len(found) <= most:
             better = None
             for asked in self._neighbours(best.placement):
-                candidate = tried(asked) if len(found) <= finalists else None
+                candidate = tried(asked) if len(found) <= most else None
                 if candidate is not None and self.worth(candidate) > self.worth(best):
                     better = best = candidate
                     break
             if better is None:
                 break
-        ranked = sorted(found, key=self.worth, reverse=True)
-        at_hand = [c for c in ranked if not _moved(c.placement.policy.kv)]
-        if at_hand and self.worth(at_hand[0]) >= _WORTH_MOVING * self.worth(ranked[0]) > 0:
-            ranked = [at_hand[0], *(c for c in ranked if c is not at_hand[0])]
-        if ranked[0].predicted.whole:
-            return ranked
-        first = ranked[0].placement
-        whole = VirtualRun(self.case, first).predict(self.case.lengths)
-        return [replace(ranked[0], predicted=whole), *ranked[1:]]
+        return found
+
+    def whole(self, candidate: Candidate) -> Candidate:
+        """A candidate as the engine's own scheduler runs it."""
+        predicted = VirtualRun(self.case, candidate.placement).predict(self.case.lengths)
+        return replace(candidate, predicted=predicted, sketched=False)
 
     def _neighbours(self, placement: Placement) -> Iterator[Asked]:
         """Wishes that differ from a placement in one thing that is not fixed."""
@@ -125,7 +160,7 @@ class Search:
         return predicted.total_tok_s
 
     def run(self, asked: Asked) -> Candidate:
-        """What the simple rule makes of a wish. UserError where it does not fit."""
+        """What the simple rule makes of a wish, in outline. UserError where it does not fit."""
         return self._predicted(self._decide(asked))
 
     def wider(self, placement: Placement) -> list[Candidate]:
@@ -163,8 +198,9 @@ class Search:
     def _predicted(self, placement: Placement) -> Candidate:
         case = self.case
         placement = replace(placement, policy=case.extended(placement.policy))
-        run = VirtualRun(case, placement)
-        return Candidate(placement, run.predict(case.lengths, _SKETCHED_SWEEPS))
+        if placement.policy.admission == "static":
+            return Candidate(placement, VirtualRun(case, placement).predict(case.lengths), sketched=False)
+        return Candidate(placement, self._sketch.predict(placement))
 
     def _estimates(self) -> list[Estimate]:
         """Cuts in closed form, best first, and for the best of each number of rows what the linear program would do."""

@@ -3,10 +3,15 @@
 It is read off the real skeleton (``engine.build.Blueprint.shape``), never computed by a formula per family.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
 
 from penstock.plan.types import Footprint
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,39 @@ class AttentionShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Joint:
+    """Where a decoder layer begins or attends. begins: the former. attends: kinds of attention that run there."""
+
+    begins: bool
+    attends: tuple[AttentionShape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """What differs of a model's many pages and layers.
+
+    order: indices of the pages that a sweep visits. pages: their kinds, page_of: the kind of each. layers: kinds of
+    attention, and how many layers are of each. joints: kinds, joint_of: where in the order there is one, and its kind.
+    decoders: layers in all. tables: indices of pages that are looked up.
+    """
+
+    order: Sequence[int]
+    pages: Sequence[PageShape]
+    page_of: Sequence[int]
+    layers: Mapping[AttentionShape, int]
+    joints: Sequence[Joint]
+    joint_of: Mapping[int, int]
+    decoders: int
+    tables: Sequence[int]
+
+    def shown(self, pages: int) -> int:
+        """Pages of the first layers, so many at least, that stand for an order of more than twice as many."""
+        if len(self.order) <= 2 * pages:
+            return len(self.order)
+        return next((at for at, joint in self.joint_of.items() if at >= pages and self.joints[joint].begins), pages)
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """Everything that the cost of a model depends on.
 
@@ -64,18 +102,58 @@ class ModelShape:
     operator_bytes: int = 0
     heads: int = 0
 
-    @property
+    @cached_property
     def page_bytes(self) -> int:
         """Bytes of all pages that may stream."""
         return sum(page.nbytes for page in self.pages if not page.table)
+
+    @cached_property
+    def kinds(self) -> Kinds:
+        """Its pages and layers by kind."""
+        order = [i for i, page in enumerate(self.pages) if not page.table]
+        pages, page_of = distinct([replace(self.pages[i], layer=None) for i in order])
+        at, found = _joints(self, order)
+        joints, joint_of = distinct(found)
+        return Kinds(
+            order=order,
+            pages=pages,
+            page_of=page_of,
+            layers=Counter(replace(layer, page=0) for layer in self.attention),
+            joints=joints,
+            joint_of=dict(zip(at, joint_of, strict=True)),
+            decoders=len({page.layer for page in self.pages if page.layer is not None}) or 1,
+            tables=[i for i, page in enumerate(self.pages) if page.table],
+        )
 
     @property
     def kv_bytes(self) -> int:
         """KV of one token over all layers."""
         return sum(layer.kv_bytes for layer in self.attention)
 
-    @property
+    @cached_property
     def token_flops(self) -> float:
         """FLOP of one token's products in all layers, with the experts that it is sent to and without the LM head."""
         part = self.experts_chosen / self.experts if self.experts else 0.0
         return 2.0 * sum(p.weights * (part if p.experts else 1.0) for p in self.pages if not p.samples_only)
+
+
+def distinct(values: Sequence[_T]) -> tuple[list[_T], list[int]]:
+    """What differs of some values, and for each value which of those it is."""
+    found = {value: i for i, value in enumerate(dict.fromkeys(values))}
+    return list(found), [found[value] for value in values]
+
+
+def _joints(shape: ModelShape, order: Sequence[int]) -> tuple[list[int], list[Joint]]:
+    """Places in the order where a decoder layer begins or attends."""
+    attends: dict[int, tuple[AttentionShape, ...]] = {}
+    for layer in shape.attention:
+        attends[layer.page] = (*attends.get(layer.page, ()), replace(layer, page=0))
+    begun: set[int | None] = {None}
+    places, joints = [], []
+    for at, i in enumerate(order):
+        decoder = shape.pages[i].layer
+        if decoder not in begun or i in attends:
+            places.append(at)
+            joints.append(Joint(decoder not in begun, attends.get(i, ())))
+        begun.add(decoder)
+    return places, joints

@@ -35,12 +35,14 @@ class Steady:
         policy = case.extended(_policy(Cut(3, 256, 1, 256), Shares.from_mapping({compute: 1.0}), compute))
         homes: list[Tier] = ["disk"] * len(case.shape.pages)  # of tables, which rest in memory last of all
         self._costs = {s: SweepCost(case.shape, case.machine, replace(policy, slots=s), homes) for s in (1, 2)}
+        self._with_kv: dict[tuple[int, Shares], SweepCost] = {}
+        self._sizes: dict[Shares | None, Sizes] = {}
 
     def estimate(self, cut: Cut, shares: Shares | None = None) -> Estimate | None:
         """What a cut would do with KV so shared between tiers (None: as the case asks); None where it does not fit."""
         case = self.case
         kv = shares or case.asked.kv or Shares.from_mapping({case.compute: 1.0})
-        sizes = Sizes(case.shape.footprint, case.job, case.ledger, replace(case.asked, kv=kv), case.compute)
+        sizes = self._sizes_of(kv)
         room = case.ledger.free(case.compute) - sizes.fixed(cut)
         if room < sizes.row_least():
             return None
@@ -58,7 +60,7 @@ class Steady:
     def placed(self, cut: Cut) -> Estimate | None:
         """The same, with weights, KV and activations where the linear program puts them; None where nothing fits."""
         case, shape = self.case, self.case.shape
-        sizes = Sizes(shape.footprint, case.job, case.ledger, case.asked, case.compute)
+        sizes = self._sizes_of(case.asked.kv)
         rows = float(min(cut.rows, case.job.prompts))
         load = self._middle(cut, rows)
         kv_bytes = int(rows * self.row_bytes(sizes) * packed(case.kv_bits, 16))
@@ -111,8 +113,18 @@ class Steady:
         return streamed if left <= 0 else None
 
     def _cost(self, cut: Cut, kv: Shares) -> SweepCost:
-        cost = self._costs[min(cut.slots, 2)]
-        return cost if kv == cost.policy.kv else cost.with_kv(kv)
+        key = (min(cut.slots, 2), kv)
+        if key not in self._with_kv:
+            cost = self._costs[key[0]]
+            self._with_kv[key] = cost if kv == cost.policy.kv else cost.with_kv(kv)
+        return self._with_kv[key]
+
+    def _sizes_of(self, kv: Shares | None) -> Sizes:
+        if kv not in self._sizes:
+            case = self.case
+            asked = replace(case.asked, kv=kv)
+            self._sizes[kv] = Sizes(case.shape.footprint, case.job, case.ledger, asked, case.compute)
+        return self._sizes[kv]
 
     def _middle(self, cut: Cut, rows: float) -> Load:
         """A steady sweep's load: a decode token of every row, and of prompts what makes up for the rows that end."""

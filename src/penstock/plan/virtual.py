@@ -3,7 +3,7 @@
 So mixed phases, admission, ragged lengths, rows that give way and the tail of a job are predicted by construction.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.machine.machine import Machine
@@ -16,8 +16,8 @@ from penstock.plan.types import Length, Placement
 from penstock.schedule.scheduler import Scheduler
 from penstock.schedule.types import Request
 
-_AHEAD = 1024  # prompts that wait for room, as in a run
-_MOST_SWEEPS = 1500  # priced one by one; a longer job is extended from its middle
+AHEAD = 1024  # prompts that wait for room, as in a run
+_MOST_SWEEPS = 500  # priced one by one; a longer job is extended from its middle
 
 
 @dataclass(slots=True)
@@ -47,21 +47,7 @@ class VirtualRun:
 
         most_sweeps: priced one by one, about; never fewer than three generations of rows need.
         """
-        tokens = sum(one.generated for one in lengths) / max(1, len(lengths))
-        rows = self._rows_held(lengths)
-        affordable = max(6 * rows, int(most_sweeps * rows / max(1.0, tokens)))
-        if len(lengths) <= affordable:
-            return self._run(lengths)
-        half = affordable // 2
-        return _extended(self._run(lengths[:half]), self._run(lengths[:affordable]), half, affordable, len(lengths))
-
-    def _rows_held(self, lengths: Sequence[Length]) -> int:
-        """Rows in flight, about, by the KV that they hold halfway through what they generate."""
-        footprint = self.case.shape.footprint
-        tokens = sum(one.prompt + one.generated / 2 for one in lengths) / len(lengths)
-        row_bytes = (tokens / footprint.block_tokens + 1) * footprint.kv_block
-        held = int(sum(self.placement.kv.values()) / row_bytes) if row_bytes else self.placement.policy.rows
-        return max(1, min(held, self.placement.policy.rows, len(lengths)))
+        return in_part(lambda count: self._run(lengths[:count]), self.case, self.placement, lengths, most_sweeps)
 
     def _run(self, lengths: Sequence[Length]) -> Prediction:
         scheduler = Scheduler(
@@ -80,7 +66,7 @@ class VirtualRun:
         lanes: dict[str, float] = {}
         steadiest: SteadySweep | None = None
         while True:
-            while scheduler.waiting < _AHEAD and (one := next(coming, None)) is not None:
+            while scheduler.waiting < AHEAD and (one := next(coming, None)) is not None:
                 index, length = one
                 ids = length.ids if length.ids is not None else range(length.prompt)
                 row = scheduler.add(Request(str(index), ids, length.most or length.generated))
@@ -89,28 +75,34 @@ class VirtualRun:
             if sweep is None:
                 break
             priced = self._cost.price([load_of(batch, self._windows) for batch in sweep.micro_batches])
-            spans = [span for batch in sweep.micro_batches for span in batch]
             ended = []
-            for span in spans:
-                if span.samples:
-                    left[span.row] -= 1
-                    tally.tokens_out += 1
-                    if left[span.row] <= 0:
-                        ended.append(span.row)
+            prefill = tokens = 0
+            rows = set()
+            for batch in sweep.micro_batches:
+                for span in batch:
+                    row, count = span.row, span.count
+                    tokens += count
+                    rows.add(row)
+                    if span.first < prompts[row]:
+                        prefill += count
+                    if span.samples:
+                        left[row] -= 1
+                        tally.tokens_out += 1
+                        if left[row] <= 0:
+                            ended.append(row)
             scheduler.done(sweep, ended)
-            prefill = sum(s.count for s in spans if s.first < prompts[s.row])
-            decode = sum(s.count for s in spans) - prefill
-            part = prefill / (prefill + decode)
+            decode = tokens - prefill
+            part = prefill / tokens
             tally.seconds += priced.seconds
             tally.prefill_s += part * priced.seconds
             tally.decode_s += (1 - part) * priced.seconds
             tally.prefill_tokens += prefill
             tally.decode_tokens += decode
-            tally.rows += len({s.row for s in spans})
+            tally.rows += len(rows)
             tally.sweeps += 1
             for lane, busy in priced.lanes.items():
                 lanes[lane] = lanes.get(lane, 0.0) + busy
-            seen = SteadySweep(priced.seconds, prefill + decode, len(spans), priced.lanes)
+            seen = SteadySweep(priced.seconds, tokens, sum(map(len, sweep.micro_batches)), priced.lanes)
             if steadiest is None or seen.rows >= steadiest.rows:
                 steadiest = seen
         assert steadiest is not None  # a job has at least one row
@@ -147,6 +139,31 @@ def hidden_tokens(shape: ModelShape, machine: Machine, placement: Placement) -> 
     curve = next(iter(machine.processors[machine.compute].products.values()))
     fastest = machine.processors[machine.compute].products.get(shape.arithmetic, curve).at(1 << 20)
     return seconds * fastest / shape.token_flops if shape.token_flops else 0.0
+
+
+def in_part(
+    run: Callable[[int], Prediction], case: Case, placement: Placement, lengths: Sequence[Length], most_sweeps: int
+) -> Prediction:
+    """What ``run`` says of all rows of a job, from what it says of the first so many.
+
+    most_sweeps: as ``VirtualRun.predict`` has it.
+    """
+    tokens = sum(one.generated for one in lengths) / max(1, len(lengths))
+    rows = _rows_held(case, placement, lengths)
+    affordable = max(6 * rows, int(most_sweeps * rows / max(1.0, tokens)))
+    if len(lengths) <= affordable:
+        return run(len(lengths))
+    half = affordable // 2
+    return _extended(run(half), run(affordable), half, affordable, len(lengths))
+
+
+def _rows_held(case: Case, placement: Placement, lengths: Sequence[Length]) -> int:
+    """Rows in flight, about, by the KV that they hold halfway through what they generate."""
+    footprint = case.shape.footprint
+    tokens = sum(one.prompt + one.generated / 2 for one in lengths) / len(lengths)
+    row_bytes = (tokens / footprint.block_tokens + 1) * footprint.kv_block
+    held = int(sum(placement.kv.values()) / row_bytes) if row_bytes else placement.policy.rows
+    return max(1, min(held, placement.policy.rows, len(lengths)))
 
 
 def _extended(short: Prediction, long: Prediction, few: int, many: int, rows: int) -> Prediction:

@@ -1,5 +1,7 @@
 """What rows in flight ask of each tier, and where one more would find room."""
 
+from collections import Counter
+
 from penstock.plan.policy import TIERS, Shares, Tier
 from penstock.schedule.room import Room
 from penstock.schedule.types import Block, Row
@@ -16,16 +18,21 @@ class Claims:
         self._room, self._demand, self._pool, self._kv = room, room.demand, room.pool, kv
         self._promised = dict.fromkeys(TIERS, 0)
         self._resting = dict.fromkeys(TIERS, 0)  # what will lie on each home
-        for row in room.rows.values():
-            self.add(row)
+        # rows of as many blocks claim the same
+        alike = Counter((row.home, self._demand.blocks(row.length)) for row in room.rows.values())
+        for (home, blocks), number in alike.items():
+            self._count(home, blocks * room.block_tokens, number)
 
     def add(self, row: Row) -> None:
         """Count the claims of a row in flight."""
+        self._count(row.home, row.length, 1)
+
+    def _count(self, home: Tier, length: int, number: int) -> None:
         stride = self._demand.stride_bytes
-        self._promised[row.home] += self._demand.peak(row.length, row.home)[row.home] + stride
-        if row.home != self._room.compute_tier:
-            self._promised[self._room.compute_tier] += stride  # its tail; prefills take what room they find there
-        self._resting[row.home] += self._demand.held(row.length)
+        self._promised[home] += number * (self._demand.peak(length, home)[home] + stride)
+        if home != self._room.compute_tier:
+            self._promised[self._room.compute_tier] += number * stride  # its tail; prefills take what room they find
+        self._resting[home] += number * self._demand.held(length)
 
     def home_with_room(self, row: Row) -> Tier | None:
         """The tier furthest below its share of KV among those that hold the row's known tokens."""

@@ -21,6 +21,7 @@ class Demand:
             for group in groups
             if (reach := group.reach(block_tokens)) is not None and not whole
         ]
+        self.windowed = any(group.window is not None for group in groups)  # blocks are left behind
         self.stride_bytes = sum(group.block_bytes for group in groups)  # one block in every group
         self.endless_bytes = self.stride_bytes - sum(
             size for size, _ in self._windows

@@ -109,6 +109,8 @@ class Room:
 
     def carry_home(self, row: Row) -> None:
         """Move the blocks that have become full from the compute tier to the row's home; newer rows give way."""
+        if row.rested == row.computed // self.block_tokens:
+            return
         while row.home != self.compute_tier:
             home, blocks = row.home, self._full_blocks(row, self.compute_tier, row.rested)
             if not self._make_room(home, self._bytes(blocks), row):

@@ -132,11 +132,13 @@ class Scheduler:
         """The next sweep, or None where no row is left; report it with ``done`` before asking again."""
         self._gave_way = 0
         room = self._room
-        for row in list(room.rows.values()):
-            room.leave_behind(row)
-        for row in list(room.rows.values()):
-            if row.id in room.rows:
-                room.carry_home(row)
+        if room.demand.windowed:
+            for row in room.rows.values():
+                room.leave_behind(row)
+        if room.homes != (room.compute_tier,):
+            for row in list(room.rows.values()):
+                if row.id in room.rows:
+                    room.carry_home(row)
         micro_batches = self._static() if self._policy.admission == "static" else self._continuous()
         if not micro_batches:
             if room.rows or self._waiting:
@@ -158,7 +160,8 @@ class Scheduler:
             if row is None:
                 continue
             row.computed = span.first + span.count
-            self._room.prefixes.register(row)
+            if row.chain:
+                self._room.prefixes.register(row)
             if span.samples:
                 row.generated += 1
                 if row.id in ended or row.generated >= row.limit:
@@ -169,9 +172,9 @@ class Scheduler:
     def _continuous(self) -> list[tuple[Span, ...]]:
         room = self._room
         rows = list(room.rows.values())
-        decoding = [row for row in rows if _decodes(row)]
-        left = self._policy.sweep_tokens - len(decoding)
-        due = sum(room.tail(row) == 0 for row in decoding)  # blocks that decode rows behind will take
+        tails = {row.id: room.tail(row) for row in rows if _decodes(row)}
+        left = self._policy.sweep_tokens - len(tails)
+        due = sum(tail == 0 for tail in tails.values())  # blocks that decode rows behind will take
         spans: list[Span] = []
         prefills = 0
 
@@ -192,10 +195,11 @@ class Scheduler:
         for row in rows:
             if row.id not in room.rows:
                 continue  # gave way to an older one
-            if _decodes(row):
-                due -= room.tail(row) == 0
-                if room.extend(row, 1):
-                    spans.append(_span(row, 1))
+            tail = tails.get(row.id)
+            if tail is not None:
+                due -= tail == 0
+                if tail > 0 or room.extend(row, 1):
+                    spans.append(Span(row.id, row.computed, 1, True))
             else:
                 prefill(row)
         most = min(self._policy.rows, self._policy.sweep_tokens)
@@ -241,7 +245,7 @@ class Scheduler:
         Room is counted by what rows in flight need for the tokens they know, and a block ahead for each of them.
         """
         rows, waiting = self._room.rows, self._waiting
-        if not waiting or len(rows) >= most:
+        if not waiting or len(rows) >= most or not more():
             return
         claims = Claims(self._room, self._policy.kv)
         gave_way = self._gave_way
@@ -278,7 +282,8 @@ class Scheduler:
 
 def _decodes(row: Row) -> bool:
     """Whether a single token, the last known one, is left to compute."""
-    return row.computed > 0 and row.length - row.computed == 1
+    computed = row.computed
+    return computed > 0 and len(row.request.prompt) + row.generated - computed == 1
 
 
 def _span(row: Row, count: int) -> Span:
