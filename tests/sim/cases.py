@@ -11,6 +11,9 @@ from penstock.sim.memories import Duplex, Memories
 from penstock.sim.scenario import Initial, Mode, Passive, Scenario, Start, WeightOrder
 from penstock.trace.skip_trace import BitTrace, TraceShape
 
+# What bandwidths have in common in most instances; in others 64-bit integers do not hold their products with bytes.
+COMMON = 10**9
+
 SkipSets = list[list[frozenset[int]]]
 
 
@@ -30,7 +33,7 @@ def random_case(rng: random.Random, limits: Limits | None = None, mode: str | No
     prefill, decode = rng.randint(0, limits.prefill), rng.randint(1, limits.decode)
     item = rng.choice([1, 3, 64, 1000, 4096, 524288])
     attn, mlp = (rng.choice([0, 1, 5, 20]) * item * rng.randint(0, 4) // 2 + rng.randint(0, 9) for _ in range(2))
-    grain = rng.choice([10**9, 10**9, 10**9 + 7, 1])  # of bandwidths; a grain of 1 leaves nothing to reduce
+    grain = rng.choice([COMMON] * 5 + [1])
     b_r = _near(rng, 300, 1000, grain)
     b_h = rng.choice([b_r, _near(rng, 1000, 9000, grain)])
     b_w = rng.choice([b_r, _near(rng, 100, 1000, grain)])
@@ -40,7 +43,7 @@ def random_case(rng: random.Random, limits: Limits | None = None, mode: str | No
     held = Fraction(b_h, b_h + min(b_r, b_int)) if start == "ratio" else Fraction(1) if omega is None else omega
     weights = int(held * layers * (attn + mlp))
     everything = layers * (prefill + decode) * item
-    part = rng.choice([0.0, 1.0, 1.1, rng.random(), rng.random(), rng.random()])
+    part = rng.choice([0.0, 1.1, *(rng.random() for _ in range(6))])
     return Case(
         skipped=_random_sets(rng, layers, prefill, decode),
         layers=layers,
@@ -55,7 +58,7 @@ def random_case(rng: random.Random, limits: Limits | None = None, mode: str | No
         b_int=b_int,
         duplex=rng.choice(["full", "full", "half", "serial"]),
         mode=mode or rng.choice(["exclusive", "inclusive"]),
-        passive=rng.choice(["off", "off", "all", "alpha"]),
+        passive=rng.choice(["off", "all", "alpha"]),
         start=start,
         omega=omega,
         phi=_share(rng) if start == "fraction" else None,
