@@ -60,16 +60,22 @@ def _next_reads(reads: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 class _Replay:
-    """HBM over the steps of one trace."""
+    """HBM over the steps of one trace. `leaves` ranks items: the highest in HBM leaves first.
+
+    That is the one read last; of several, the oldest, in the lowest layer. All arrays are [layers, tokens].
+    """
 
     def __init__(self, scenario: Scenario, start: InitialState, reads: NDArray[np.bool_]) -> None:
         self.scenario, self.start, self.reads = scenario, start, reads
         self.prices = Prices.of(scenario)
         self.next_reads = _next_reads(reads)
-        self.hbm = np.zeros(reads.shape[1:], np.bool_)
+        _, layers, tokens = reads.shape
+        self.hbm = np.zeros((layers, tokens), np.bool_)
         self.hbm[:, : scenario.prefill_tokens] = start.items
-        places = np.arange(len(self.hbm), dtype=np.int32)[:, None]
-        self.next_read = np.where(reads[0], places, self.next_reads[0])
+        layer, token = np.arange(layers)[:, None], np.arange(tokens)
+        self.seniority = self.hbm.size - 1 - (token * layers + layer)
+        next_read = np.where(reads[0], layer, self.next_reads[0])
+        self.leaves = next_read.astype(np.int64) * self.hbm.size + self.seniority
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Bytes of every attention step [steps, layers, 8], and the items in HBM after it [steps, layers]."""
@@ -85,7 +91,8 @@ class _Replay:
     def _step(self, step: int, layer: int, counts: NDArray[np.int64]) -> None:
         scenario, item = self.scenario, self.scenario.kv_bytes
         new = scenario.prefill_tokens + step
-        self.next_read[layer] = self.next_reads[step, layer]
+        next_read = self.next_reads[step, layer].astype(np.int64)
+        self.leaves[layer] = next_read * self.hbm.size + self.seniority[layer]
         from_hbm = self.reads[step, layer] & self.hbm[layer]
         from_ext = self.reads[step, layer] & ~self.hbm[layer]
         hit = int(np.count_nonzero(from_hbm))
@@ -93,7 +100,7 @@ class _Replay:
         counts[HBM_READ] = held + item * hit
         counts[EXT_READ] = scenario.attn_bytes - held + item * int(np.count_nonzero(from_ext))
 
-        stay, leave = self._exchange(layer, from_ext, new)
+        stay, leave = self._exchange(next_read, from_ext, new)
         to_hbm = new in stay
         exclusive = scenario.mode is Mode.EXCLUSIVE
         counts[HBM_WRITTEN] = item * to_hbm
@@ -110,25 +117,30 @@ class _Replay:
         self.hbm[layer, stay] = True
 
     def _exchange(
-        self, layer: int, from_ext: NDArray[np.bool_], new: int
+        self, next_read: NDArray[np.int64], from_ext: NDArray[np.bool_], new: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which tokens of the layer take a place (the new one among them), and which items leave, as flat indices.
 
         What is read soonest comes first, against what is read last of all that HBM holds. A free place also takes a
         new item that is never read: writing it there is no worse.
         """
-        next_read = self.next_read[layer]
         wanted = np.append(np.flatnonzero(from_ext & (next_read != NEVER)), new)[::-1]
         wanted = wanted[np.argsort(next_read[wanted], kind="stable")]
-        free = self.start.slots - int(np.count_nonzero(self.hbm))
-        stay, rivals = wanted[:free], wanted[free:]
-        tokens, layers = np.nonzero(self.hbm.T)
-        held = np.ravel_multi_index((layers, tokens), self.hbm.shape)
-        latest = held[np.argsort(-self.next_read[layers, tokens], kind="stable")[: len(rivals)]]
-        rivals = rivals[: len(latest)]
+        held = int(np.count_nonzero(self.hbm))
+        free = self.start.slots - held
+        stay, rivals = wanted[:free], wanted[free:][:held]
+        latest = self._last_read(len(rivals))
         # Rivals are read ever later and residents ever sooner, so whoever gains from the exchange stands in front.
-        gains = int(np.count_nonzero(self.next_read.ravel()[latest] > next_read[rivals]))
+        gains = int(np.count_nonzero(self.leaves.ravel()[latest] // self.hbm.size > next_read[rivals]))
         return np.concatenate((stay, rivals[:gains])), latest[:gains]
+
+    def _last_read(self, count: int) -> NDArray[np.int64]:
+        """The first items to leave, in their order, as flat indices."""
+        if not count:
+            return np.empty(0, np.int64)
+        order = np.where(self.hbm, -self.leaves, 0).ravel()
+        first = np.argpartition(order, count - 1)[:count]
+        return first[np.argsort(order[first])]
 
     def _split(self, counts: NDArray[np.int64], hit: int) -> None:
         """Let the reader take from external memory what it has a copy of, up to balance."""
