@@ -227,6 +227,17 @@ def test_what_the_model_asks_for_and_is_not_done_is_said(spoken, tmp_path):
     assert "not done, though the model's generation_config asks for it: repetition_penalty 1.05" in notes
 
 
+def test_answers_that_memory_cut_are_told(mute):
+    notes, prompt = [], {"prompt_token_ids": [5, 6, 7]}
+    with make(mute, rows=1, on_event=lambda event: notes.append(event.get("text"))) as model:
+        model.generate(prompt, GREEDY)
+        prepared = model._ready
+        model._prepared = lambda job: prepared  # an engine with room for no more than that
+        (cut,) = tokens(model.generate(prompt, SamplingParams(max_tokens=400, temperature=0, ignore_eos=True)))
+    assert 6 <= len(cut) < 400
+    assert notes[-1].startswith("memory for KV was full before max_tokens of 1 answer: give more memory")
+
+
 def test_a_closed_one_says_so(spoken):
     model = make(spoken)
     model.close()

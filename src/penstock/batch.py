@@ -226,7 +226,7 @@ class _Work:
         if isinstance(output, UserError):
             return error_record(parsed, id, "too_long", str(output))
         answer, most = output.outputs[0], item.sampling.max_tokens
-        if answer.finish_reason == "length" and len(answer.token_ids) < most:
+        if item.is_cut(answer.finish_reason, len(answer.token_ids)):
             cut = f"its answer ended after {len(answer.token_ids):,} of {most:,} tokens, where memory for KV was full"
             return error_record(parsed, id, "too_long", f"{cut}: give more memory or a smaller max_tokens")
         self.answered += 1

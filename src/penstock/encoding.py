@@ -38,6 +38,10 @@ class Item:
         """Its length when it has generated all it may."""
         return len(self.ids) + self.sampling.max_tokens
 
+    def is_cut(self, finish_reason: str, generated: int) -> bool:
+        """Whether an answer of so many tokens ended where memory for KV was full."""
+        return finish_reason == "length" and generated < self.sampling.max_tokens
+
 
 def job_of(items: Sequence[Item]) -> Job:
     """What a list of prompts asks for, every row at its longest."""

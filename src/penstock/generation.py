@@ -78,7 +78,7 @@ class Run:
         self.items, self.outlook, self.ahead = iter(items), outlook, ahead
         self.account = Account(around.clock.read())
         self.alone = outlook.prompts == 1
-        self.answered = 0
+        self.answered = self.cut = 0  # the latter by memory that was full
         self._rows: dict[int, Item] = {}
         self._texts: dict[int, tokenizer.Detokenizer] = {}
         self._shared_before = prepared.engine.scheduler.shared_tokens
@@ -164,6 +164,7 @@ class Run:
         item, sequence = self._rows.pop(row), self.engine.sequences.pop(row)
         tokens, reason = sequence.generated, sequence.finish_reason or "length"
         self.outlook.ended(item, len(tokens))
+        self.cut += item.is_cut(reason, len(tokens))
         shown = tokens[:-1] if reason == "stop" and tokens[-1] in sequence.sampling.stop_ids else tokens
         text = ""
         if row in self._texts:

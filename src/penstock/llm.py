@@ -159,7 +159,7 @@ class LLM:
             if isinstance(output, UserError):
                 raise output
             outputs[item.index] = output
-        self.last_run = run.summary()
+        self._conclude(run)
         return [outputs[item.index] for item in items]
 
     def stream(
@@ -179,7 +179,7 @@ class LLM:
             if isinstance(output, UserError):
                 raise output
             yield output
-        self.last_run = run.summary()
+        self._conclude(run)
 
     def chat(
         self,
@@ -287,6 +287,12 @@ class LLM:
             return
         asking = f"checking that {kind} runs exactly (once per model and version)"
         require_exact(found, trust_remote_code=trust_remote_code, first=lambda: self.note(asking))
+
+    def _conclude(self, run: Run) -> None:
+        self.last_run = run.summary()
+        if run.cut:
+            ended = "1 answer" if run.cut == 1 else f"{run.cut:,} answers"
+            self.note(f"memory for KV was full before max_tokens of {ended}: give more memory or a smaller max_tokens")
 
     def _prepared(self, job: Job) -> Prepared:
         if self._ready is not None and self._ready.covers(job):
