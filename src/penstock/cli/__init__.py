@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from penstock.cli import generate, models, options, plan, profile, run_batch, trace
+from penstock.cli import generate, models, options, plan, profile, run_batch, simulate, trace
 from penstock.cli.options import INTERRUPTED
 from penstock.errors import UserError
 
@@ -42,6 +42,9 @@ app.command(
 app.command(
     "profile", cls=options.Command, epilog=profile.EXAMPLES, short_help="measure what this host computes and reads"
 )(profile.profile)
+app.command(
+    "simulate", cls=options.Command, epilog=simulate.EXAMPLES, short_help="replay placement and migration on two memories"
+)(simulate.simulate)
 app.add_typer(trace.app, name="trace", short_help="make, import and look at skip traces")
 
 

@@ -19,15 +19,15 @@ class Row:
 
     id: str  # of everything that the result depends on
     scenario: str
-    placement: str  # with its options, as in alpha(target=0.8)
+    placement: str  # with its options that were not swept, as in look-ahead-batch:window=8
     migration: str
     clairvoyant: bool
     skip: float | None  # the level asked for; None: a trace from a file, or given in the scenario
     trace: str  # "synthetic", "none" (nothing is skipped), "inline" or the file's name
     mode: str
     passive: str
-    budget_slack: bool
-    start: str
+    budget: str  # of moves: all, or slack
+    init: str
     omega: float  # part of the weights in HBM
     phi: float | None
     prefill_tokens: int
@@ -37,7 +37,7 @@ class Row:
     overlap_realised: float | None  # part of a step's read set that the next one reads again; None: a single step
     time_s: float
     ms_per_token: float  # of a token step, all rows of the batch together
-    tok_s: float  # of all rows of the batch
+    tok_s: float | None  # of all rows of the batch; None: no time passes
     mean_alpha: float | None  # over steps; None: nothing was read
     mean_alpha_bytes: float | None
     hbm_hit_rate: float | None  # KV read from HBM / KV read; None: no KV was

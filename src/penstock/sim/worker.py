@@ -1,0 +1,179 @@
+"""What one process does of a study: a cell's trace and bounds made once, then its share of pairs in lockstep."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+from penstock.sim.best_share import best_at_share
+from penstock.sim.bounds import Bounds, bounds
+from penstock.sim.initial import InitialState, initial_state
+from penstock.sim.pairing import Pairing
+from penstock.sim.result import BINDING, Run, Traffic
+from penstock.sim.row import Curve, Row, curve_of
+from penstock.sim.simulator import simulate_many
+from penstock.sim.study import Cell
+from penstock.sim.trace_facts import TraceFacts, trace_facts
+from penstock.trace.skip_trace import SkipTrace
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some pairs of a cell, by the cell's place in the study."""
+
+    cell: int
+    pairs: tuple[Pairing, ...]
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall seconds of a process by what they went to."""
+
+    trace: float = 0.0
+    bounds: float = 0.0
+    simulation: float = 0.0
+
+    def total(self) -> float:
+        """All of them."""
+        return self.trace + self.bounds + self.simulation
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of a task: its rows and curves in the order of its pairs. worker: the process that ran it."""
+
+    task: Task
+    rows: tuple[tuple[Row, Curve], ...]
+    seconds: Seconds
+    worker: int
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """All that the pairs of a cell share."""
+
+    trace: SkipTrace
+    start: InitialState
+    facts: TraceFacts
+    bounds: Bounds
+    lb2_s: float | None
+
+
+class Worker:
+    """Runs tasks one after another and keeps the last cell's trace for the next."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self._cells = cells
+        self._held: tuple[int, _Prepared] | None = None
+
+    def run(self, task: Task, progress: Progress) -> Finished:
+        """Run a task; progress is told token steps done, counted once for every pair.
+
+        Raises UserError for a trace that cannot be had and for a user's policy that errs.
+        """
+        cell = self._cells[task.cell]
+        prepared, seconds = self._prepare(task.cell)
+        start_s = time.perf_counter()
+        runs = simulate_many(
+            cell.scenario,
+            prepared.trace,
+            [pair.texts for pair in task.pairs],
+            progress=lambda steps: progress(steps * len(task.pairs)),
+        )
+        seconds += Seconds(simulation=time.perf_counter() - start_s)
+        rows = [_row(cell, pair, run, prepared) for pair, run in zip(task.pairs, runs, strict=True)]
+        return Finished(task, tuple(rows), seconds, os.getpid())
+
+    def _prepare(self, index: int) -> tuple[_Prepared, Seconds]:
+        """What the pairs of a cell share, and the time it took now."""
+        if self._held is not None and self._held[0] == index:
+            return self._held[1], Seconds()
+        self._held = None  # two traces need not fit side by side
+        cell = self._cells[index]
+        start_s = time.perf_counter()
+        trace = cell.trace.open()
+        facts = trace_facts(trace)
+        made_s = time.perf_counter()
+        prepared = _Prepared(
+            trace, initial_state(cell.scenario), facts, bounds(cell.scenario, trace), _lb2(cell, trace)
+        )
+        self._held = (index, prepared)
+        return prepared, Seconds(trace=made_s - start_s, bounds=time.perf_counter() - made_s)
+
+
+def _lb2(cell: Cell, trace: SkipTrace) -> float | None:
+    if not cell.lb2:
+        return None
+    from penstock.sim.optimum import lb2  # scipy's optimiser is slow to import
+
+    return lb2(cell.scenario, trace)
+
+
+def _row(cell: Cell, pair: Pairing, run: Run, prepared: _Prepared) -> tuple[Row, Curve]:
+    scenario, start, least = cell.scenario, prepared.start, prepared.bounds
+    steps, weights = scenario.decode_tokens, scenario.weights_bytes
+    capacity = scenario.memories.hbm_capacity_bytes
+    held = int(start.attn_bytes.sum() + start.mlp_bytes.sum())
+    binding = dict(zip(BINDING, run.binding_s, strict=True))
+
+    def part(seconds: float) -> float:
+        return seconds / run.time_s if run.time_s else 1.0
+
+    row = Row(
+        id=cell.row_id(pair),
+        scenario=scenario.name,
+        placement=pair.labels[0],
+        migration=pair.labels[1],
+        clairvoyant=run.clairvoyant,
+        skip=cell.trace.level,
+        trace=cell.trace.name,
+        mode=str(scenario.mode),
+        passive=str(scenario.passive),
+        budget="slack" if pair.slack else "all",
+        init=str(scenario.initial.start),
+        omega=held / weights if weights else 1.0,
+        phi=None if scenario.initial.phi is None else float(scenario.initial.phi),
+        prefill_tokens=scenario.prefill_tokens,
+        decode_tokens=steps,
+        hbm_capacity_bytes=capacity,
+        skip_realised=prepared.facts.skip,
+        overlap_realised=prepared.facts.overlap,
+        time_s=run.time_s,
+        ms_per_token=run.time_s / steps * 1000,
+        tok_s=cell.batch * steps / run.time_s if run.time_s else None,
+        mean_alpha=_number(run.mean_alpha),
+        mean_alpha_bytes=_number(run.mean_alpha_bytes),
+        hbm_hit_rate=run.kv_hbm_read / run.kv_read if run.kv_read else None,
+        **_bytes(run.traffic),
+        migrated_bytes=run.migrated_bytes,
+        peak_hbm_bytes=run.peak_hbm_bytes,
+        peak_occupancy=run.peak_hbm_bytes / capacity,
+        bound_hbm=part(binding["hbm"]),
+        bound_ext_read=part(binding["ext-read"]),
+        bound_ext_write=part(binding["ext-write"]),
+        bound_ext_internal=part(binding["ext-internal"]),
+        bound_compute=part(binding["compute"]),
+        lb0_s=least.lb0_s,
+        lb1_s=least.lb1_s,
+        lb1_at_weights_s=least.lb1_at_weights_s,
+        lb2_s=prepared.lb2_s,
+        oracle_share=part(least.lb1_at_weights_s),
+        lb1_share=part(least.lb1_s),
+        best_s=None if scenario.weight_capacity_bytes is None else best_at_share(scenario, run),
+    )
+    return row, curve_of(run.series, start.occupied_bytes, scenario.kv_bytes)
+
+
+def _bytes(traffic: Traffic) -> dict[str, int]:
+    """Traffic by the names of columns."""
+    return {f"{field.name}_bytes": getattr(traffic, field.name) for field in fields(traffic)}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
