@@ -126,7 +126,6 @@ def test_every_bound_is_at_least_the_one_before_and_no_policy_beats_the_last(see
             rng.choice(list(registry.placements())),
             migration,
             budget_slack=rng.random() < 0.3,
-            form="numpy",
         )
         for migration in registry.migrations()
     ]

@@ -1,6 +1,7 @@
 """Both forms of the simulator against the oracle, to the byte: every policy and option, on whatever the page allows."""
 
 import random
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -98,10 +99,10 @@ def forms(case: Case) -> tuple[FormName, FormName]:
     return "numpy", "kernels" if case.b_h % COMMON == 0 else "auto"
 
 
-def compare(seed: str, placement: Policy | None, migration: Policy | None) -> None:
+def compare(seed: str, placement: Policy | None, migration: Policy | None, **changes: Any) -> None:
     rng = random.Random(seed)
-    limits = Limits() if rng.random() < 0.2 else Limits(layers=3, prefill=20, decode=12)
-    case = random_case(rng, limits)
+    limits = Limits() if rng.random() < 0.1 else Limits(layers=3, prefill=16, decode=10)
+    case = replace(random_case(rng, limits), **changes)
     placement, migration = placement or rng.choice(PLACEMENTS), migration or rng.choice(MIGRATIONS)
     slack = rng.random() < 0.4
     expected = play(case, placement[0], migration[0], placement[1], migration[1], slack)
@@ -136,3 +137,9 @@ def test_migrations_move_the_bytes_that_the_page_says(migration: Policy, seed: i
 @pytest.mark.parametrize("seed", range(4))
 def test_placements_place_what_the_page_says(placement: Policy, seed: int) -> None:
     compare(f"{written(placement)} {seed}", placement, None)
+
+
+@pytest.mark.parametrize("migration", [m for m in MIGRATIONS if m[0].startswith(("look", "alpha"))], ids=written)
+@pytest.mark.parametrize("seed", range(6))
+def test_passive_installs_follow_what_a_migration_brings_in(migration: Policy, seed: int) -> None:
+    compare(f"passive {written(migration)} {seed}", None, migration, passive="all")
