@@ -21,8 +21,15 @@ class Answer:
 
 @torch.inference_mode()
 def generate(model: Any, prompt: Sequence[int], count: int) -> Answer:
-    """The model's answer; that of a fresh copy where rotary modules go by length, for these remember earlier calls."""
-    if any("rope_type" in vars(m) and m.rope_type in ("dynamic", "longrope") for m in model.modules()):
+    """The model's answer; that of a fresh copy where rotary modules go by length, for these remember earlier calls.
+
+    Where longrope switches, ``generate`` of transformers 5.5 does not compute earlier keys again: there the answer is
+    that of whole calls, one for each token.
+    """
+    kinds = {vars(m).get("rope_type") for m in model.modules()}
+    if "longrope" in kinds:
+        return _by_whole_calls(model, prompt, count)
+    if "dynamic" in kinds:
         model = copy.deepcopy(model)
     ids = torch.tensor([list(prompt)])
     out = model.generate(
@@ -36,6 +43,14 @@ def generate(model: Any, prompt: Sequence[int], count: int) -> Answer:
         return_dict_in_generate=True,
     )
     return Answer(list(prompt), out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).float())
+
+
+def _by_whole_calls(model: Any, prompt: Sequence[int], count: int) -> Answer:
+    ids, steps = list(prompt), []
+    for _ in range(count):
+        steps.append(copy.deepcopy(model)(torch.tensor([ids]), use_cache=False).logits[0, -1].float())
+        ids.append(int(steps[-1].argmax()))
+    return Answer(list(prompt), ids[len(prompt) :], torch.stack(steps))
 
 
 def near_ties(answer: Answer, tokens: Sequence[int], logits: Mapping[int, torch.Tensor]) -> int:
