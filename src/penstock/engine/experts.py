@@ -73,7 +73,7 @@ def _expert(module: Any, x: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -
     up = "gate_up_proj" if module.has_gate else "up_proj"
     y = product(x, up)
     y = product(module._apply_gate(y) if module.has_gate else module.act_fn(y), "down_proj")
-    return module.post_expert_norm(y) if module.has_post_expert_norm else y
+    return module.post_expert_norm(y) if getattr(module, "has_post_expert_norm", False) else y
 
 
 ALL_EXPERTS_FUNCTIONS.register(NAME, paged_experts)
