@@ -14,7 +14,7 @@ from penstock.sim.read_sets import read_mask
 from penstock.sim.scenario import Mode, Scenario
 from penstock.trace.skip_trace import SkipTrace
 
-MOST_PAIRS = 100_000  # of item and token step: some seconds of HiGHS
+MOST_PAIRS = 20_000  # of item and token step: HiGHS takes about a minute
 
 Term = tuple[float, int]  # coefficient and column
 
