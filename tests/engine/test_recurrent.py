@@ -83,6 +83,8 @@ _REFUSED_CONFIGS: dict[str, Callable[[], Any]] = {
     "recurrent_gemma": lambda: hf.RecurrentGemmaConfig(lru_width=32, attention_window_size=8, **_DEEP),
 }
 
+_NOT_IN_5_5 = {"kimi_linear", "zaya", "nemotron_h"}  # the last with other layer types than these
+
 PROMPTS = [torch.arange(3, 3 + n).mul(7 * n + 1).remainder(97).add(3).tolist() for n in (7, 21, 4, 1, 12)]
 TOKENS = 5
 STREAMED: dict[str, Any] = {"weights": "disk=100%", "rows": 3, "sweep_tokens": 30, "batch_tokens": 12}
@@ -90,6 +92,8 @@ STREAMED: dict[str, Any] = {"weights": "disk=100%", "rows": 3, "sweep_tokens": 3
 
 def _made(family: str, folder: Path) -> Any:
     """A model whose random weights are large enough that its tokens depend on its past."""
+    if family in _NOT_IN_5_5 and hf.__version__.startswith("5.5."):
+        pytest.skip(f"transformers {hf.__version__} has no such {family}")
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation="eager").eval()
     for parameter in model.parameters():

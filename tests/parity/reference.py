@@ -26,7 +26,7 @@ def generate(model: Any, prompt: Sequence[int], count: int) -> Answer:
     Where longrope switches, ``generate`` of transformers 5.5 does not compute earlier keys again: there the answer is
     that of whole calls, one for each token.
     """
-    kinds = {vars(m).get("rope_type") for m in model.modules()}
+    kinds = {str(vars(m).get("rope_type")) for m in model.modules()}
     if "longrope" in kinds:
         return _by_whole_calls(model, prompt, count)
     if "dynamic" in kinds:
