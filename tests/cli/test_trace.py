@@ -44,6 +44,19 @@ def test_synth_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(json.loads(line)["kind"] == "load" for line in err.splitlines())
 
 
+def test_a_scenario_gives_sizes_and_rates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from penstock.sim.scenario_file import parse
+    from penstock.sim.shipped import document_of
+
+    path, given = tmp_path / "a.skip", parse(document_of("seed-003"), "seed-003")
+    flags = ["--scenario", "seed-003", "--skip", "0.4", "--steps", "20", "--seed", "9"]
+    assert main(["trace", "synth", str(path), *flags]) == 0
+    trace = CodedTrace.open(path)
+    assert (trace.shape.prefill_tokens, trace.shape.layers) == (given.scenario.prefill_tokens, given.scenario.layers)
+    assert trace.shape.steps == 20 and trace.header.parameters["seed"] == 9
+    assert trace.header.parameters["overlap"] == given.trace.overlap
+
+
 def test_info(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "info", str(made), "--plot", str(tmp_path / "a.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -80,7 +93,12 @@ def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["synth", "a.skip", *SIZE, "--skip", "0.05"], "ask for an overlap of 0.948 or more"),
         (["synth", "a.skip", *SIZE, "--skip", "30"], "skip is 30"),
         (["synth", "no/where/a.skip", *SIZE, "--skip", "0.3"], "cannot be written"),
-        (["synth", "a.skip", "--skip", "0.3"], "--prefill-tokens"),
+        (
+            ["synth", "a.skip", "--skip", "0.3"],
+            "--prefill-tokens and --steps and --layers must be given, or --scenario",
+        ),
+        (["synth", "a.skip", *SIZE], "--skip"),
+        (["synth", "a.skip", "--scenario", "nowhere", "--skip", "0.3"], "nowhere"),
         (["info", "none.skip"], "none.skip cannot be read"),
         (["info", "a.skip", "--plot", "a.pdf"], "neither .png nor .svg"),
         (["import", "none.txt", "a.skip", "--prefill-tokens", "9"], "none.txt cannot be read"),

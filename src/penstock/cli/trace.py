@@ -1,21 +1,21 @@
 """``penstock trace``: make, import and look at skip traces, which say what tokens each step of a decode passes over."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from penstock.cli import figures, options, trace_record
 from penstock.cli.console import stderr_display
+from penstock.cli.trace_table import percent, table
 from penstock.errors import UserError
 from penstock.units import format_bytes
 
 if TYPE_CHECKING:
     from penstock.trace.coded import CodedTrace
-    from penstock.trace.info import TraceInfo
 
 EXAMPLES = """\
 \b
@@ -29,7 +29,7 @@ SYNTH_EXAMPLES = """\
 Examples:
   penstock trace synth made.skip --prefill-tokens 2048 --steps 1024 --layers 32 --skip 0.3
   penstock trace synth calm.skip --prefill-tokens 30000 --steps 4096 --layers 32 --skip 0.6 --overlap 0.97
-  penstock trace synth none.skip --prefill-tokens 1024 --steps 256 --layers 24 --skip 0
+  penstock trace synth study.skip --scenario seed-004-mha --skip 0.6
 """
 
 IMPORT_EXAMPLES = """\
@@ -64,12 +64,20 @@ app = typer.Typer(
 TraceFile = Annotated[str, typer.Argument(metavar="FILE", help="the trace to write", show_default=False)]
 MadeTrace = Annotated[str, typer.Argument(metavar="FILE", help="a trace", show_default=False)]
 TextFile = Annotated[str, typer.Argument(metavar="TEXT", help="lines of n,l,s,[ids],skip_layer", show_default=False)]
-PrefillTokens = Annotated[
-    int,
-    options.option(SIZE, "--prefill-tokens", "tokens that are there before the first decode step", metavar="N", min=0),
+ScenarioName = Annotated[
+    str | None,
+    options.option(
+        SIZE,
+        "--scenario",
+        "take sizes and rates from a scenario of penstock simulate, its name or file",
+        metavar="NAME",
+    ),
 ]
-Steps = Annotated[int, options.option(SIZE, "--steps", "decode steps", metavar="N", min=1)]
-Layers = Annotated[int, options.option(SIZE, "--layers", "layers of the model", metavar="N", min=1)]
+_PREFILL = "tokens that are there before the first decode step"
+PrefillTokens = Annotated[int, options.option(SIZE, "--prefill-tokens", _PREFILL, metavar="N", min=0)]
+MadePrefillTokens = Annotated[int | None, options.option(SIZE, "--prefill-tokens", _PREFILL, metavar="N", min=0)]
+Steps = Annotated[int | None, options.option(SIZE, "--steps", "decode steps", metavar="N", min=1)]
+Layers = Annotated[int | None, options.option(SIZE, "--layers", "layers of the model", metavar="N", min=1)]
 ImportLayers = Annotated[
     int | None, options.option(SIZE, "--layers", "layers of the model (default: those in TEXT)", metavar="N", min=1)
 ]
@@ -82,13 +90,13 @@ FirstStep = Annotated[
 ]  # fmt: skip
 Skip = Annotated[float, options.option(CHAIN, "--skip", "share of tokens that a step skips, 0 to 1", metavar="X")]
 Overlap = Annotated[
-    float,
+    float | None,
     options.option(
         CHAIN, "--overlap", "share of the tokens read in a step that the next reads too (default: 0.9)", metavar="X"
     ),
 ]
 Correlation = Annotated[
-    float,
+    float | None,
     options.option(CHAIN, "--correlation", "between any two layers' skipping of a token (default: 0.5)", metavar="X"),
 ]
 Sinks = Annotated[
@@ -104,7 +112,7 @@ Recent = Annotated[
     ),
 ]  # fmt: skip
 Seed = Annotated[
-    int, options.option(CHAIN, "--seed", "the same seed makes the same trace (default: 0)", metavar="N", min=0)
+    int | None, options.option(CHAIN, "--seed", "the same seed makes the same trace (default: 0)", metavar="N", min=0)
 ]
 Plot = Annotated[
     str | None,
@@ -122,35 +130,34 @@ def _root(context: typer.Context) -> None:
 @app.command("synth", cls=options.Command, epilog=SYNTH_EXAMPLES, short_help="make a trace of a chosen skip level")
 def synth(
     file: TraceFile,
-    prefill_tokens: PrefillTokens,
-    steps: Steps,
-    layers: Layers,
     skip: Skip,
-    overlap: Overlap = 0.9,
-    correlation: Correlation = 0.5,
+    scenario: ScenarioName = None,
+    prefill_tokens: MadePrefillTokens = None,
+    steps: Steps = None,
+    layers: Layers = None,
+    overlap: Overlap = None,
+    correlation: Correlation = None,
     sinks: Sinks = None,
     recent: Recent = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     json_: Json = False,
 ) -> None:
     """Make a trace in which every token at every layer is skipped and read again at random, at a chosen rate."""
     from penstock.trace.skip_trace import TraceShape
     from penstock.trace.synth import synth as make
 
-    shape = TraceShape(prefill_tokens, steps, layers)
-    with _progress("drawing skips", 8 * layers * shape.words, json_) as progress:
-        trace = make(
-            shape,
-            skip,
-            overlap=overlap,
-            correlation=correlation,
-            sinks=sinks,
-            recent=recent,
-            seed=seed,
-            path=Path(file),
-            progress=progress,
-        )
-    _say_written(file, trace, [f"{_percent(trace.realised_skip)} skipped ({_percent(skip)} asked)"], json_)
+    sizes = {"prefill_tokens": prefill_tokens, "steps": steps, "layers": layers}
+    rates = {"overlap": overlap, "correlation": correlation, "sinks": sinks, "recent": recent, "seed": seed}
+    if scenario is not None:
+        its_sizes, its_rates = _of_scenario(scenario)
+        sizes, rates = _given_or(sizes, its_sizes), _given_or(rates, its_rates)
+    if missing := [f"--{name.replace('_', '-')}" for name, size in sizes.items() if size is None]:
+        raise UserError(f"{' and '.join(missing)} must be given, or --scenario, which says all sizes")
+    shape = TraceShape(**{name: size for name, size in sizes.items() if size is not None})
+    rules: dict[str, Any] = {name: rate for name, rate in rates.items() if rate is not None}
+    with _progress("drawing skips", 8 * shape.layers * shape.words, json_) as progress:
+        trace = make(shape, skip, path=Path(file), progress=progress, **rules)
+    _say_written(file, trace, [f"{percent(trace.realised_skip)} skipped ({percent(skip)} asked)"], json_)
 
 
 app.command("record", cls=options.Command, epilog=trace_record.EXAMPLES, short_help="record a trace from a real run")(
@@ -179,7 +186,7 @@ def import_(
             first_step=first_step,
             progress=progress,
         )
-    notes = [f"{_percent(found.trace.realised_skip)} skipped"]
+    notes = [f"{percent(found.trace.realised_skip)} skipped"]
     if found.mlp_lines:
         notes.append(f"{figures.count(found.mlp_lines, 'MLP')} skipped in the text, which a trace does not hold")
     _say_written(file, found.trace, notes, json_)
@@ -203,8 +210,26 @@ def info(file: MadeTrace, plot: Plot = None, json_: Json = False) -> None:
     if json_:
         print(json.dumps(found.to_json()))
         return
-    for label, text in _table(found):
+    for label, text in table(found):
         typer.echo(f"{label:<14}{text}")
+
+
+def _of_scenario(scenario: str) -> tuple[Mapping[str, int], Mapping[str, Any]]:
+    """The sizes and rates by which ``penstock simulate`` makes this scenario's own traces."""
+    from penstock.sim.scenario_file import parse
+    from penstock.sim.shipped import document_of
+
+    given = parse(document_of(scenario), scenario)
+    sizes = given.scenario
+    return (
+        {"prefill_tokens": sizes.prefill_tokens, "steps": sizes.decode_tokens, "layers": sizes.layers},
+        {name: getattr(given.trace, name) for name in ("overlap", "correlation", "sinks", "recent", "seed")},
+    )
+
+
+def _given_or(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, and another where one was not given."""
+    return {name: others[name] if value is None else value for name, value in values.items()}
 
 
 @contextmanager
@@ -238,52 +263,3 @@ def _say_written(file: str, trace: "CodedTrace", notes: list[str], as_json: bool
     size = f"{format_bytes(trace.coded_bytes)} ({format_bytes(trace.raw_bytes)} of bits)"
     layers, steps = figures.count(shape.layers, "layer"), figures.count(shape.steps, "step")
     typer.echo(" · ".join([file, f"{steps} × {layers} after {shape.prefill_tokens:,} tokens", *notes, size]))
-
-
-def _table(info: "TraceInfo") -> Iterator[tuple[str, str]]:
-    """The lines of the table: label, text."""
-    header, shape = info.header, info.shape
-    parameters = dict(header.parameters)
-    mass_kept = parameters.pop("mass_kept", None)
-    source = [header.rule] + [f"{name} {_said(value)}" for name, value in parameters.items()]
-    if header.model:
-        yield "model", header.model
-    if header.prompt_hash:
-        yield "prompt", header.prompt_hash
-    yield "made by", " · ".join(source)
-    layers, steps = figures.count(shape.layers, "layer"), figures.count(shape.steps, "step")
-    yield "size", f"{steps} × {layers} after {shape.prefill_tokens:,} tokens"
-    asked = "" if info.skip_asked is None else f" ({_percent(info.skip_asked)} asked)"
-    yield "skipped", f"{_percent(info.skip)} of the tokens that exist{asked}"
-    yield "", f"by layer {_spread(info.skip_of_layers)}"
-    if isinstance(mass_kept, list):
-        yield "attention", f"{_percent(sum(mass_kept) / len(mass_kept))} is on tokens that are read"
-        yield "", f"by layer {_spread(mass_kept)}"
-    if info.overlap is None:
-        yield "overlap", "none: nothing is read twice"
-    else:
-        yield "overlap", f"{_percent(info.overlap)} of what a step reads, the next one reads too"
-        yield "", f"by layer {_spread([share for share in info.overlap_of_layers if share is not None])}"
-    if info.correlation is not None:
-        yield "layers", f"neighbours skip alike: correlation {info.correlation:.2f}"
-    yield "bytes", f"{format_bytes(info.coded_bytes)} for {format_bytes(info.raw_bytes)} of bits"
-
-
-def _percent(share: float) -> str:
-    """A share to a tenth of a percent, which a realised level needs."""
-    return f"{100 * share:.1f} %"
-
-
-def _said(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else f"{value}"
-
-
-def _spread(shares: list[float]) -> str:
-    """Where shares lie: ``27.1 % (layer 3) to 31.0 % (layer 12), spread 0.9 %``."""
-    low, high = min(shares), max(shares)
-    if _percent(low) == _percent(high):
-        return f"{_percent(low)} everywhere"
-    mean = sum(shares) / len(shares)
-    deviation = (sum((share - mean) ** 2 for share in shares) / len(shares)) ** 0.5
-    ends = [f"{_percent(end)} (layer {shares.index(end)})" for end in (low, high)]
-    return f"{ends[0]} to {ends[1]}, standard deviation {_percent(deviation)}"

@@ -83,9 +83,7 @@ def _overlap(axes: "Axes", info: TraceInfo) -> None:
     middles = ((edges[1:] + edges[:-1]) / 2)[reads]
     shares = shares[reads]
     low, high = np.nanmin(shares, axis=1), np.nanmax(shares, axis=1)
-    axes.fill_between(
-        middles, low, high, color=_LINE, alpha=0.2, linewidth=0, label="least to most of a layer"
-    )
+    axes.fill_between(middles, low, high, color=_LINE, alpha=0.2, linewidth=0, label="least to most of a layer")
     axes.plot(middles, np.nanmean(shares, axis=1), color=_LINE, linewidth=1.5, label="mean over layers")
     span = max(float((high - low).max()), 1.0)
     axes.set_ylim(max(0.0, float(low.min()) - span / 4), min(100.0, float(high.max()) + span / 4) + 0.01)
