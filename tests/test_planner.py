@@ -76,3 +76,10 @@ def test_a_machine_without_a_gpu_is_none_that_the_equations_know(tmp_path: Path)
 def test_the_shape_is_that_which_is_planned_for(tmp_path: Path) -> None:
     model = config(tmp_path, LLAMA)
     assert shape_of(model, question()) == model_shape(meet(model, question()).model)
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "num_key_value_heads"])
+def test_a_size_of_zero_is_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="a size in its config is 0") as refused:
+        shape_of(config(tmp_path, {**LLAMA, name: 0}), question())
+    assert "\n" not in str(refused.value)

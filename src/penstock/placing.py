@@ -125,6 +125,8 @@ class Placing:
         source = self.model.source
         check(saved, Identity(source.name, fingerprint(source), len(pages), sum(pages)))
         placed = saved.placement
+        if (cannot := self._cannot(placed)) is not None:
+            raise UserError(f"--plan {cannot}: plan again on this host")
         for tier in ("gpu", "cpu"):
             resident = sum(n for n, home in zip(pages, placed.homes, strict=True) if home == tier)
             needed = resident + placed.kv.get(tier, 0) + placed.reserved.get(tier, 0)
@@ -134,6 +136,19 @@ class Placing:
                     f" free: plan again, or give --{tier}-memory {least_mib(ledger, tier, needed)}MiB"
                 )
         return placed
+
+    def _cannot(self, placed: Placement) -> str | None:
+        """Why this host's engine cannot do what a plan says, which may have been edited or made elsewhere; or None."""
+        policy = placed.policy
+        shares = {"weights": policy.weights, "KV": policy.kv, "activations": policy.activations}
+        on_gpu = [what for what, parts in shares.items() if parts.gpu > 0] + ["weights"] * ("gpu" in placed.homes)
+        if on_gpu and self.compute != "gpu":
+            return f"puts {on_gpu[0]} on gpu, and there is no gpu here"
+        if policy.attention not in (None, self.compute):
+            return f"has attention on {policy.attention}, and layers are computed on {self.compute}"
+        if policy.weight_bits is not None or policy.kv_bits is not None:
+            return "packs weights or KV, which is not built yet"
+        return None
 
 
 def saved_plan(path: Path, asked: Asked) -> SavedPlan:

@@ -75,7 +75,8 @@ class Processor:
     (norms, rotary turns, activation functions, residual sums) reads and writes its tensors. dequantise_per_s: elements
     of packed weights or KV that are unpacked in a second.
     visit_s: of a call at a page, whatever its size. sweep_s: of a sweep. row_s: of a sampled row besides its logits.
-    logit_s: of one logit of a sampled row. expert_s: of an expert that a call's tokens are sent to, besides its products.
+    logit_s: of one logit of a sampled row. expert_s: of an expert that tokens of a call are sent to, besides its
+    products.
     """
 
     products: Mapping[str, Curve]

@@ -16,6 +16,7 @@ from penstock.units import parse_bytes
 
 _WRITTEN = re.compile(r"(\d{1,30}(?:\.\d{1,30})?|\.\d{1,30})\s*(\D+)")
 _MOST_BYTES = 2**63 - 1  # what TOML promises to carry
+_LEAST, _MOST = 1e-6, 1e30  # a rate or a time beyond these is a slip, and would overflow what is reckoned with it
 _DECIMAL = {"P": 10**15, "T": 10**12, "G": 10**9, "M": 10**6, "k": 10**3, "": 1}
 _BINARY = {"Ti": 2**40, "Gi": 2**30, "Mi": 2**20, "Ki": 2**10}
 _SIZES = {"TB": 10**12, "TiB": 2**40, "GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20, "KiB": 2**10}
@@ -35,7 +36,8 @@ class Unit:
             value = self._value(given)
         except OverflowError:
             value = math.inf
-        if not math.isfinite(value) or value < 0 or (value == 0 and not self.may_be_zero):
+        least = 0.0 if self.may_be_zero else _LEAST
+        if not least <= value <= _MOST:
             raise ValueError(self.allowed)
         return value
 

@@ -6,16 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from penstock.directories import cache_directory
 from penstock.errors import UserError
@@ -25,7 +16,12 @@ from penstock.profiling.disk import Disk
 from penstock.profiling.profile import Host, Profile
 
 _DIGITS = 4  # no rate is known to more of them
-Rates = Annotated[dict[PositiveInt | PositiveFloat, PositiveFloat], Field(min_length=1)]
+_LONGEST_SHOWN = 60
+# numbers that nothing reckoned with them overflows
+_Rate = Annotated[float, Field(ge=1e-6, le=1e30)]
+_Seconds = Annotated[float, Field(ge=0, le=1e30)]
+_Bytes = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_Rates = Annotated[dict[PositiveInt | _Rate, _Rate], Field(min_length=1)]
 
 
 class _Form(BaseModel):
@@ -33,26 +29,26 @@ class _Form(BaseModel):
 
 
 class _Link(_Form):
-    bytes_per_s: PositiveFloat
-    latency_s: NonNegativeFloat = 0.0
-    staging_bytes_per_s: PositiveFloat | None = None
-    kv_bytes_per_s: PositiveFloat | None = None
+    bytes_per_s: _Rate
+    latency_s: _Seconds = 0.0
+    staging_bytes_per_s: _Rate | None = None
+    kv_bytes_per_s: _Rate | None = None
 
     def value(self) -> Link:
         return Link(self.bytes_per_s, self.latency_s, self.staging_bytes_per_s or math.inf, self.kv_bytes_per_s)
 
 
 class _Processor(_Form):
-    products: dict[str, Rates] = Field(min_length=1)
-    attention: Rates
-    kv_bytes_per_s: PositiveFloat
-    activation_bytes_per_s: PositiveFloat
-    dequantise_per_s: PositiveFloat | None = None
-    visit_s: NonNegativeFloat
-    sweep_s: NonNegativeFloat
-    row_s: NonNegativeFloat
-    logit_s: NonNegativeFloat
-    expert_s: NonNegativeFloat = 0.0
+    products: dict[str, _Rates] = Field(min_length=1)
+    attention: _Rates
+    kv_bytes_per_s: _Rate
+    activation_bytes_per_s: _Rate
+    dequantise_per_s: _Rate | None = None
+    visit_s: _Seconds
+    sweep_s: _Seconds
+    row_s: _Seconds
+    logit_s: _Seconds
+    expert_s: _Seconds = 0.0
 
     def value(self) -> Processor:
         plain = self.model_dump(exclude={"products", "attention", "dequantise_per_s"})
@@ -66,7 +62,7 @@ class _Processor(_Form):
 
 class _Machine(_Form):
     name: str
-    memory: dict[Tier, NonNegativeInt]
+    memory: dict[Tier, _Bytes]
     links: dict[LinkName, _Link]
     processors: dict[Tier, _Processor] = Field(min_length=1)
     compute_loses: float = Field(ge=0, lt=1)
@@ -88,8 +84,8 @@ class _Machine(_Form):
 class _Disk(_Form):
     read: _Link
     write: _Link | None = None
-    kv_read: PositiveFloat | None = None
-    kv_write: PositiveFloat | None = None
+    kv_read: _Rate | None = None
+    kv_write: _Rate | None = None
 
     def value(self, mount: str) -> Disk:
         return Disk(mount, self.read.value(), self.write.value() if self.write else None, self.kv_read, self.kv_write)
@@ -99,7 +95,7 @@ class _Host(_Form):
     name: str
     cpu: str
     cores: int = Field(ge=1)
-    memory_bytes: int = Field(ge=1)
+    memory_bytes: _Bytes
     gpu: str | None = None
 
 
@@ -107,7 +103,7 @@ class _Profile(_Form):
     host: _Host
     measured: datetime
     form: Literal["long", "short"]
-    seconds: NonNegativeFloat
+    seconds: _Seconds
     versions: dict[str, str]
     machine: _Machine
     disks: dict[str, _Disk]
@@ -192,4 +188,6 @@ def _told(error: ValidationError) -> str:
         return f"{place} is not known here"
     if isinstance(first["input"], Mapping | list):
         return f"{place}: should be {message}"
-    return f"{place} is {first['input']!r}, and should be {message}"
+    text = repr(first["input"])
+    given = text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+    return f"{place} is {given}, and should be {message}"

@@ -1,0 +1,68 @@
+"""Saved plans at the door: what this host's engine cannot do is refused before anything is loaded."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import penstock.placing
+from penstock.errors import UserError
+from penstock.placing import Placing
+from penstock.plan.policy import Policy, Shares
+from penstock.plan.saved import Expected, Identity, SavedPlan
+from penstock.plan.types import Asked, Job, Ledger, Placement
+
+CPU = Shares(cpu=1.0)
+POLICY = Policy(CPU, CPU, CPU, rows=2, sweep_tokens=64, batch_tokens=64)
+PLACED = Placement(POLICY, ("cpu", "disk"), {"cpu": 1 << 20}, 0, {"cpu": 1 << 20})
+MODEL = SimpleNamespace(
+    layout=SimpleNamespace(pages=[SimpleNamespace(nbytes=1 << 20)] * 2),
+    source=SimpleNamespace(name="tiny"),
+    footprint=lambda: None,
+)
+
+
+def chosen(placed: Placement, fingerprint: str = "same", budget: int = 1 << 30) -> Placement:
+    identity = Identity("tiny", fingerprint, 2, 2 << 20)
+    saved = SavedPlan(identity, "here", "a job", {}, placed, Expected(1.0, 1.0, 1.0, 1.0, {}))
+    model: Any = MODEL
+    placing = Placing(model, Asked(), saved, "cpu", Path(), lambda event: None)
+    ledger = Ledger({"cpu": budget, "disk": 1 << 40}, {"cpu": budget // 50}, {"cpu": 1 / 50})
+    return placing.choose(Job(2, 8, 8, 4), lambda: ledger)
+
+
+@pytest.fixture(autouse=True)
+def same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(penstock.placing, "fingerprint", lambda source: "same")
+
+
+def test_a_plan_of_this_host_is_taken_as_it_is() -> None:
+    assert chosen(PLACED) is PLACED
+
+
+@pytest.mark.parametrize(
+    ("edited", "said"),
+    [
+        (replace(PLACED, policy=replace(POLICY, activations=Shares(gpu=1.0))), "puts activations on gpu, and there is"),
+        (replace(PLACED, policy=replace(POLICY, kv=Shares(gpu=0.1, cpu=0.9))), "puts KV on gpu"),
+        (replace(PLACED, homes=("gpu", "disk")), "puts weights on gpu"),
+        (replace(PLACED, policy=replace(POLICY, attention="gpu")), "has attention on gpu, and layers are computed"),
+        (replace(PLACED, policy=replace(POLICY, weight_bits=4)), "packs weights or KV"),
+    ],
+)
+def test_what_this_host_cannot_do_is_refused(edited: Placement, said: str) -> None:
+    with pytest.raises(UserError, match=f"^--plan {said}.*plan again"):
+        chosen(edited)
+
+
+def test_another_model_s_plan_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"--plan is for tiny \(other\), and this is tiny \(same\)"):
+        chosen(PLACED, fingerprint="other")
+
+
+def test_a_budget_that_is_too_small_for_it_is_told_one_that_is_not() -> None:
+    with pytest.raises(UserError, match=r"puts 3 MiB on cpu, .* or give --cpu-memory 20MiB"):
+        chosen(PLACED, budget=1 << 20)
+    assert chosen(PLACED, budget=20 << 20) is PLACED
