@@ -257,7 +257,7 @@ CostModel = Annotated[
     option(
         PLAN,
         "--cost-model",
-        "penstock (default); flexgen, the equations of its paper, is not joined yet",
+        "flexgen: tell beside it what the equations of FlexGen's paper say (default: penstock)",
         metavar="NAME",
         short=("--model",),
         callback=_one_of("penstock", "flexgen"),
