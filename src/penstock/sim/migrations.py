@@ -73,7 +73,7 @@ class Prior:
         """At the first layer of a step."""
         if view.layer or not above_threshold(view):
             return Moves()
-        return Moves(outs=of_all_layers(oldest(view.hbm.any(axis=0))[: self.count], view.hbm))
+        return Moves(outs=of_all_layers(np.flatnonzero(view.hbm.any(axis=0))[: self.count], view.hbm))
 
 
 @dataclass(frozen=True)

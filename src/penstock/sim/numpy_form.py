@@ -81,7 +81,7 @@ class NumpyForm:
             return self._view(window, rows, mover, token, policy)
 
         def finish() -> bool:
-            to_hbm = mover.free > 0 and self.pair.placement.in_hbm(view(self.pair.placement))
+            to_hbm = self.pair.placement.in_hbm(view(self.pair.placement)) and mover.free > 0
             self._write(counts, to_hbm)
             self._split(counts, int(from_hbm.sum()))
             return to_hbm

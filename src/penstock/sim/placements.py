@@ -80,7 +80,8 @@ class LayerImportance:
         """Each layer's mean part of tokens skipped, none without steps. Step 0 has no tokens: it skips no part."""
         if not len(steps):
             return np.empty(0)
-        return (view.skip_counts(steps) / np.maximum(steps, 1)[:, None]).mean(axis=0)
+        rates: NDArray[np.float64] = (view.skip_counts(steps) / np.maximum(steps, 1)[:, None]).mean(axis=0)
+        return rates
 
 
 @dataclass(frozen=True)

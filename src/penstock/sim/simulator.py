@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, Protocol
 
 import numpy as np
@@ -10,12 +11,14 @@ from numpy.typing import NDArray
 from penstock.errors import UserError
 from penstock.sim import registry
 from penstock.sim.initial import InitialState, initial_state
+from penstock.sim.kernel_state import fits_int64, given
 from penstock.sim.ledger import Ledger, StepBatch, StepSink
 from penstock.sim.numpy_form import NumpyForm
 from penstock.sim.pair import Pair
 from penstock.sim.policy import MigrationPolicy, PlacementPolicy
 from penstock.sim.result import Run
 from penstock.sim.scenario import Scenario
+from penstock.sim.user_policy import UserMigration, UserPlacement
 from penstock.sim.windows import Window, open_windows
 from penstock.trace.skip_trace import SkipTrace, TraceShape
 
@@ -100,7 +103,27 @@ def _replay(
 
 
 def _form(name: FormName, scenario: Scenario, start: InitialState, pair: Pair) -> Form:
-    return NumpyForm(scenario, start, pair)
+    """The form asked for, or the faster one that can run the pair."""
+    reason = "" if name == "numpy" else _why_no_kernels(scenario, start, pair)
+    if name == "kernels" and reason:
+        raise UserError(f"{reason}: leave the form to choice, or ask for numpy")
+    if name == "numpy" or reason:
+        return NumpyForm(scenario, start, pair)
+    from penstock.sim.kernel_form import KernelForm  # imports numba, which may be missing
+
+    return KernelForm(scenario, start, pair)
+
+
+def _why_no_kernels(scenario: Scenario, start: InitialState, pair: Pair) -> str:
+    """Why compiled kernels cannot run a pair; empty where they can."""
+    for policy, name in ((pair.placement, pair.placement_name), (pair.migration, pair.migration_name)):
+        if isinstance(policy, UserPlacement | UserMigration):
+            return f"{name} has no kernel"
+    if find_spec("numba") is None:
+        return "numba is not installed"
+    if not fits_int64(scenario, given(scenario, start, pair)):
+        return "the kernels' 64-bit integers cannot compare bandwidths and bytes of this size exactly"
+    return ""
 
 
 def _check(scenario: Scenario, shape: TraceShape) -> None:

@@ -31,7 +31,8 @@ def load_policy(text: str) -> object:
     _call(lambda: spec.loader.exec_module(module), file)  # type: ignore[union-attr]  # tested above
     made = getattr(module, name, None)
     if not isinstance(made, type):
-        classes = ", ".join(key for key, value in vars(module).items() if isinstance(value, type)) or "none"
+        own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+        classes = ", ".join(value.__name__ for value in own if isinstance(value, type)) or "none"
         raise UserError(f"{file} has no class {name}: its classes are {classes}")
     return _call(made, text)
 

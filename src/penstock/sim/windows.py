@@ -48,5 +48,7 @@ def open_windows(trace: SkipTrace, back: int, ahead: int) -> Iterator[Window]:
 def _ones(bits: SkipBits) -> NDArray[np.int64]:
     """The set bits of each layer of one step [layers, words]."""
     if hasattr(np, "bitwise_count"):  # since numpy 2.0
-        return np.bitwise_count(bits).sum(axis=-1, dtype=np.int64)
-    return np.unpackbits(np.ascontiguousarray(bits).view(np.uint8), axis=-1).sum(axis=-1, dtype=np.int64)
+        ones: NDArray[np.int64] = np.bitwise_count(bits).sum(axis=-1, dtype=np.int64)
+    else:
+        ones = np.unpackbits(np.ascontiguousarray(bits).view(np.uint8), axis=-1).sum(axis=-1, dtype=np.int64)
+    return ones

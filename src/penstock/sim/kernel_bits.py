@@ -1,0 +1,133 @@
+"""Words of 64 tokens in compiled code: counting, finding, and counters that are sliced into bit planes.
+
+All words are uint64 and all positions int64; numba makes doubles of sums that mix the two.
+"""
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+NO_TOKEN = np.uint64(0)
+ONE = np.uint64(1)
+EVERY = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@intrinsic
+def ones(context, word):
+    """How many bits are set."""
+
+    def emit(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), emit
+
+
+@intrinsic
+def lowest(context, word):
+    """The place of the lowest bit of a word that has one."""
+
+    def emit(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), emit
+
+
+@intrinsic
+def highest(context, word):
+    """The place of the highest bit of a word that has one."""
+
+    def emit(context, builder, signature, arguments):
+        zeros = builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.sub(ir.Constant(ir.IntType(64), 63), zeros)
+
+    return types.int64(types.uint64), emit
+
+
+@njit
+def bit(place):
+    """The word with one bit."""
+    return ONE << np.uint64(place)
+
+
+@njit
+def has(row, token):
+    """Whether a token is in a row of words."""
+    return (row[token >> 6] >> np.uint64(token & 63)) & ONE != NO_TOKEN
+
+
+@njit
+def keep_lowest(word, count):
+    """The lowest `count` bits that are set."""
+    kept = NO_TOKEN
+    for _ in range(count):
+        kept |= word & (~word + ONE)
+        word &= word - ONE
+    return kept
+
+
+@njit
+def keep_highest(word, count):
+    """The highest `count` bits that are set."""
+    for _ in range(ones(word) - count):
+        word &= word - ONE
+    return word
+
+
+@njit
+def add(planes, row, carry, words):
+    """Count the tokens of a row in a counter [planes, words]."""
+    for w in range(words):
+        carry[w] = row[w]
+    for plane in planes:
+        for w in range(words):
+            both = plane[w] & carry[w]
+            plane[w] ^= carry[w]
+            carry[w] = both
+
+
+@njit
+def take_away(planes, row, borrow, words):
+    """Undo an `add` of the same row."""
+    for w in range(words):
+        borrow[w] = row[w]
+    for plane in planes:
+        for w in range(words):
+            missing = ~plane[w] & borrow[w]
+            plane[w] ^= borrow[w]
+            borrow[w] = missing
+
+
+@njit
+def where_equal(planes, number, equal, words):
+    """Set `equal` to the tokens that a counter holds this number for."""
+    equal[:words] = EVERY
+    for place, plane in enumerate(planes):
+        flip = NO_TOKEN if number >> place & 1 else EVERY
+        for w in range(words):
+            equal[w] &= plane[w] ^ flip
+
+
+@njit
+def write_number(planes, number, row, words):
+    """Let a counter hold this number for the tokens of a row."""
+    for place, plane in enumerate(planes):
+        if number >> place & 1:
+            for w in range(words):
+                plane[w] |= row[w]
+        else:
+            for w in range(words):
+                plane[w] &= ~row[w]
+
+
+@njit
+def sum_over(planes, row, words):
+    """The sum of a counter over the tokens of a row."""
+    total = 0
+    for place, plane in enumerate(planes):
+        count = 0
+        for w in range(words):
+            count += ones(plane[w] & row[w])
+        total += count << place
+    return total

@@ -1,0 +1,284 @@
+"""Moves in compiled code: items leave and come in runs of words, or one by one where each must find time.
+
+`c` is a step's bytes by kind, `g` a Given, `s` a State; `words` covers the tokens that exist.
+"""
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+from numba import njit
+
+from penstock.sim import prices
+from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, keep_highest, keep_lowest, lowest, ones
+from penstock.sim.kernel_state import HELD, MISSED, MOVED_IN, NO_ROOM, READS, ROOM_BY_ITEM, SCRATCH, SPARE
+
+MADE, NO_TIME, NO_MORE = range(3)
+
+step_seconds = njit(prices.step_seconds)
+
+
+@njit
+def free(g):
+    """Places that a move may take."""
+    return g.slots - g.items - g.kept
+
+
+@njit
+def seconds(g, c, hbm_read, hbm_written, ext_read, ext_written):
+    """T of a step with so many items moved besides."""
+    return step_seconds(
+        c[0] + c[2] + c[4] + c[5] + g.item * (hbm_read + hbm_written),
+        c[1] + c[6] + g.item * ext_read,
+        c[3] + c[7] + g.item * ext_written,
+        g.b_hbm,
+        g.b_read,
+        g.b_write,
+        g.b_internal,
+        g.duplex,
+        g.compute_s,
+        g.fixed_s,
+    )
+
+
+@njit
+def has_time(g, c, outs, outs_read, ins, ins_read):
+    """Whether T does not grow; of the items that move, some have been read by the compute already."""
+    if g.exclusive:
+        return seconds(g, c, outs - outs_read, ins, ins - ins_read, outs) <= g.limit_s
+    return seconds(g, c, 0, ins, ins - ins_read, 0) <= g.limit_s
+
+
+@njit
+def take_out(g, s, c, layer, w, items, own):
+    """Items of a word leave HBM; `own`: the layer is the one that this step has read."""
+    count = ones(items)
+    s.hbm[layer, w] &= ~items
+    s.layer[HELD, layer] -= count
+    g.items -= count
+    if g.exclusive:
+        c[7] += g.item * count
+        c[4] += g.item * (count - (ones(items & s.row[READS, w]) if own else 0))
+    return count
+
+
+@njit
+def put_in(g, s, c, layer, w, items, own):
+    """Items of a word come into HBM."""
+    count = ones(items)
+    s.hbm[layer, w] |= items
+    s.layer[HELD, layer] += count
+    g.items += count
+    c[5] += g.item * count
+    c[6] += g.item * (count - (ones(items & s.row[MISSED, w]) if own else 0))
+    if g.moves_noted:
+        s.moved[layer, w] |= items
+        s.layer[MOVED_IN, layer] += count
+
+
+@njit
+def take_row_out(g, s, c, layer, row, words, own):
+    """All items of a row that are in HBM leave it."""
+    held, gone, reads, count, read = s.hbm[layer], s.row[SCRATCH], s.row[READS], 0, 0
+    for w in range(words):
+        gone[w] = row[w] & held[w]
+        held[w] &= ~row[w]
+        count += ones(gone[w])
+    s.layer[HELD, layer] -= count
+    g.items -= count
+    if g.exclusive:
+        if own:
+            for w in range(words):
+                read += ones(gone[w] & reads[w])
+        c[7] += g.item * count
+        c[4] += g.item * (count - read)
+
+
+@njit
+def put_row_in(g, s, c, layer, row, first, words, own):
+    """All items of a row's words from `first` on come into HBM."""
+    held, come, missed, count, read = s.hbm[layer], s.row[SCRATCH], s.row[MISSED], 0, 0
+    for w in range(first, words):
+        come[w] = row[w] & ~held[w]
+        held[w] |= row[w]
+        count += ones(come[w])
+    if own:
+        for w in range(first, words):
+            read += ones(come[w] & missed[w])
+    s.layer[HELD, layer] += count
+    g.items += count
+    c[5] += g.item * count
+    c[6] += g.item * (count - read)
+    if g.moves_noted:
+        for w in range(first, words):
+            s.moved[layer, w] |= come[w]
+        s.layer[MOVED_IN, layer] += count
+
+
+@njit
+def install_newest(g, s, c, layer, row, count, words):
+    """The newest `count` items of a row outside HBM come in."""
+    first, held = words, s.hbm[layer]
+    while first > 0 and ones(row[first - 1] & ~held[first - 1]) <= count:
+        first -= 1
+        count -= ones(row[first] & ~held[first])
+    put_row_in(g, s, c, layer, row, first, words, True)
+    if count > 0 and first > 0:
+        put_in(g, s, c, layer, first - 1, keep_highest(row[first - 1] & ~held[first - 1], count), True)
+
+
+@njit
+def outs_of_layer(g, s, c, layer, row, limit, words):
+    """The first `limit` items of a row that are in HBM leave, oldest first; what may be left of the limit."""
+    one_by_one = g.slack and g.exclusive
+    if not one_by_one and limit >= s.layer[HELD, layer]:
+        take_row_out(g, s, c, layer, row, words, True)
+        return limit
+    only_read = False
+    for w in range(words):
+        items = row[w] & s.hbm[layer, w]
+        if items == NO_TOKEN:
+            continue
+        if ones(items) > limit:
+            items = keep_lowest(items, limit)
+        limit -= ones(items)
+        if not one_by_one:
+            take_out(g, s, c, layer, w, items, True)
+        while one_by_one:
+            if only_read:
+                items &= s.row[READS, w]
+            if items == NO_TOKEN:
+                break
+            item = bit(lowest(items))
+            items ^= item
+            read = ones(item & s.row[READS, w])
+            if has_time(g, c, 1, read, 0, 0):
+                take_out(g, s, c, layer, w, item, True)
+            elif read:
+                return 0
+            else:
+                only_read = True
+        if limit == 0:
+            break
+    return limit
+
+
+@njit
+def make_room(g, s, c, layer, needed, words):
+    """Let what the policy would move out leave, oldest first, until so many places have become free or none is left."""
+    if g.room_kind == ROOM_BY_ITEM:
+        w = g.room_from
+        while needed > 0 and w < words:
+            items = s.row[SPARE, w] & s.hbm[layer, w]
+            if ones(items) > needed:
+                items = keep_lowest(items, needed)
+            needed -= take_out(g, s, c, layer, w, items, True)
+            if needed > 0:
+                w += 1
+        g.room_from = w
+        return
+    w = g.room_from
+    while needed > 0 and w < words:
+        held = NO_TOKEN
+        for other in range(g.layers):
+            held |= s.hbm[other, w]
+        tokens = held & s.row[SPARE, w]
+        while needed > 0 and tokens != NO_TOKEN:
+            item = bit(lowest(tokens))
+            tokens ^= item
+            needed -= take_token_out(g, s, c, layer, w, item)
+        if needed > 0:
+            w += 1
+    g.room_from = w
+
+
+@njit
+def take_token_out(g, s, c, layer, w, item):
+    """All items of one token leave."""
+    count = 0
+    for other in range(g.layers):
+        held = s.hbm[other, w] & item
+        if held != NO_TOKEN:
+            count += take_out(g, s, c, other, w, held, other == layer)
+    return count
+
+
+@njit
+def ins_of_layer(g, s, c, layer, row, limit, words):
+    """The first `limit` items of a row outside HBM come in, newest first, as far as places go; what is left of it."""
+    if g.slack:
+        return _ins_of_layer_with_time(g, s, c, layer, row, limit, words)
+    wanted = 0
+    for w in range(words):
+        wanted += ones(row[w] & ~s.hbm[layer, w])
+    wanted = min(wanted, limit)
+    if wanted > free(g) and g.room_kind != NO_ROOM:
+        make_room(g, s, c, layer, wanted - free(g), words)
+    install_newest(g, s, c, layer, row, min(wanted, free(g)), words)
+    return limit - wanted
+
+
+@njit
+def _ins_of_layer_with_time(g, s, c, layer, row, limit, words):
+    only_read = False
+    for w in range(words - 1, -1, -1):
+        items = row[w] & ~s.hbm[layer, w]
+        if ones(items) > limit:
+            items = keep_highest(items, limit)
+        limit -= ones(items)
+        while True:
+            candidates = items & s.row[MISSED, w] if only_read else items
+            if candidates == NO_TOKEN:
+                break
+            place = highest(candidates)
+            items &= bit(place) - bit(0)
+            came = try_in(g, s, c, layer, layer, w, bit(place), words)
+            if came == NO_MORE:
+                return 0
+            only_read = came == NO_TIME
+        if limit == 0:
+            break
+    return limit
+
+
+@njit
+def try_in(g, s, c, layer, other, w, item, words):
+    """One item comes in if the step has time for it, and for what must leave before it."""
+    read = 1 if other == layer and s.row[MISSED, w] & item != NO_TOKEN else 0
+    if free(g) > 0:
+        if has_time(g, c, 0, 0, 1, read):
+            put_in(g, s, c, other, w, item, other == layer)
+            return MADE
+        return NO_MORE if read else NO_TIME
+    if g.room_kind == NO_ROOM:
+        return NO_MORE
+    from_w, spare, outs, outs_read = next_spare(g, s, layer, words)
+    if outs == 0:
+        return NO_MORE
+    if has_time(g, c, outs, outs_read, 1, read):
+        if g.room_kind == ROOM_BY_ITEM:
+            take_out(g, s, c, layer, from_w, spare, True)
+        else:
+            take_token_out(g, s, c, layer, from_w, spare)
+        put_in(g, s, c, other, w, item, other == layer)
+        return MADE
+    return NO_MORE if read else NO_TIME
+
+
+@njit
+def next_spare(g, s, layer, words):
+    """The oldest of what may make room: its word and token, how many items leave with it, how many of them are read."""
+    by_token = g.room_kind != ROOM_BY_ITEM
+    for w in range(g.room_from, words):
+        g.room_from = w
+        held = s.hbm[layer, w]
+        if by_token:
+            for other in range(g.layers):
+                held |= s.hbm[other, w]
+        tokens = held & s.row[SPARE, w]
+        if tokens != NO_TOKEN:
+            token = bit(lowest(tokens))
+            outs = 1
+            if by_token:
+                outs = 0
+                for other in range(g.layers):
+                    outs += ones(s.hbm[other, w] & token)
+            return w, token, outs, ones(token & s.row[READS, w] & s.hbm[layer, w])
+    return 0, NO_TOKEN, 0, 0

@@ -1,0 +1,251 @@
+"""The rules of docs/policies.md in compiled code, on words of 64 tokens."""
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+from numba import njit
+
+from penstock.sim import prices
+from penstock.sim.kernel_bits import add, bit, has, keep_lowest, ones, sum_over, take_away, where_equal
+from penstock.sim.kernel_moves import free, ins_of_layer, outs_of_layer
+from penstock.sim.kernel_state import (
+    ALL_OF_WINDOW,
+    ALPHA,
+    ALPHA_LAYERS,
+    ANY_OF_WINDOW,
+    ATTN_HBM,
+    BATCH_RATIO,
+    CHOSEN,
+    HELD,
+    LAYER_IMPORTANCE,
+    LOOK_AHEAD,
+    LOOK_AHEAD_BATCH,
+    MISSED,
+    NO_ROOM,
+    PAST_WINDOW,
+    PREFER_HBM,
+    PRIOR,
+    ROOM_BY_ITEM,
+    ROOM_BY_TOKEN,
+    SCRATCH,
+    SKIPPED_TOKENS,
+    SOME_ABSENT,
+    SOME_HELD,
+    SPARE,
+    SPLIT_TOKEN,
+)
+from penstock.sim.kernel_tokens import common, ins_of_tokens, outs_of_tokens, survey
+
+BATCH = 16
+TIE = 1e-9
+CLOSE = 200
+UNLIMITED = 1 << 60
+
+best_items = njit(prices.best_items)
+
+
+@njit
+def place(g, s, bits, at, step, layer, token, skip_counts):
+    """Whether the new item goes to HBM; bits[at] is this step's."""
+    if g.placement == PREFER_HBM:
+        return True
+    if g.placement == SPLIT_TOKEN:
+        shifted = (layer + token) % g.layers if g.placement_rule else layer
+        return shifted < g.placement_share
+    if g.placement == BATCH_RATIO:
+        return step % BATCH < g.placement_share
+    if g.placement == LOOK_AHEAD_BATCH:
+        return _place_by_window(g, bits, at, step, layer, token)
+    if g.placement == LAYER_IMPORTANCE:
+        return _place_by_rate(g, s, step, layer, skip_counts)
+    assert g.placement == ALPHA_LAYERS
+    return s.layer[HELD, layer] * g.share_q <= g.share_p * token
+
+
+@njit
+def _place_by_window(g, bits, at, step, layer, token):
+    length = min(g.placement_window, g.steps - 1 - step)
+    if length == 0:
+        return True
+    count = 0
+    for ahead in range(1, length + 1):
+        count += has(bits[at + ahead, layer], token)
+    if g.placement_rule == ANY_OF_WINDOW:
+        return count == 0
+    if g.placement_rule == ALL_OF_WINDOW:
+        return count < length
+    return 2 * count < length
+
+
+@njit
+def _place_by_rate(g, s, step, layer, skip_counts):
+    first = max(step - g.placement_window + 1, 0)
+    rate = 0.0
+    for m in range(first, step + 1):
+        rate += skip_counts[m, layer] / max(g.prefill + m, 1)
+    s.rates[layer] = rate / (step + 1 - first)
+    layers = layer + 1 if step == 0 else g.layers
+    mean = 0.0
+    for other in range(layers):
+        mean += s.rates[other]
+    return s.rates[layer] <= mean / layers * (1 + TIE)
+
+
+@njit
+def migrate(g, s, c, bits, at, step, layer, token, skip_counts, words):
+    """Make the moves of the migration policy."""
+    g.room_kind = NO_ROOM
+    g.room_from = 0
+    if g.window:
+        _slide(g, s, bits, at, step, layer, words)
+    if g.migration == PRIOR:
+        if layer == 0 and g.items > g.threshold_items:
+            _choose_oldest_tokens(g, s, words)
+            outs_of_tokens(g, s, c, layer, s.row[CHOSEN], words)
+    elif g.migration == SKIPPED_TOKENS:
+        if g.items > g.threshold_items:
+            for w in range(words):
+                s.row[CHOSEN, w] = bits[at, layer, w]
+            if g.whole:
+                survey(g, s, words)
+                outs_of_tokens(g, s, c, layer, s.row[CHOSEN], words)
+            else:
+                outs_of_layer(g, s, c, layer, s.row[CHOSEN], UNLIMITED, words)
+    elif g.migration == PAST_WINDOW:
+        where_equal(s.skips[layer], min(g.window, step + 1) if g.every else 0, s.row[CHOSEN], words)
+        if not g.every:
+            for w in range(words):
+                s.row[CHOSEN, w] = ~s.row[CHOSEN, w]
+        outs_of_layer(g, s, c, layer, s.row[CHOSEN], UNLIMITED, words)
+    elif g.migration == LOOK_AHEAD:
+        length = min(g.window, g.steps - 1 - step)
+        if length:
+            _look_ahead(g, s, c, length, layer, token, words)
+    elif g.migration == ALPHA:
+        length = min(g.window, g.steps - 1 - step)
+        if length:
+            _alpha(g, s, c, length, step, layer, skip_counts, words)
+
+
+@njit
+def _slide(g, s, bits, at, step, layer, words):
+    """Keep count of how many steps of the window skip each token."""
+    counter = s.skips[layer]
+    if g.migration == PAST_WINDOW:
+        add(counter, bits[at, layer], s.row[SCRATCH], words)
+        if step >= g.window:
+            take_away(counter, bits[at - g.window, layer], s.row[SCRATCH], words)
+        return
+    reach = min((g.prefill + step + g.window) // 64 + 1, len(s.row[SCRATCH]))
+    if step == 0:
+        for ahead in range(1, min(g.window, g.steps)):
+            add(counter, bits[at + ahead, layer], s.row[SCRATCH], reach)
+    else:
+        take_away(counter, bits[at, layer], s.row[SCRATCH], words)
+    if step + g.window < g.steps:
+        add(counter, bits[at + g.window, layer], s.row[SCRATCH], reach)
+
+
+@njit
+def _choose_oldest_tokens(g, s, words):
+    """The oldest tokens that have an item in HBM."""
+    survey(g, s, words)
+    left = g.tokens_out
+    for w in range(words):
+        tokens = s.row[SOME_HELD, w]
+        if ones(tokens) > left:
+            tokens = keep_lowest(tokens, left)
+        s.row[CHOSEN, w] = tokens
+        left -= ones(tokens)
+
+
+@njit
+def _look_ahead(g, s, c, length, layer, token, words):
+    """What the whole window skips leaves or may make room; the rest comes in, by how often it is read."""
+    counter, leave, come = s.skips[layer], s.row[SPARE], s.row[CHOSEN]
+    where_equal(counter, length, leave, words)
+    _cut_after(leave, token)
+    for w in range(words):
+        come[w] = ~leave[w]
+    _cut_after(come, token)
+    if g.whole:
+        survey(g, s, words)
+        left = common(come, s.row[SOME_ABSENT], words)
+    else:
+        come[token >> 6] &= ~bit(token & 63)
+        left = common(come, come, words) - common(come, s.hbm[layer], words)
+    if g.room:
+        g.room_kind = ROOM_BY_TOKEN if g.whole else ROOM_BY_ITEM
+    elif g.whole:
+        outs_of_tokens(g, s, c, layer, leave, words)
+    else:
+        outs_of_layer(g, s, c, layer, leave, UNLIMITED, words)
+    # Where all find a place their order does not matter.
+    all_fit = not g.slack and left * (g.layers if g.whole else 1) <= free(g)
+    for count in range(length):
+        if left == 0 or (free(g) <= 0 and not g.room):
+            break
+        if not all_fit:
+            where_equal(counter, count, come, words)
+            _cut_after(come, token)
+        if g.whole:
+            left -= common(come, s.row[SOME_ABSENT], words)
+            ins_of_tokens(g, s, c, layer, token, come, words)
+        else:
+            come[token >> 6] &= ~bit(token & 63)
+            left = ins_of_layer(g, s, c, layer, come, left, words)
+        if all_fit:
+            break
+
+
+@njit
+def _cut_after(row, token):
+    """Drop tokens that do not exist yet; a row's words end with that of `token`."""
+    row[token >> 6] &= (bit(token & 63) - bit(0)) | bit(token & 63)
+
+
+@njit
+def _alpha(g, s, c, length, step, layer, skip_counts, words):
+    """Bring in, or move out, what is missing to the target."""
+    weights, counter = s.layer[ATTN_HBM, layer], s.skips[layer]
+    step_bytes, wanted = 0, 0
+    for m in range(step + 1, step + 1 + length):
+        reads = g.prefill + m - skip_counts[m, layer]
+        size = g.attn_bytes + g.item * reads
+        step_bytes += size
+        wanted += best_items(g.target_p, g.target_q, size, weights, g.item, reads)
+    held = length * s.layer[HELD, layer] - sum_over(counter, s.hbm[layer], words)
+    from_hbm = length * weights + g.item * held
+    if CLOSE * abs(g.target_q * from_hbm - g.target_p * step_bytes) <= g.target_q * step_bytes:
+        return
+    wanted, held = _mean(wanted, length), _mean(held, length)
+    if held < wanted:
+        g.room_kind = ROOM_BY_ITEM
+        where_equal(counter, length, s.row[SPARE], words)
+        _bring_in(g, s, c, length, step, layer, wanted - held, words)
+    elif held > wanted and g.exclusive:
+        limit = held - wanted
+        for count in range(length - 1, -1, -1):
+            where_equal(counter, count, s.row[CHOSEN], words)
+            limit = outs_of_layer(g, s, c, layer, s.row[CHOSEN], limit, words)
+            if limit == 0:
+                break
+
+
+@njit
+def _bring_in(g, s, c, length, step, layer, limit, words):
+    """Of items that are read equally often, first those in flight."""
+    token = g.prefill + step
+    for count in range(length):
+        for in_flight in (True, False):
+            where_equal(s.skips[layer], count, s.row[CHOSEN], words)
+            for w in range(words):
+                s.row[CHOSEN, w] &= s.row[MISSED, w] if in_flight else ~s.row[MISSED, w]
+            _cut_after(s.row[CHOSEN], token)
+            s.row[CHOSEN, token >> 6] &= ~bit(token & 63)
+            limit = ins_of_layer(g, s, c, layer, s.row[CHOSEN], limit, words)
+            if limit == 0:
+                return
+
+
+@njit
+def _mean(total, count):
+    return (2 * total + count) // (2 * count)

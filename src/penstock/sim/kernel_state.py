@@ -1,0 +1,219 @@
+"""What the kernels are given of a scenario and a policy pair, and what they keep from step to step."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.sim.initial import InitialState
+from penstock.sim.migrations import CLOSE, Alpha, LookAhead, Lru, NoMigration, PastWindow, Prior, SkippedTokens
+from penstock.sim.pair import Pair
+from penstock.sim.placements import AlphaLayers, BatchRatio, LayerImportance, LookAheadBatch, PreferHbm, SplitToken
+from penstock.sim.prices import SERIAL, Prices, round_share
+from penstock.sim.scenario import Mode, Passive, Scenario
+
+Words = NDArray[np.uint64]
+Numbers = NDArray[np.int64]
+
+PREFER_HBM, SPLIT_TOKEN, BATCH_RATIO, LOOK_AHEAD_BATCH, LAYER_IMPORTANCE, ALPHA_LAYERS = range(6)
+NO_MIGRATION, PRIOR, SKIPPED_TOKENS, PAST_WINDOW, LOOK_AHEAD, ALPHA = range(6)
+PASSIVE_OFF, PASSIVE_ALL, PASSIVE_ALPHA = range(3)
+HALF_OF_WINDOW, ANY_OF_WINDOW, ALL_OF_WINDOW = range(3)
+NO_ROOM, ROOM_BY_ITEM, ROOM_BY_TOKEN = range(3)
+
+# Rows of State.row: R(n, l), of these the items not in HBM, candidates, those that may make room, a free one, and the
+# tokens with an item in HBM or outside it at any layer.
+READS, MISSED, CHOSEN, SPARE, SCRATCH, SOME_HELD, SOME_ABSENT = range(7)
+# Numbers of State.layer: items in HBM, bytes of weights there, see State.oldest, items that moved in in the step.
+HELD, ATTN_HBM, OLDEST_USE, OLDEST_FROM, MOVED_IN = range(5)
+
+UNKNOWN, NONE_LEFT = -1, 1 << 60  # of OLDEST_USE
+
+
+class Given(NamedTuple):
+    """Numbers that hold for a whole run; the kernels get them as a record, with the last ones to change."""
+
+    layers: int
+    prefill: int
+    steps: int
+    slots: int
+    threshold_items: int
+    item: int
+    attn_bytes: int
+    exclusive: int
+    slack: int
+    passive: int
+    placement: int
+    placement_window: int
+    placement_rule: int
+    placement_share: int  # layers, or tokens of 16
+    migration: int
+    window: int
+    whole: int  # whole tokens move, or all layers' items
+    room: int
+    every: int  # past-window: skipped in every step
+    tokens_out: int  # of prior, at a time
+    share_p: int
+    share_q: int
+    target_p: int
+    target_q: int
+    b_hbm: int
+    b_read: int
+    b_write: int
+    b_internal: int
+    r_hbm: int
+    r_read: int
+    r_write: int
+    r_internal: int
+    duplex: int
+    compute_s: float
+    fixed_s: float
+    limit_s: float  # T that moves must not make grow
+    items: int  # in HBM
+    kept: int  # places that moves leave free
+    moves_noted: int  # whether what moves in is noted for passive installs
+    room_kind: int
+    room_from: int  # the word from which what may make room is looked for
+    start_from: int  # the word from which prefill items never read are looked for
+
+
+class State(NamedTuple):
+    """Arrays that steps change; a row is the words of all tokens.
+
+    Few arrays, for every function that takes them is compiled with their shapes and strides as its arguments.
+    """
+
+    hbm: Words  # [layers, words]
+    row: Words  # [7, words]
+    layer: Numbers  # [5, layers]
+    skips: Words  # [layers, planes, words] in how many steps of the migration's window a token is skipped
+    rates: NDArray[np.float64]  # [layers] of layer-importance
+    # Passive installs: when each item was used last [layers, planes, words]; of each layer's items in HBM those used
+    # least recently, at OLDEST_USE, from the word OLDEST_FROM on; and what migration has moved in in the step.
+    last_use: Words
+    oldest: Words
+    moved: Words
+
+
+def given(scenario: Scenario, start: InitialState, pair: Pair) -> Given:
+    """The numbers of a run of policies that come with Penstock."""
+    memories, prices = scenario.memories, Prices.of(scenario)
+    best = memories.best_share
+    occupied_100 = 99 * memories.hbm_capacity_bytes - 100 * start.occupied_bytes
+    numbers = {
+        "layers": scenario.layers,
+        "prefill": scenario.prefill_tokens,
+        "steps": scenario.decode_tokens,
+        "slots": start.slots,
+        "threshold_items": occupied_100 // (100 * scenario.kv_bytes),
+        "item": scenario.kv_bytes,
+        "attn_bytes": scenario.attn_bytes,
+        "exclusive": int(scenario.mode is Mode.EXCLUSIVE),
+        "slack": int(pair.budget_slack),
+        "passive": [Passive.OFF, Passive.ALL, Passive.ALPHA].index(pair.passive(scenario)),
+        "share_p": best.numerator,
+        "share_q": best.denominator,
+        "b_hbm": prices.hbm,
+        "b_read": prices.read,
+        "b_write": prices.write,
+        "b_internal": prices.internal,
+        "duplex": prices.duplex,
+        "items": int(start.items.sum()),
+    }
+    numbers |= zip(("r_hbm", "r_read", "r_write", "r_internal"), prices.reduced(), strict=True)
+    numbers |= _placement(scenario, pair)
+    numbers |= _migration(scenario, pair)
+    times = {"compute_s": scenario.compute_s, "fixed_s": scenario.fixed_s, "limit_s": 0.0}
+    return Given(**dict.fromkeys(Given._fields, 0) | numbers | times)  # type: ignore[arg-type]  # mypy joins the values
+
+
+def fits_int64(scenario: Scenario, g: Given) -> bool:
+    """Whether the products that kernels compare stay within 64 bits."""
+    tokens, window = scenario.prefill_tokens + scenario.decode_tokens, max(g.window, 1)
+    read = scenario.attn_bytes + scenario.kv_bytes * tokens
+    with_moves = read + 2 * scenario.kv_bytes * tokens * scenario.layers
+    shares = max(g.share_p, g.share_q, g.target_p, g.target_q)
+    alpha = 4 * CLOSE * shares * read * window
+    if g.duplex == SERIAL:
+        split = 3 * with_moves * max(g.r_hbm * g.r_read, g.r_hbm * g.r_write, g.r_read * g.r_write)
+    else:
+        split = 3 * with_moves * max(g.r_hbm, g.r_read, g.r_write, g.r_internal)
+    return max(alpha, split) < 2**63
+
+
+def _placement(scenario: Scenario, pair: Pair) -> dict[str, int]:
+    best = scenario.memories.best_share
+    match pair.placement:
+        case PreferHbm():
+            return {"placement": PREFER_HBM}
+        case SplitToken(rotated):
+            share = round_share(scenario.layers, best)
+            return {"placement": SPLIT_TOKEN, "placement_share": share, "placement_rule": int(rotated)}
+        case BatchRatio():
+            return {"placement": BATCH_RATIO, "placement_share": round_share(16, best)}
+        case LookAheadBatch(window, rule):
+            code = {"half": HALF_OF_WINDOW, "any": ANY_OF_WINDOW, "all": ALL_OF_WINDOW}[rule]
+            return {"placement": LOOK_AHEAD_BATCH, "placement_window": window, "placement_rule": code}
+        case LayerImportance(window):
+            return {"placement": LAYER_IMPORTANCE, "placement_window": window}
+        case AlphaLayers():
+            return {"placement": ALPHA_LAYERS}
+        case other:
+            raise TypeError(f"no kernel for {other!r}")
+
+
+def _migration(scenario: Scenario, pair: Pair) -> dict[str, int]:
+    match pair.migration:
+        case NoMigration() | Lru():
+            return {"migration": NO_MIGRATION}
+        case Prior(count):
+            return {"migration": PRIOR, "tokens_out": count}
+        case SkippedTokens(layers):
+            return {"migration": SKIPPED_TOKENS, "whole": int(layers == "all")}
+        case PastWindow(window, rule):
+            return {"migration": PAST_WINDOW, "window": window, "every": int(rule == "all")}
+        case LookAhead(window, whole, room):
+            return {"migration": LOOK_AHEAD, "window": window, "whole": int(whole), "room": int(room)}
+        case Alpha(target, window):
+            share = scenario.memories.best_share if target is None else target
+            return {
+                "migration": ALPHA,
+                "window": window,
+                "target_p": share.numerator,
+                "target_q": share.denominator,
+            }
+        case other:
+            raise TypeError(f"no kernel for {other!r}")
+
+
+def record(g: Given) -> NDArray[np.void]:
+    """The numbers as an array of one record, which compiled code can change."""
+    kinds = [(name, np.float64 if name.endswith("_s") else np.int64) for name in Given._fields]
+    return np.array([tuple(g)], np.dtype(kinds))
+
+
+def state(scenario: Scenario, start: InitialState, g: Given) -> State:
+    """HBM as it is before the first step."""
+    layers, tokens = scenario.layers, scenario.prefill_tokens + scenario.decode_tokens
+    words = -(-tokens // 64)
+    padded = np.zeros((layers, words * 64), np.bool_)
+    padded[:, : scenario.prefill_tokens] = start.items
+    per_layer = np.zeros((5, layers), np.int64)
+    per_layer[HELD] = start.items.sum(axis=1)
+    per_layer[ATTN_HBM] = start.attn_bytes
+    per_layer[OLDEST_USE] = UNKNOWN
+    passive_layers = layers if g.passive != PASSIVE_OFF else 0
+
+    def rows(*shape: int) -> Words:
+        return np.zeros((*shape, words), np.uint64)
+
+    return State(
+        hbm=np.packbits(padded, axis=-1, bitorder="little").view("<u8").astype(np.uint64),
+        row=rows(7),
+        layer=per_layer,
+        skips=rows(layers if g.window else 0, g.window.bit_length()),
+        rates=np.zeros(layers),
+        last_use=rows(passive_layers, scenario.decode_tokens.bit_length()),
+        oldest=rows(passive_layers),
+        moved=rows(passive_layers),
+    )

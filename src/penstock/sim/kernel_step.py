@@ -1,0 +1,102 @@
+"""The steps of a window, one after another, in compiled code."""
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+from numba import njit
+
+from penstock.sim import prices
+from penstock.sim.kernel_bits import bit, ones
+from penstock.sim.kernel_cache import kept
+from penstock.sim.kernel_lru import forget_moves, forget_step, install_reads, note_use
+from penstock.sim.kernel_moves import free, seconds
+from penstock.sim.kernel_policies import migrate, place
+from penstock.sim.kernel_state import ATTN_HBM, HELD, MISSED, NO_MIGRATION, PASSIVE_OFF, READS
+
+split_bytes = njit(prices.split_bytes)
+
+
+@kept
+def advance(given, s, bits, lead, first, skip_counts, counts, items):
+    """Replay a window's steps: fill counts [steps, layers, 8] and items in HBM [steps, layers].
+
+    bits: [lead + steps + ahead, layers, words]; skip_counts: of the whole trace [steps, layers].
+    """
+    g = given[0]
+    for step in range(first, first + len(counts)):
+        for layer in range(g.layers):
+            c = counts[step - first, layer]
+            _step(g, s, c, bits, lead + step - first, step, layer, skip_counts)
+            items[step - first, layer] = g.items
+
+
+@njit
+def _step(g, s, c, bits, at, step, layer, skip_counts):
+    """Reads, moves, installs and the new item of one attention step, in this order; `at` is its place in `bits`."""
+    token = g.prefill + step
+    words = (token >> 6) + 1
+    reads = token - skip_counts[step, layer]
+    hits = _read(g, s, bits[at, layer], layer, token, words)
+    c[0] = s.layer[ATTN_HBM, layer] + g.item * hits
+    c[1] = g.attn_bytes - s.layer[ATTN_HBM, layer] + g.item * (reads - hits)
+    to_hbm = False
+    if g.slack:
+        to_hbm = place(g, s, bits, at, step, layer, token, skip_counts) and free(g) > 0
+        _finish(g, c, to_hbm, hits)
+        g.limit_s = seconds(g, c, 0, 0, 0, 0)
+        g.kept = 1 if to_hbm else 0
+    if g.migration != NO_MIGRATION:
+        g.moves_noted = 1 if g.passive != PASSIVE_OFF else 0
+        migrate(g, s, c, bits, at, step, layer, token, skip_counts, words)
+        g.moves_noted = 0
+    if g.passive != PASSIVE_OFF:
+        note_use(s, layer, token, step + 1, words)
+        forget_moves(g, s)
+        install_reads(g, s, c, layer, reads, hits, step + 1, words)
+        forget_step(g, s, layer, step + 1)
+    g.kept = 0
+    if not g.slack:
+        to_hbm = place(g, s, bits, at, step, layer, token, skip_counts) and free(g) > 0
+        _finish(g, c, to_hbm, hits)
+    if to_hbm:
+        s.hbm[layer, token >> 6] |= bit(token & 63)
+        s.layer[HELD, layer] += 1
+        g.items += 1
+
+
+@njit
+def _read(g, s, skipped, layer, token, words):
+    """Set the rows of what the step reads; how many of these items are in HBM."""
+    held, reads, missed, hits = s.hbm[layer], s.row[READS], s.row[MISSED], 0
+    for w in range(words):
+        reads[w] = ~skipped[w]
+    reads[words - 1] &= bit(token & 63) - bit(0)
+    for w in range(words):
+        hits += ones(reads[w] & held[w])
+    if g.slack or g.passive != PASSIVE_OFF or g.migration != NO_MIGRATION:
+        for w in range(words):
+            missed[w] = reads[w] & ~held[w]
+    return hits
+
+
+@njit
+def _finish(g, c, to_hbm, hits):
+    """Write the new item, and let the reader split what has two copies."""
+    if to_hbm:
+        c[2] = g.item
+    if g.exclusive:
+        if not to_hbm:
+            c[3] = g.item
+        return
+    c[3] = g.item
+    x = split_bytes(
+        c[0] + c[2] + c[4] + c[5],
+        c[1] + c[6],
+        c[3] + c[7],
+        g.item * hits,
+        g.r_hbm,
+        g.r_read,
+        g.r_write,
+        g.r_internal,
+        g.duplex,
+    )
+    c[0] -= x
+    c[1] += x

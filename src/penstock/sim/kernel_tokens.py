@@ -1,0 +1,179 @@
+"""Moves of whole tokens in compiled code: all items of a token at every layer, row by row, or token by token if few.
+
+`c` is a step's bytes by kind, `g` a Given, `s` a State; `words` covers the tokens that exist.
+"""
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+import numpy as np
+from numba import njit
+
+from penstock.sim.kernel_bits import NO_TOKEN, bit, has, highest, lowest, ones
+from penstock.sim.kernel_moves import (
+    NO_MORE,
+    NO_TIME,
+    free,
+    has_time,
+    make_room,
+    put_in,
+    put_row_in,
+    take_out,
+    take_row_out,
+    take_token_out,
+    try_in,
+)
+from penstock.sim.kernel_state import MISSED, NO_ROOM, READS, SOME_ABSENT, SOME_HELD
+
+FEW = 16  # a token's items lie in as many rows as there are layers: a row's words are that many times as fast
+
+
+@njit
+def survey(g, s, words):
+    """Note which tokens have an item in HBM, and which one outside."""
+    held, absent = s.row[SOME_HELD], s.row[SOME_ABSENT]
+    held[:words] = NO_TOKEN
+    absent[:words] = NO_TOKEN
+    for layer in range(g.layers):
+        row = s.hbm[layer]
+        for w in range(words):
+            held[w] |= row[w]
+            absent[w] |= ~row[w]
+
+
+@njit
+def common(row, other, words):
+    """How many tokens two rows share."""
+    count = 0
+    for w in range(words):
+        count += ones(row[w] & other[w])
+    return count
+
+
+@njit
+def outs_of_tokens(g, s, c, layer, row, words):
+    """All items of the tokens of a row leave HBM, oldest first, lower layers first; `survey` came before."""
+    if g.slack and g.exclusive:
+        _outs_of_tokens_with_time(g, s, c, layer, row, words)
+        return
+    held = s.row[SOME_HELD]
+    if common(row, held, words) * FEW > words:
+        for other in range(g.layers):
+            take_row_out(g, s, c, other, row, words, other == layer)
+        return
+    for w in range(words):
+        tokens = row[w] & held[w]
+        while tokens != NO_TOKEN:
+            item = bit(lowest(tokens))
+            tokens ^= item
+            take_token_out(g, s, c, layer, w, item)
+
+
+@njit
+def _outs_of_tokens_with_time(g, s, c, layer, row, words):
+    only_read = False
+    for w in range(words):
+        tokens = row[w]
+        while True:
+            if only_read:
+                tokens &= s.row[READS, w] & s.hbm[layer, w]
+            if tokens == NO_TOKEN:
+                break
+            item = bit(lowest(tokens))
+            tokens ^= item
+            for other in range(g.layers):
+                if s.hbm[other, w] & item == NO_TOKEN:
+                    continue
+                read = 1 if other == layer and s.row[READS, w] & item != NO_TOKEN else 0
+                if only_read and not read:
+                    continue
+                if has_time(g, c, 1, read, 0, 0):
+                    take_out(g, s, c, other, w, item, other == layer)
+                elif read:
+                    return
+                else:
+                    only_read = True
+
+
+@njit
+def ins_of_tokens(g, s, c, layer, token, row, words):
+    """All items of the tokens of a row outside HBM come in, newest first, lower layers first, as far as places go.
+
+    The new token's items exist below this layer only, and its bit is cleared; `survey` came before.
+    """
+    if g.slack:
+        _ins_of_tokens_with_time(g, s, c, layer, token, row, words)
+        return
+    last, newest = token >> 6, bit(token & 63)
+    newest_is_in = has(row, token)
+    row[last] &= ~newest
+    few = common(row, s.row[SOME_ABSENT], words) * FEW <= words
+    if g.room_kind != NO_ROOM or not few:
+        columns = _absent_by_word(g, s, row, words)
+        wanted = columns.sum()
+        if newest_is_in:
+            for other in range(layer):
+                wanted += ones(newest & ~s.hbm[other, last])
+        if wanted > free(g) and g.room_kind != NO_ROOM:
+            make_room(g, s, c, layer, wanted - free(g), words)
+    if newest_is_in:
+        put_token_in(g, s, c, layer, layer, last, newest)
+    first = words
+    if not few:
+        count = free(g)
+        while first > 0 and columns[first - 1] <= count:
+            first -= 1
+            count -= columns[first]
+        for other in range(g.layers):
+            put_row_in(g, s, c, other, row, first, words, other == layer)
+    for w in range(first - 1, -1, -1):
+        tokens = row[w] & s.row[SOME_ABSENT, w]
+        while tokens != NO_TOKEN and free(g) > 0:
+            item = bit(highest(tokens))
+            tokens ^= item
+            put_token_in(g, s, c, layer, g.layers, w, item)
+        if free(g) <= 0:
+            break
+
+
+@njit
+def _absent_by_word(g, s, row, words):
+    """How many items of a row's tokens are outside HBM, word by word."""
+    columns = np.zeros(words, np.int64)
+    for layer in range(g.layers):
+        held = s.hbm[layer]
+        for w in range(words):
+            columns[w] += ones(row[w] & ~held[w])
+    return columns
+
+
+@njit
+def put_token_in(g, s, c, layer, below, w, item):
+    """The items of one token outside HBM come in at the layers below `below`, as far as places go."""
+    for other in range(below):
+        if free(g) <= 0:
+            break
+        if s.hbm[other, w] & item == NO_TOKEN:
+            put_in(g, s, c, other, w, item, other == layer)
+
+
+@njit
+def _ins_of_tokens_with_time(g, s, c, layer, token, row, words):
+    only_read = False
+    for w in range(words - 1, -1, -1):
+        tokens = row[w]
+        while True:
+            candidates = tokens & s.row[MISSED, w] & ~s.hbm[layer, w] if only_read else tokens
+            if candidates == NO_TOKEN:
+                break
+            place = highest(candidates)
+            item = bit(place)
+            tokens &= item - bit(0)
+            below = layer if w == token >> 6 and place == token & 63 else g.layers
+            for other in range(below):
+                if s.hbm[other, w] & item != NO_TOKEN:
+                    continue
+                if only_read and not (other == layer and s.row[MISSED, w] & item != NO_TOKEN):
+                    continue
+                came = try_in(g, s, c, layer, other, w, item, words)
+                if came == NO_MORE:
+                    return
+                only_read = came == NO_TIME
