@@ -139,6 +139,16 @@ def test_a_policy_that_raises_is_named(small: str, tmp_path: Path, capsys: pytes
     assert "Mine at step 8, layer 0 raised KeyError: 'lost'" in told
 
 
+def test_a_policy_of_ones_own_takes_its_side(small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("class Mine:\n    def in_hbm(self, view):\n        return True\nclass None_:\n    pass\n")
+    (mine, prefer) = rows(capsys, small, "--placement", f"{file}:Mine,prefer-hbm", "--migration", "none")
+    (alone,) = rows(capsys, small, "--policy", f"{file}:Mine", "--migration", "none")
+    assert alone == mine
+    assert alone["time_s"] == prefer["time_s"]
+    assert "needs a method in_hbm(self, view) or moves" in complaint(capsys, small, "--policy", f"{file}:None_")
+
+
 def test_part_of_a_start_that_does_not_fit_is_told(small: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--set", "phi=1,omega=1", "--placement", "prefer-hbm", "--migration", "none"]
     assert main(["simulate", small, *words]) == 0
@@ -158,7 +168,7 @@ def test_help_loads_no_heavy_library() -> None:
 def test_a_simulation_loads_no_torch(small: str) -> None:
     code = (
         "import sys; from penstock.cli import main; main(sys.argv[1:]);"
-        "print(*{'torch', 'transformers', 'scipy', 'matplotlib'} & sys.modules.keys())"
+        "print(*{'torch', 'transformers', 'scipy.optimize', 'matplotlib'} & sys.modules.keys())"
     )
     words = ["simulate", small, "--placement", "prefer-hbm", "--migration", "none"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)

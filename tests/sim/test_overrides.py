@@ -6,7 +6,15 @@ from penstock.sim.overrides import combinations, read_settings, read_sweeps, wit
 
 
 def test_settings_are_numbers_words_and_sizes() -> None:
-    given = ["omega=0.8,phi=.5", "hbm=2000 GB/s", "mode=inclusive", "overlap=1", "n_decode=7", "options.rotated=true"]
+    given = [
+        "omega=0.8,phi=.5",
+        "hbm=2000 GB/s",
+        "mode=inclusive",
+        "overlap=1",
+        "n_decode=7",
+        "options.rotated=true",
+        "skip_levels=[0, 0.5]",
+    ]
     assert read_settings("--set", given) == {
         "omega": 0.8,
         "phi": 0.5,
@@ -15,6 +23,7 @@ def test_settings_are_numbers_words_and_sizes() -> None:
         "trace.overlap": 1,
         "decode_tokens": 7,
         "options.rotated": True,
+        "skip_levels": [0, 0.5],
     }
 
 

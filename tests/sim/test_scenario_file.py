@@ -159,7 +159,7 @@ def test_skip_sets_are_carried_whole() -> None:
     [
         ([[[0], []]], "skip has 1 steps, but decode_tokens is 2"),
         ([[[0]], [[], []]], "skip[0] has 1 layers of 2"),
-        ([[[0], [3]], [[], []]], "skip[0][1] skips token 3, but tokens 0 to 2 exist"),
+        ([[[0], [3]], [[], []]], "skip[0][1] skips token 3, but only 0 to 2 exist then"),
         ([[[0], ["a"]], [[], []]], "skip[0][1] holds what is no token id"),
         ([[0, 1], [[], []]], "skip[0][0] is not a list"),
     ],

@@ -31,6 +31,12 @@ def test_a_swept_setting_is_the_column_that_is_there_already() -> None:
     assert varied(swept) == ("mode",)
 
 
+def test_shares_that_follow_from_other_settings_tell_nothing_apart() -> None:
+    ratio = replace(ROW, init="ratio", omega=0.85, phi=0.85)
+    assert varied(table([(ROW, {}), (ratio, {})])) == ("init",)
+    assert varied(table([(ROW, {}), (replace(ROW, omega=0.5), {})])) == ("omega",)
+
+
 def test_files_read_back_as_the_table(tmp_path: Path) -> None:
     made = table([(ROW, {"bandwidths.hbm": 10}), (replace(ROW, id="b", skip=None), {"bandwidths.hbm": 20})])
     csv, parquet = write_table(tmp_path, made)

@@ -17,7 +17,7 @@ from penstock.units import format_seconds
 
 if TYPE_CHECKING:
     from penstock.sim.results_directory import ResultsDirectory
-    from penstock.sim.study import Study
+    from penstock.sim.study import Choice, Study
     from penstock.sim.study_run import Outcome
 
 EXAMPLES = """\
@@ -27,6 +27,7 @@ Examples:
   penstock simulate mine.toml --placement prefer-hbm --migration alpha:window=4,none
   penstock simulate reasoning-70b --migration alpha --sweep target=0.7,0.8,0.9 --json
   penstock simulate seed-004 --set omega=0.8,phi=0.8 --sweep mode=exclusive,inclusive
+  penstock simulate mine.toml --policy mine.py:MyMigration
   penstock simulate mine.json --steps steps.csv      every step of one run
 """
 
@@ -70,6 +71,10 @@ Migration = Annotated[
     list[str] | None,
     option(RUNS, "--migration", "migrations, in the same way (default: all)", metavar="NAMES"),
 ]
+Policy = Annotated[
+    list[str] | None,
+    option(RUNS, "--policy", "a policy of your own, on the side that its method says", metavar="FILE.py:CLASS"),
+]
 Sweep = Annotated[
     list[str] | None,
     option(
@@ -111,6 +116,7 @@ def simulate(
     mode: Mode = None,
     placement: Placement = None,
     migration: Migration = None,
+    policy: Policy = None,
     sweep: Sweep = None,
     bound: Bound = None,
     jobs: Jobs = None,
@@ -130,7 +136,8 @@ def simulate(
         raise UserError(f"--bound {bound}: lb2 is the only one that is asked for; the others are always there")
     shown = SimulationProgress(sys.stderr, json_)
     settings = {"trace.file": trace, "passive": passive, "mode": mode}
-    study, swept_options = _study(scenario, set_, settings, skip, placement, migration, sweep, bound is not None)
+    chosen = _chosen(placement or [], migration or [], policy or [], skip, bound is not None)
+    study, swept_options = _study(scenario, set_, settings, chosen, sweep)
     for warning in study.warnings:
         shown.note(f"{study.name}: {warning}")
     if steps is not None:
@@ -153,21 +160,36 @@ def simulate(
     shown.note(_account(study, outcome, report_s, output))
 
 
+def _chosen(placement: list[str], migration: list[str], own: list[str], skip: str | None, lb2: bool) -> "Choice":
+    """What of the scenario is run; a person's own policy stands beside those named on its side, or alone."""
+    from penstock.sim.overrides import read_value
+    from penstock.sim.pairing import split_policies
+    from penstock.sim.policy import MigrationPolicy, PlacementPolicy
+    from penstock.sim.registry import load_policy
+    from penstock.sim.study import Choice
+
+    placing, moving = list(split_policies(placement)), list(split_policies(migration))
+    for text in own:
+        made = load_policy(text)
+        if not isinstance(made, PlacementPolicy | MigrationPolicy):
+            raise UserError(f"--policy {text} is no policy: it needs a method in_hbm(self, view) or moves(self, view)")
+        placing += [text] if isinstance(made, PlacementPolicy) else []
+        moving += [text] if isinstance(made, MigrationPolicy) else []
+    levels = None if skip is None else [read_value(level) for level in skip.split(",")]
+    return Choice(placing or None, moving or None, levels, lb2)
+
+
 def _study(
     scenario: str,
     set_: list[str] | None,
     flags: dict[str, str | None],
-    skip: str | None,
-    placement: list[str] | None,
-    migration: list[str] | None,
+    chosen: "Choice",
     sweep: list[str] | None,
-    lb2: bool,
 ) -> "tuple[Study, list[str]]":
     """What is to be run, and the swept keys that are options of policies."""
-    from penstock.sim.overrides import read_settings, read_sweeps, read_value, with_settings
-    from penstock.sim.pairing import split_policies
+    from penstock.sim.overrides import read_settings, read_sweeps, with_settings
     from penstock.sim.shipped import document_of
-    from penstock.sim.study import Choice, study_of
+    from penstock.sim.study import study_of
 
     settings = read_settings("--set", set_ or [])
     for key, value in flags.items():
@@ -181,12 +203,8 @@ def _study(
     sweeps = read_sweeps("--sweep", sweep or [])
     for key in sweeps.keys() & settings.keys():
         raise UserError(f"{key} is set to {settings[key]} and swept: leave one out")
-    levels = None if skip is None else [read_value(level) for level in skip.split(",")]
-    choice = Choice(
-        split_policies(placement) if placement else None, split_policies(migration) if migration else None, levels, lb2
-    )
     own = [key.removeprefix("options.") for key in sweeps if key.startswith("options.") or key == "budget"]
-    return study_of(document, scenario, choice, sweeps), own
+    return study_of(document, scenario, chosen, sweeps), own
 
 
 def _run(study: "Study", directory: "ResultsDirectory | None", jobs: int, shown: SimulationProgress) -> "Outcome":

@@ -53,14 +53,14 @@ def read_sweeps(flag: str, given: Iterable[str]) -> dict[str, tuple[object, ...]
 
 
 def read_value(text: str) -> object:
-    """A number, true or false where the text is one, else the text itself."""
+    """A number, true, false or a list in brackets where the text is one, else the text itself."""
     stripped = text.strip()
     try:
         value = tomllib.loads(f"value = {stripped}")["value"]
     except tomllib.TOMLDecodeError:
         pass
     else:
-        if isinstance(value, bool | int | float | str):
+        if isinstance(value, bool | int | float | str | list):
             return value
     try:
         return float(stripped)  # .5, which is no TOML

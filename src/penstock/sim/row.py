@@ -23,7 +23,7 @@ class Row:
     migration: str
     clairvoyant: bool
     skip: float | None  # the level asked for; None: a trace from a file, or given in the scenario
-    trace: str  # "synthetic", "none" (nothing is skipped), "inline" or the file's name
+    trace: str  # "synthetic", "inline" or the file's name
     mode: str
     passive: str
     budget: str  # of moves: all, or slack

@@ -55,9 +55,17 @@ def swept_columns(frame: pl.DataFrame) -> tuple[str, ...]:
 
 
 def varied(frame: pl.DataFrame) -> tuple[str, ...]:
-    """Settings, besides placement and migration, and swept keys that take more than one value: what tables group by."""
+    """Settings, besides placement and migration, and swept keys that take more than one value: what tables group by.
+
+    Shares that follow from the others, as `omega` does from `init`, are not among them.
+    """
     candidates = [name for name in (*SETTINGS, *swept_columns(frame)) if name not in ("placement", "migration")]
-    return tuple(name for name in candidates if frame[name].drop_nulls().n_unique() > 1)
+    several = [name for name in candidates if frame[name].drop_nulls().n_unique() > 1]
+    for share in ("phi", "omega"):
+        others = [name for name in several if name != share]
+        if share in several and others and _combinations(frame, others) == _combinations(frame, several):
+            several = others
+    return tuple(several)
 
 
 def write_table(directory: Path, frame: pl.DataFrame) -> Sequence[Path]:
@@ -68,6 +76,10 @@ def write_table(directory: Path, frame: pl.DataFrame) -> Sequence[Path]:
         write(beside)
         beside.replace(path)
     return csv, parquet
+
+
+def _combinations(frame: pl.DataFrame, names: Sequence[str]) -> int:
+    return frame.select(names).unique().height
 
 
 def _plain(hint: object) -> object:

@@ -34,7 +34,7 @@ class TraceSource:
             return "inline"
         if self.rule.file is not None:
             return Path(self.rule.file).name
-        return "synthetic" if self.level else "none"
+        return "synthetic"
 
     def open(self) -> SkipTrace:
         """The trace itself; UserError where a file is damaged or of another size."""
