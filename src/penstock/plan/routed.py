@@ -40,7 +40,8 @@ class Routed:
         standard deviation above and below what an expert meets (a Poisson distribution without its zero).
         """
         spread = math.sqrt(max(0.0, self.met * (1 + self._sent - self.met)))
-        sizes = (max(1.0, self.met - spread), self.met + spread)
+        spread = min(spread, self.met - 1)  # none meets less than one
+        sizes = (self.met - spread, self.met + spread)
         return sum(2 * size / curve.at(size) for size in sizes) / len(sizes)
 
     def besides_s(self, experts: int, hidden_bytes: int, processor: Processor) -> float:
