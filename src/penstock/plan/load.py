@@ -1,7 +1,8 @@
 """What a sweep has to compute, in numbers that a cost depends on: tokens, samples, and keys that queries meet."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from penstock.schedule.types import Span
@@ -59,19 +60,30 @@ def load_of(spans: Iterable[Span], windows: bool = True) -> Load:
     windows: some layers look back only so far. Where none do, decode costs what the mean of its rows costs, whatever
     their lengths, and the means are rounded to a fiftieth: sweeps that follow each other are then priced once.
     """
-    alike: dict[tuple[int, int], list[Span]] = {}
+    alike: dict[tuple[int, int], list[int]] = {}
     samples = 0
     for span in spans:
+        first, count = span.first, span.count
         samples += span.samples
-        key = (1, -1) if span.count == 1 and not windows else (_bin(span.count), _bin(span.first))
-        alike.setdefault(key, []).append(span)
-    return Load(tuple(_joined(group) for group in alike.values()), samples)
+        key = (1, -1) if count == 1 and not windows else (_bin(count), _bin(first))
+        sums = alike.get(key)
+        if sums is None:
+            sums = alike[key] = [0, 0, 0]
+        sums[0] += 1
+        sums[1] += first
+        sums[2] += count
+    joined = (Spans(number, rounded(first / number), count / number) for number, first, count in alike.values())
+    return Load(tuple(joined), samples)
 
 
-def _joined(group: Sequence[Span]) -> Spans:
-    number = len(group)
-    first = sum(s.first for s in group) / number
-    return Spans(number, rounded(first), sum(s.count for s in group) / number)
+def together(loads: Iterable[Load]) -> tuple[Load, ...]:
+    """Micro-batches that are equal as one load of several calls, which costs the same."""
+    return tuple(load if number == 1 else _several(load, number) for load, number in Counter(loads).items())
+
+
+def _several(load: Load, number: int) -> Load:
+    spans = tuple(Spans(number * s.number, s.first, s.count) for s in load.spans)
+    return Load(spans, number * load.samples, number * load.calls)
 
 
 def rounded(size: float) -> float:

@@ -48,11 +48,14 @@ def _evenly(page_bytes: Sequence[int], budget: int) -> set[int]:
     total = sum(page_bytes)
     if total <= budget:
         return set(range(len(page_bytes)))
+    smallest = min(page_bytes)
     chosen: set[int] = set()
     taken = passed = 0
     for index, nbytes in enumerate(page_bytes):
+        if taken + smallest > budget:
+            return chosen
         passed += nbytes
-        nearer = (2 * taken + nbytes) * total <= 2 * budget * passed  # taking it comes closer to the even line
+        nearer = taken + nbytes / 2 <= budget * (passed / total)  # taking it comes closer to the even line
         if nearer and taken + nbytes <= budget:
             chosen.add(index)
             taken += nbytes

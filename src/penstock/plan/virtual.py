@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from penstock.machine.machine import Machine
 from penstock.plan.case import Case
 from penstock.plan.cost import SweepCost
-from penstock.plan.load import load_of
+from penstock.plan.load import load_of, together
 from penstock.plan.plan import Prediction, SteadySweep
 from penstock.plan.shape import ModelShape
 from penstock.plan.types import Length, Placement
@@ -74,7 +74,7 @@ class VirtualRun:
             sweep = scheduler.next()
             if sweep is None:
                 break
-            priced = self._cost.price([load_of(batch, self._windows) for batch in sweep.micro_batches])
+            priced = self._cost.price(together(load_of(batch, self._windows) for batch in sweep.micro_batches))
             ended = []
             prefill = tokens = 0
             rows = set()
