@@ -8,6 +8,8 @@ from penstock.plan.load import Load
 from penstock.plan.policy import Policy, Tier
 from penstock.plan.shape import AttentionShape, ModelShape, PageShape
 
+_BELOW: tuple[Tier, ...] = ("cpu", "disk")  # tiers that may be other than the one that computes
+
 
 class Carrying:
     """What links carry for one model under one policy, as a mapping from lane to seconds.
@@ -21,8 +23,8 @@ class Carrying:
         self._shape, self._policy, self._attending = shape, policy, attending
         self._weight_part, self._kv_part = parts
         self._links, self._compute = machine.links, machine.compute
-        self._paths = {(tier, up): self._path(tier, up) for tier in ("cpu", "disk") for up in (True, False)}
-        self._kv_tiers = [tier for tier in ("cpu", "disk") if policy.kv.of(tier) and tier != self._compute]
+        self._paths = {(tier, up): self._path(tier, up) for tier in _BELOW for up in (True, False)}
+        self._kv_tiers = [tier for tier in _BELOW if policy.kv.of(tier) and tier != self._compute]
 
     def page(self, page: PageShape, home: Tier, tokens: float) -> Mapping[str, float]:
         """A page on its way to the compute tier; of experts, those that so many tokens are sent to."""
@@ -65,7 +67,7 @@ class Carrying:
     def activations(self, tokens: float) -> Mapping[str, float]:
         """Residual streams of so many tokens that are carried away and back between two layers."""
         moved: dict[str, float] = {}
-        for tier in ("cpu", "disk"):
+        for tier in _BELOW:
             share = self._policy.activations.of(tier)
             if share and tier != self._compute:
                 nbytes = share * tokens * self._shape.hidden_bytes

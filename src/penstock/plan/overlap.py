@@ -32,7 +32,8 @@ class Overlap:
         """Seconds of a sweep: what its pages and the portions carried beside them take by kind, and in all.
 
         How much longer than its busiest lane it takes depends on how lanes compare, not on how long they are. So that
-        is reckoned once for all sweeps that are alike to a fortieth of their busiest lane. fixed: follows the last page.
+        is reckoned once for all sweeps that are alike to a fortieth of their busiest lane. fixed: seconds that follow
+        the last page.
         """
         sums = [a + b for a, b in zip(page_sums, joint_sums, strict=True)]
         longest = max(sums[0] + fixed, *sums[1:])

@@ -32,12 +32,18 @@ _WORTH_MOVING = 0.97  # of what KV elsewhere promises is enough to keep it at ha
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A placement and what it does. optimum: the linear program's answer for it, where it had a choice. sketched:
-    predicted in outline only."""
+    predicted in outline only. outline: what the sketch said of one that was run since."""
 
     placement: Placement
     predicted: Prediction
     optimum: Optimum | None = None
     sketched: bool = True
+    outline: Prediction | None = None
+
+    @property
+    def bias(self) -> float:
+        """tok/s of a virtual run over those of its sketch; 1 where only one of them is known."""
+        return self.predicted.total_tok_s / self.outline.total_tok_s if self.outline else 1.0
 
 
 class Search:
@@ -119,8 +125,10 @@ class Search:
 
     def whole(self, candidate: Candidate) -> Candidate:
         """A candidate as the engine's own scheduler runs it."""
+        if not candidate.sketched:
+            return candidate
         predicted = VirtualRun(self.case, candidate.placement).predict(self.case.lengths)
-        return replace(candidate, predicted=predicted, sketched=False)
+        return replace(candidate, predicted=predicted, sketched=False, outline=candidate.predicted)
 
     def _neighbours(self, placement: Placement) -> Iterator[Asked]:
         """Wishes that differ from a placement in one thing that is not fixed."""

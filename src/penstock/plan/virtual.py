@@ -151,9 +151,9 @@ def in_part(
     tokens = sum(one.generated for one in lengths) / max(1, len(lengths))
     rows = _rows_held(case, placement, lengths)
     affordable = max(6 * rows, int(most_sweeps * rows / max(1.0, tokens)))
-    if len(lengths) <= affordable:
-        return run(len(lengths))
     half = affordable // 2
+    if len(lengths) <= half + affordable:  # the whole is no more work than both parts
+        return run(len(lengths))
     return _extended(run(half), run(affordable), half, affordable, len(lengths))
 
 
