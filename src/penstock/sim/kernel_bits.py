@@ -6,8 +6,10 @@ All words are uint64 and all positions int64; numba makes doubles of sums that m
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from penstock.sim.kernel_cache import part
 
 NO_TOKEN = np.uint64(0)
 ONE = np.uint64(1)
@@ -45,19 +47,19 @@ def highest(context, word):
     return types.int64(types.uint64), emit
 
 
-@njit
+@part
 def bit(place):
     """The word with one bit."""
     return ONE << np.uint64(place)
 
 
-@njit
+@part
 def has(row, token):
     """Whether a token is in a row of words."""
     return (row[token >> 6] >> np.uint64(token & 63)) & ONE != NO_TOKEN
 
 
-@njit
+@part
 def keep_lowest(word, count):
     """The lowest `count` bits that are set."""
     kept = NO_TOKEN
@@ -67,7 +69,7 @@ def keep_lowest(word, count):
     return kept
 
 
-@njit
+@part
 def keep_highest(word, count):
     """The highest `count` bits that are set."""
     for _ in range(ones(word) - count):
@@ -75,7 +77,7 @@ def keep_highest(word, count):
     return word
 
 
-@njit
+@part
 def add(planes, row, carry, words):
     """Count the tokens of a row in a counter [planes, words]."""
     for w in range(words):
@@ -87,7 +89,7 @@ def add(planes, row, carry, words):
             carry[w] = both
 
 
-@njit
+@part
 def take_away(planes, row, borrow, words):
     """Undo an `add` of the same row."""
     for w in range(words):
@@ -99,7 +101,7 @@ def take_away(planes, row, borrow, words):
             borrow[w] = missing
 
 
-@njit
+@part
 def where_equal(planes, number, equal, words):
     """Set `equal` to the tokens that a counter holds this number for."""
     equal[:words] = EVERY
@@ -109,7 +111,7 @@ def where_equal(planes, number, equal, words):
             equal[w] &= plane[w] ^ flip
 
 
-@njit
+@part
 def write_number(planes, number, row, words):
     """Let a counter hold this number for the tokens of a row."""
     for place, plane in enumerate(planes):
@@ -121,7 +123,7 @@ def write_number(planes, number, row, words):
                 plane[w] &= ~row[w]
 
 
-@njit
+@part
 def sum_over(planes, row, words):
     """The sum of a counter over the tokens of a row."""
     total = 0

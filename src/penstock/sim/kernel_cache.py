@@ -4,10 +4,19 @@ import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numba
 
 from penstock.directories import cache_directory
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function for others that are compiled: none from Python, which saves half of the work."""
+    compiled: Callable[..., Any] = numba.njit(
+        function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )
+    return compiled
 
 
 def kept(function: Callable[..., None]) -> Callable[..., None]:
@@ -19,7 +28,7 @@ def kept(function: Callable[..., None]) -> Callable[..., None]:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(base / sources.hexdigest()[:12])
     try:
-        compiled: Callable[..., None] = numba.njit(function, cache=True, nogil=True)
+        compiled: Callable[..., None] = numba.njit(function, cache=True, nogil=True, error_model="numpy")
     finally:
         numba.config.CACHE_DIR = before
     return compiled

@@ -6,10 +6,9 @@ step are a time. The items of time 0 leave token by token over all layers.
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
-from numba import njit
-
 from penstock.sim import prices
 from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, keep_lowest, lowest, ones, write_number
+from penstock.sim.kernel_cache import part
 from penstock.sim.kernel_moves import free, has_time, install_newest, put_in, take_out
 from penstock.sim.kernel_state import (
     ATTN_HBM,
@@ -24,12 +23,12 @@ from penstock.sim.kernel_state import (
     UNKNOWN,
 )
 
-passive_limit = njit(prices.passive_limit)
+passive_limit = part(prices.passive_limit)
 
 NOBODY, FROM_START = -1, -2
 
 
-@njit
+@part
 def note_use(s, layer, token, time, words):
     """This step has read its reads and writes its token."""
     last, newest = token >> 6, bit(token & 63)
@@ -40,7 +39,7 @@ def note_use(s, layer, token, time, words):
         s.oldest[layer, w] &= ~s.row[READS, w]
 
 
-@njit
+@part
 def install_reads(g, s, c, layer, reads, hits, time, words):
     """Install what was read from external memory and is outside HBM still, newest first, each for a victim at need."""
     limit = NONE_LEFT
@@ -65,7 +64,7 @@ def install_reads(g, s, c, layer, reads, hits, time, words):
     install_newest(g, s, c, layer, s.row[MISSED], min(wanted, free(g)), words)
 
 
-@njit
+@part
 def _install_with_time(g, s, c, layer, limit, time, words):
     """All installs cost the same, so the first that finds no time is the last to be tried."""
     for w in range(words - 1, -1, -1):
@@ -90,7 +89,7 @@ def _install_with_time(g, s, c, layer, limit, time, words):
             limit -= 1
 
 
-@njit
+@part
 def forget_moves(g, s):
     """What migration has moved in counts for what leaves again: before installs as moved, after the step as held."""
     for layer in range(g.layers):
@@ -99,7 +98,7 @@ def forget_moves(g, s):
             g.start_from = 0
 
 
-@njit
+@part
 def forget_step(g, s, layer, time):
     """The step is over: what came in may leave from now on."""
     forget_moves(g, s)
@@ -111,7 +110,7 @@ def forget_step(g, s, layer, time):
         s.layer[OLDEST_USE, layer] = UNKNOWN
 
 
-@njit
+@part
 def _find_oldest(g, s, layer, time, words):
     """The layer whose items leave next, with `oldest_from` at the first; FROM_START, with START_FROM at the first."""
     while True:
@@ -140,12 +139,12 @@ def _find_oldest(g, s, layer, time, words):
             s.layer[OLDEST_USE, found] = UNKNOWN
 
 
-@njit
+@part
 def _leaving(s, layer, w):
     return s.oldest[layer, w] & s.hbm[layer, w] & ~s.moved[layer, w]
 
 
-@njit
+@part
 def _look_up_oldest(s, layer, words):
     """Find a layer's least recent use among its items in HBM that have not moved in this step."""
     oldest = s.oldest[layer]
@@ -172,7 +171,7 @@ def _look_up_oldest(s, layer, words):
     s.layer[OLDEST_FROM, layer] = 0
 
 
-@njit
+@part
 def _leaves(g, s, c, layer, most, words):
     """Up to so many of a layer's least recently used items leave, oldest first; how many did."""
     left = most
@@ -188,7 +187,7 @@ def _leaves(g, s, c, layer, most, words):
     return most - left
 
 
-@njit
+@part
 def _start_leaves(g, s, c, most, words):
     """Up to so many items that were never used leave, token by token; how many did."""
     left = most

@@ -4,24 +4,23 @@
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
-from numba import njit
-
 from penstock.sim import prices
 from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, keep_highest, keep_lowest, lowest, ones
+from penstock.sim.kernel_cache import part
 from penstock.sim.kernel_state import HELD, MISSED, MOVED_IN, NO_ROOM, READS, ROOM_BY_ITEM, SCRATCH, SPARE
 
 MADE, NO_TIME, NO_MORE = range(3)
 
-step_seconds = njit(prices.step_seconds)
+step_seconds = part(prices.step_seconds)
 
 
-@njit
+@part
 def free(g):
     """Places that a move may take."""
     return g.slots - g.items - g.kept
 
 
-@njit
+@part
 def seconds(g, c, hbm_read, hbm_written, ext_read, ext_written):
     """T of a step with so many items moved besides."""
     return step_seconds(
@@ -38,7 +37,7 @@ def seconds(g, c, hbm_read, hbm_written, ext_read, ext_written):
     )
 
 
-@njit
+@part
 def has_time(g, c, outs, outs_read, ins, ins_read):
     """Whether T does not grow; of the items that move, some have been read by the compute already."""
     if g.exclusive:
@@ -46,7 +45,7 @@ def has_time(g, c, outs, outs_read, ins, ins_read):
     return seconds(g, c, 0, ins, ins - ins_read, 0) <= g.limit_s
 
 
-@njit
+@part
 def take_out(g, s, c, layer, w, items, own):
     """Items of a word leave HBM; `own`: the layer is the one that this step has read."""
     count = ones(items)
@@ -59,7 +58,7 @@ def take_out(g, s, c, layer, w, items, own):
     return count
 
 
-@njit
+@part
 def put_in(g, s, c, layer, w, items, own):
     """Items of a word come into HBM."""
     count = ones(items)
@@ -73,7 +72,7 @@ def put_in(g, s, c, layer, w, items, own):
         s.layer[MOVED_IN, layer] += count
 
 
-@njit
+@part
 def take_row_out(g, s, c, layer, row, words, own):
     """All items of a row that are in HBM leave it."""
     held, gone, reads, count, read = s.hbm[layer], s.row[SCRATCH], s.row[READS], 0, 0
@@ -91,7 +90,7 @@ def take_row_out(g, s, c, layer, row, words, own):
         c[4] += g.item * (count - read)
 
 
-@njit
+@part
 def put_row_in(g, s, c, layer, row, first, words, own):
     """All items of a row's words from `first` on come into HBM."""
     held, come, missed, count, read = s.hbm[layer], s.row[SCRATCH], s.row[MISSED], 0, 0
@@ -112,7 +111,7 @@ def put_row_in(g, s, c, layer, row, first, words, own):
         s.layer[MOVED_IN, layer] += count
 
 
-@njit
+@part
 def install_newest(g, s, c, layer, row, count, words):
     """The newest `count` items of a row outside HBM come in."""
     first, held = words, s.hbm[layer]
@@ -124,7 +123,7 @@ def install_newest(g, s, c, layer, row, count, words):
         put_in(g, s, c, layer, first - 1, keep_highest(row[first - 1] & ~held[first - 1], count), True)
 
 
-@njit
+@part
 def outs_of_layer(g, s, c, layer, row, limit, words):
     """The first `limit` items of a row that are in HBM leave, oldest first; what may be left of the limit."""
     one_by_one = g.slack and g.exclusive
@@ -139,13 +138,13 @@ def outs_of_layer(g, s, c, layer, row, limit, words):
         if ones(items) > limit:
             items = keep_lowest(items, limit)
         limit -= ones(items)
-        if not one_by_one:
+        if only_read:
+            items &= s.row[READS, w]
+        # What has time together has time one by one.
+        if not one_by_one or has_time(g, c, ones(items), ones(items & s.row[READS, w]), 0, 0):
             take_out(g, s, c, layer, w, items, True)
-        while one_by_one:
-            if only_read:
-                items &= s.row[READS, w]
-            if items == NO_TOKEN:
-                break
+            items = NO_TOKEN
+        while items != NO_TOKEN:
             item = bit(lowest(items))
             items ^= item
             read = ones(item & s.row[READS, w])
@@ -155,12 +154,13 @@ def outs_of_layer(g, s, c, layer, row, limit, words):
                 return 0
             else:
                 only_read = True
+                items &= s.row[READS, w]
         if limit == 0:
             break
     return limit
 
 
-@njit
+@part
 def make_room(g, s, c, layer, needed, words):
     """Let what the policy would move out leave, oldest first, until so many places have become free or none is left."""
     if g.room_kind == ROOM_BY_ITEM:
@@ -189,7 +189,7 @@ def make_room(g, s, c, layer, needed, words):
     g.room_from = w
 
 
-@njit
+@part
 def take_token_out(g, s, c, layer, w, item):
     """All items of one token leave."""
     count = 0
@@ -200,7 +200,7 @@ def take_token_out(g, s, c, layer, w, item):
     return count
 
 
-@njit
+@part
 def ins_of_layer(g, s, c, layer, row, limit, words):
     """The first `limit` items of a row outside HBM come in, newest first, as far as places go; what is left of it."""
     if g.slack:
@@ -215,7 +215,7 @@ def ins_of_layer(g, s, c, layer, row, limit, words):
     return limit - wanted
 
 
-@njit
+@part
 def _ins_of_layer_with_time(g, s, c, layer, row, limit, words):
     only_read = False
     for w in range(words - 1, -1, -1):
@@ -223,6 +223,11 @@ def _ins_of_layer_with_time(g, s, c, layer, row, limit, words):
         if ones(items) > limit:
             items = keep_highest(items, limit)
         limit -= ones(items)
+        candidates = items & s.row[MISSED, w] if only_read else items
+        count = ones(candidates)
+        if count <= free(g) and has_time(g, c, 0, 0, count, ones(candidates & s.row[MISSED, w])):
+            put_in(g, s, c, layer, w, candidates, True)
+            items = NO_TOKEN
         while True:
             candidates = items & s.row[MISSED, w] if only_read else items
             if candidates == NO_TOKEN:
@@ -238,7 +243,7 @@ def _ins_of_layer_with_time(g, s, c, layer, row, limit, words):
     return limit
 
 
-@njit
+@part
 def try_in(g, s, c, layer, other, w, item, words):
     """One item comes in if the step has time for it, and for what must leave before it."""
     read = 1 if other == layer and s.row[MISSED, w] & item != NO_TOKEN else 0
@@ -262,7 +267,7 @@ def try_in(g, s, c, layer, other, w, item, words):
     return NO_MORE if read else NO_TIME
 
 
-@njit
+@part
 def next_spare(g, s, layer, words):
     """The oldest of what may make room: its word and token, how many items leave with it, how many of them are read."""
     by_token = g.room_kind != ROOM_BY_ITEM

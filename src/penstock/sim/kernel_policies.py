@@ -1,10 +1,9 @@
 """The rules of docs/policies.md in compiled code, on words of 64 tokens."""
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
-from numba import njit
-
 from penstock.sim import prices
 from penstock.sim.kernel_bits import add, bit, has, keep_lowest, ones, sum_over, take_away, where_equal
+from penstock.sim.kernel_cache import part
 from penstock.sim.kernel_moves import free, ins_of_layer, outs_of_layer
 from penstock.sim.kernel_state import (
     ALL_OF_WINDOW,
@@ -39,10 +38,10 @@ TIE = 1e-9
 CLOSE = 200
 UNLIMITED = 1 << 60
 
-best_items = njit(prices.best_items)
+best_items = part(prices.best_items)
 
 
-@njit
+@part
 def place(g, s, bits, at, step, layer, token, skip_counts):
     """Whether the new item goes to HBM; bits[at] is this step's."""
     if g.placement == PREFER_HBM:
@@ -60,7 +59,7 @@ def place(g, s, bits, at, step, layer, token, skip_counts):
     return s.layer[HELD, layer] * g.share_q <= g.share_p * token
 
 
-@njit
+@part
 def _place_by_window(g, bits, at, step, layer, token):
     length = min(g.placement_window, g.steps - 1 - step)
     if length == 0:
@@ -75,7 +74,7 @@ def _place_by_window(g, bits, at, step, layer, token):
     return 2 * count < length
 
 
-@njit
+@part
 def _place_by_rate(g, s, step, layer, skip_counts):
     first = max(step - g.placement_window + 1, 0)
     rate = 0.0
@@ -89,7 +88,7 @@ def _place_by_rate(g, s, step, layer, skip_counts):
     return s.rates[layer] <= mean / layers * (1 + TIE)
 
 
-@njit
+@part
 def migrate(g, s, c, bits, at, step, layer, token, skip_counts, words):
     """Make the moves of the migration policy."""
     g.room_kind = NO_ROOM
@@ -125,7 +124,7 @@ def migrate(g, s, c, bits, at, step, layer, token, skip_counts, words):
             _alpha(g, s, c, length, step, layer, skip_counts, words)
 
 
-@njit
+@part
 def _slide(g, s, bits, at, step, layer, words):
     """Keep count of how many steps of the window skip each token."""
     counter = s.skips[layer]
@@ -144,7 +143,7 @@ def _slide(g, s, bits, at, step, layer, words):
         add(counter, bits[at + g.window, layer], s.row[SCRATCH], reach)
 
 
-@njit
+@part
 def _choose_oldest_tokens(g, s, words):
     """The oldest tokens that have an item in HBM."""
     survey(g, s, words)
@@ -157,7 +156,7 @@ def _choose_oldest_tokens(g, s, words):
         left -= ones(tokens)
 
 
-@njit
+@part
 def _look_ahead(g, s, c, length, layer, token, words):
     """What the whole window skips leaves or may make room; the rest comes in, by how often it is read."""
     counter, leave, come = s.skips[layer], s.row[SPARE], s.row[CHOSEN]
@@ -196,13 +195,13 @@ def _look_ahead(g, s, c, length, layer, token, words):
             break
 
 
-@njit
+@part
 def _cut_after(row, token):
     """Drop tokens that do not exist yet; a row's words end with that of `token`."""
     row[token >> 6] &= (bit(token & 63) - bit(0)) | bit(token & 63)
 
 
-@njit
+@part
 def _alpha(g, s, c, length, step, layer, skip_counts, words):
     """Bring in, or move out, what is missing to the target."""
     weights, counter = s.layer[ATTN_HBM, layer], s.skips[layer]
@@ -230,7 +229,7 @@ def _alpha(g, s, c, length, step, layer, skip_counts, words):
                 break
 
 
-@njit
+@part
 def _bring_in(g, s, c, length, step, layer, limit, words):
     """Of items that are read equally often, first those in flight."""
     token = g.prefill + step
@@ -246,6 +245,6 @@ def _bring_in(g, s, c, length, step, layer, limit, words):
                 return
 
 
-@njit
+@part
 def _mean(total, count):
     return (2 * total + count) // (2 * count)

@@ -1,17 +1,15 @@
 """The steps of a window, one after another, in compiled code."""
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
-from numba import njit
-
 from penstock.sim import prices
 from penstock.sim.kernel_bits import bit, ones
-from penstock.sim.kernel_cache import kept
+from penstock.sim.kernel_cache import kept, part
 from penstock.sim.kernel_lru import forget_moves, forget_step, install_reads, note_use
 from penstock.sim.kernel_moves import free, seconds
 from penstock.sim.kernel_policies import migrate, place
 from penstock.sim.kernel_state import ATTN_HBM, HELD, MISSED, NO_MIGRATION, PASSIVE_OFF, READS
 
-split_bytes = njit(prices.split_bytes)
+split_bytes = part(prices.split_bytes)
 
 
 @kept
@@ -28,7 +26,7 @@ def advance(given, s, bits, lead, first, skip_counts, counts, items):
             items[step - first, layer] = g.items
 
 
-@njit
+@part
 def _step(g, s, c, bits, at, step, layer, skip_counts):
     """Reads, moves, installs and the new item of one attention step, in this order; `at` is its place in `bits`."""
     token = g.prefill + step
@@ -62,7 +60,7 @@ def _step(g, s, c, bits, at, step, layer, skip_counts):
         g.items += 1
 
 
-@njit
+@part
 def _read(g, s, skipped, layer, token, words):
     """Set the rows of what the step reads; how many of these items are in HBM."""
     held, reads, missed, hits = s.hbm[layer], s.row[READS], s.row[MISSED], 0
@@ -77,7 +75,7 @@ def _read(g, s, skipped, layer, token, words):
     return hits
 
 
-@njit
+@part
 def _finish(g, c, to_hbm, hits):
     """Write the new item, and let the reader split what has two copies."""
     if to_hbm:

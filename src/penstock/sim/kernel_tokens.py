@@ -5,9 +5,9 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
 import numpy as np
-from numba import njit
 
 from penstock.sim.kernel_bits import NO_TOKEN, bit, has, highest, lowest, ones
+from penstock.sim.kernel_cache import part
 from penstock.sim.kernel_moves import (
     NO_MORE,
     NO_TIME,
@@ -26,7 +26,7 @@ from penstock.sim.kernel_state import MISSED, NO_ROOM, READS, SOME_ABSENT, SOME_
 FEW = 16  # a token's items lie in as many rows as there are layers: a row's words are that many times as fast
 
 
-@njit
+@part
 def survey(g, s, words):
     """Note which tokens have an item in HBM, and which one outside."""
     held, absent = s.row[SOME_HELD], s.row[SOME_ABSENT]
@@ -39,7 +39,7 @@ def survey(g, s, words):
             absent[w] |= ~row[w]
 
 
-@njit
+@part
 def common(row, other, words):
     """How many tokens two rows share."""
     count = 0
@@ -48,7 +48,7 @@ def common(row, other, words):
     return count
 
 
-@njit
+@part
 def outs_of_tokens(g, s, c, layer, row, words):
     """All items of the tokens of a row leave HBM, oldest first, lower layers first; `survey` came before."""
     if g.slack and g.exclusive:
@@ -67,11 +67,13 @@ def outs_of_tokens(g, s, c, layer, row, words):
             take_token_out(g, s, c, layer, w, item)
 
 
-@njit
+@part
 def _outs_of_tokens_with_time(g, s, c, layer, row, words):
     only_read = False
     for w in range(words):
-        tokens = row[w]
+        tokens = row[w] & s.row[SOME_HELD, w]
+        if tokens != NO_TOKEN and not only_read and _word_leaves(g, s, c, layer, w, tokens):
+            continue
         while True:
             if only_read:
                 tokens &= s.row[READS, w] & s.hbm[layer, w]
@@ -93,7 +95,34 @@ def _outs_of_tokens_with_time(g, s, c, layer, row, words):
                     only_read = True
 
 
-@njit
+@part
+def _word_leaves(g, s, c, layer, w, tokens):
+    """All items of a word's tokens leave if there is time for them together: whether they did."""
+    count = 0
+    for other in range(g.layers):
+        count += ones(tokens & s.hbm[other, w])
+    if not has_time(g, c, count, ones(tokens & s.row[READS, w] & s.hbm[layer, w]), 0, 0):
+        return False
+    for other in range(g.layers):
+        take_out(g, s, c, other, w, tokens & s.hbm[other, w], other == layer)
+    return True
+
+
+@part
+def _word_comes(g, s, c, layer, w, tokens):
+    """All items of a word's tokens come in if there is room and time for them together: whether they did."""
+    count = 0
+    for other in range(g.layers):
+        count += ones(tokens & ~s.hbm[other, w])
+    read = ones(tokens & s.row[MISSED, w] & ~s.hbm[layer, w])
+    if count > free(g) or not has_time(g, c, 0, 0, count, read):
+        return False
+    for other in range(g.layers):
+        put_in(g, s, c, other, w, tokens & ~s.hbm[other, w], other == layer)
+    return True
+
+
+@part
 def ins_of_tokens(g, s, c, layer, token, row, words):
     """All items of the tokens of a row outside HBM come in, newest first, lower layers first, as far as places go.
 
@@ -134,7 +163,7 @@ def ins_of_tokens(g, s, c, layer, token, row, words):
             break
 
 
-@njit
+@part
 def _absent_by_word(g, s, row, words):
     """How many items of a row's tokens are outside HBM, word by word."""
     columns = np.zeros(words, np.int64)
@@ -145,7 +174,7 @@ def _absent_by_word(g, s, row, words):
     return columns
 
 
-@njit
+@part
 def put_token_in(g, s, c, layer, below, w, item):
     """The items of one token outside HBM come in at the layers below `below`, as far as places go."""
     for other in range(below):
@@ -155,11 +184,13 @@ def put_token_in(g, s, c, layer, below, w, item):
             put_in(g, s, c, other, w, item, other == layer)
 
 
-@njit
+@part
 def _ins_of_tokens_with_time(g, s, c, layer, token, row, words):
     only_read = False
     for w in range(words - 1, -1, -1):
-        tokens = row[w]
+        tokens = row[w] & s.row[SOME_ABSENT, w]
+        if tokens != NO_TOKEN and not only_read and w < token >> 6 and _word_comes(g, s, c, layer, w, tokens):
+            continue
         while True:
             candidates = tokens & s.row[MISSED, w] & ~s.hbm[layer, w] if only_read else tokens
             if candidates == NO_TOKEN:

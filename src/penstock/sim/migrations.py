@@ -101,8 +101,8 @@ class PastWindow:
 
     @property
     def back(self) -> int:
-        """Steps it looks back, this one not counted."""
-        return self.window - 1
+        """Steps it looks back, with the one that has just left the window: the kernels count by difference."""
+        return self.window
 
     def moves(self, view: View) -> Moves:
         """Items of this layer."""
