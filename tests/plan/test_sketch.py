@@ -1,9 +1,12 @@
 """Sketches beside the virtual runs that they stand for."""
 
+from dataclasses import replace
+
 import pytest
 from tests.plan.made import BLOCK, MIB, case
 
 from penstock.plan.policy import Policy, Shares
+from penstock.plan.search import Search
 from penstock.plan.sketch import Sketch
 from penstock.plan.types import Length, Placement
 from penstock.plan.virtual import VirtualRun
@@ -57,3 +60,15 @@ def test_what_prompts_share_is_computed_once() -> None:
     header = list(range(64))
     lengths = [Length(70, 2, [*header, *(1000 * i + j for j in range(6))]) for i in range(10)]
     assert Sketch(case(lengths)).predict(placement(8, 64, 100)).prefill_tokens == 64 + 10 * 6
+
+
+def test_a_long_job_goes_on_as_its_sketch_does() -> None:
+    lengths = [Length(10 + 37 * i % 150, 1 + 7 * i % 60) for i in range(600)]
+    made = case(lengths)
+    search = Search(made)
+    shown = search.whole(search.run(replace(made.asked, rows=8, sweep_tokens=64)))
+    exact = VirtualRun(made, shown.placement).first(lengths)
+    assert not shown.predicted.whole
+    assert shown.predicted.priced < exact.priced / 2
+    assert shown.predicted.seconds == pytest.approx(exact.seconds, rel=0.005)
+    assert (shown.predicted.tokens_in, shown.predicted.tokens_out) == (exact.tokens_in, exact.tokens_out)

@@ -13,7 +13,7 @@ from penstock.plan.sizes import Cut
 from penstock.plan.sketch import Sketch
 from penstock.plan.steady import Estimate, Steady
 from penstock.plan.types import Asked, Placement
-from penstock.plan.virtual import VirtualRun
+from penstock.plan.virtual import VirtualRun, continued, rows_shown
 from penstock.units import format_bytes
 
 # One fixed grid whatever the budgets: were it to depend on them, more memory could make a plan worse.
@@ -124,10 +124,19 @@ class Search:
         return found
 
     def whole(self, candidate: Candidate) -> Candidate:
-        """A candidate as the engine's own scheduler runs it."""
+        """A candidate as the engine's own scheduler runs it.
+
+        Of a long job with KV at hand only the first rows: there sketches go as runs do, and say how it goes on.
+        """
         if not candidate.sketched:
             return candidate
-        predicted = VirtualRun(self.case, candidate.placement).predict(self.case.lengths)
+        case, placement = self.case, candidate.placement
+        run, count = VirtualRun(case, placement), rows_shown(case, placement, case.lengths)
+        if _moved(placement.policy.kv) or 1.5 * count >= len(case.lengths):
+            predicted = run.predict(case.lengths)
+        else:
+            outlined, outline = (self._sketch.part(placement, rows) for rows in (count, len(case.lengths)))
+            predicted = continued(run.first(case.lengths[:count]), outlined, outline)
         return replace(candidate, predicted=predicted, sketched=False, outline=candidate.predicted)
 
     def _neighbours(self, placement: Placement) -> Iterator[Asked]:

@@ -24,14 +24,11 @@ class Sketch:
 
     def predict(self, placement: Placement) -> Prediction:
         """What becomes of the job; of a long one only a part is run, as a virtual run does."""
-        case, prices = self.case, self._prices_of(placement)
-        return in_part(
-            lambda count: SketchRun(case, placement, prices, self._rows(count)).predict(),
-            case,
-            placement,
-            case.lengths,
-            0,
-        )
+        return in_part(lambda count: self.part(placement, count), self.case, placement, self.case.lengths, 0)
+
+    def part(self, placement: Placement, count: int) -> Prediction:
+        """What becomes of the first so many rows."""
+        return SketchRun(self.case, placement, self._prices_of(placement), self._rows(count)).predict()
 
     def _rows(self, count: int) -> Iterator[tuple[int, SketchedRow]]:
         """Rows in the order in which they ask for room, with what they may generate."""

@@ -47,9 +47,10 @@ class VirtualRun:
 
         most_sweeps: priced one by one, about; never fewer than three generations of rows need.
         """
-        return in_part(lambda count: self._run(lengths[:count]), self.case, self.placement, lengths, most_sweeps)
+        return in_part(lambda count: self.first(lengths[:count]), self.case, self.placement, lengths, most_sweeps)
 
-    def _run(self, lengths: Sequence[Length]) -> Prediction:
+    def first(self, lengths: Sequence[Length]) -> Prediction:
+        """The same of a job that is run to its end, every sweep priced."""
         scheduler = Scheduler(
             self.placement.policy,
             self.case.groups,
@@ -148,13 +149,44 @@ def in_part(
 
     most_sweeps: as ``VirtualRun.predict`` has it.
     """
-    tokens = sum(one.generated for one in lengths) / max(1, len(lengths))
-    rows = _rows_held(case, placement, lengths)
-    affordable = max(6 * rows, int(most_sweeps * rows / max(1.0, tokens)))
+    affordable = rows_shown(case, placement, lengths, most_sweeps)
     half = affordable // 2
     if len(lengths) <= half + affordable:  # the whole is no more work than both parts
         return run(len(lengths))
     return _extended(run(half), run(affordable), half, affordable, len(lengths))
+
+
+def rows_shown(case: Case, placement: Placement, lengths: Sequence[Length], most_sweeps: int = _MOST_SWEEPS) -> int:
+    """The first rows of a job that show how it goes: several fillings of the rows in flight, maybe more than it has."""
+    tokens = sum(one.generated for one in lengths) / max(1, len(lengths))
+    rows = _rows_held(case, placement, lengths)
+    return max(6 * rows, int(most_sweeps * rows / max(1.0, tokens)))
+
+
+def continued(part: Prediction, outlined: Prediction, outline: Prediction) -> Prediction:
+    """A whole job, from a run of its first rows and sketches of just these and of all: as the sketch of all has it,
+    times what the run made of its own sketch."""
+
+    def on(run: float, sketched: float, whole: float) -> float:
+        return whole * run / sketched if sketched else whole
+
+    return replace(
+        part,
+        seconds=on(part.seconds, outlined.seconds, outline.seconds),
+        prefill_s=on(part.prefill_s, outlined.prefill_s, outline.prefill_s),
+        decode_s=on(part.decode_s, outlined.decode_s, outline.decode_s),
+        tokens_in=outline.tokens_in,
+        prefill_tokens=round(on(part.prefill_tokens, outlined.prefill_tokens, outline.prefill_tokens)),
+        decode_tokens=round(on(part.decode_tokens, outlined.decode_tokens, outline.decode_tokens)),
+        tokens_out=outline.tokens_out,
+        sweeps=round(on(part.sweeps, outlined.sweeps, outline.sweeps)),
+        rows_mean=on(part.rows_mean, outlined.rows_mean, outline.rows_mean),
+        lanes={
+            lane: on(busy, outlined.lanes.get(lane, 0.0), outline.lanes.get(lane, 0.0))
+            for lane, busy in part.lanes.items()
+        },
+        whole=False,
+    )
 
 
 def _rows_held(case: Case, placement: Placement, lengths: Sequence[Length]) -> int:
