@@ -25,7 +25,8 @@ _MOST_SWEEP = 32768
 _SKETCHES = 9
 _FINALISTS = 2
 _NEAR = 0.95  # of the best sketch: who promises less than this is not run
-_LONG = 60_000  # sweeps times rows of a virtual run, from which on one is enough
+_LONG = 60_000  # spans of a virtual run, from which on one is enough
+_MOST_SPANS = 200_000  # of a run of all rows, where a part of them says little
 _WORTH_MOVING = 0.97  # of what KV elsewhere promises is enough to keep it at hand: less can go wrong, and no disk wears
 
 
@@ -80,9 +81,8 @@ class Search:
         if not _moved(best.placement.policy.kv) or self.worth(best) <= 0:
             return [best]
         near = [c for c in found if self.worth(c) >= _NEAR * self.worth(best)]
-        long = best.predicted.priced * best.predicted.rows_mean > _LONG
         at_hand = [c for c in near if not _moved(c.placement.policy.kv)]
-        few = near[: 1 if long else _FINALISTS]
+        few = near[: 1 if _spans(best) > _LONG else _FINALISTS]
         return [*few, *(c for c in at_hand[:1] if c not in few)]
 
     def _ranked(self, found: Sequence[Candidate]) -> list[Candidate]:
@@ -132,8 +132,11 @@ class Search:
             return candidate
         case, placement = self.case, candidate.placement
         run, count = VirtualRun(case, placement), rows_shown(case, placement, case.lengths)
-        if _moved(placement.policy.kv) or 1.5 * count >= len(case.lengths):
-            predicted = run.predict(case.lengths)
+        if _moved(placement.policy.kv):
+            # how its rows come apart takes long to show
+            predicted = run.first(case.lengths) if _spans(candidate) <= _MOST_SPANS else run.predict(case.lengths)
+        elif 1.5 * count >= len(case.lengths):
+            predicted = run.first(case.lengths)
         else:
             outlined, outline = (self._sketch.part(placement, rows) for rows in (count, len(case.lengths)))
             predicted = continued(run.first(case.lengths[:count]), outlined, outline)
@@ -280,6 +283,11 @@ def _asked(asked: Asked, estimate: Estimate) -> Asked:
         slots=cut.slots,
         kv=asked.kv or (estimate.kv if _moved(estimate.kv) else None),
     )
+
+
+def _spans(candidate: Candidate) -> float:
+    """What a run of the whole job would schedule."""
+    return candidate.predicted.sweeps * candidate.predicted.rows_mean
 
 
 def _moved(kv: Shares) -> bool:
