@@ -119,6 +119,13 @@ def test_hub_refuses_by_config_before_weights_come(tmp_path, monkeypatch):
         ({"quantization_config": {"quant_method": "fp8"}}, "is stored in fp8, which is not read yet"),
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "is stored in awq, which is not read yet"),
         ({"hidden_size": "wide"}, "got str (value: 'wide')"),
+        ({"model_type": ["llama"]}, 'names no model_type but ["llama"]'),
+        ({"quantization_config": "mine"}, "is stored in an unnamed quantised format"),
+        ({"num_attention_heads": 0}, "config.json is no valid config of a llama: integer division"),
+        ({"num_hidden_layers": 10**9}, "says num_hidden_layers 1,000,000,000, which is not from 1 to 10,000"),
+        ({"num_hidden_layers": -3}, "says num_hidden_layers -3, which"),
+        ({"hidden_size": 0}, "says hidden_size 0, which"),
+        ({"vocab_size": 10**15}, "says vocab_size 1,000,000,000,000,000, which"),
     ],
 )
 def test_configs_that_are_refused(changes, what, tmp_path):

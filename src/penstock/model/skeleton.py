@@ -11,6 +11,8 @@ from torch import nn
 from penstock.errors import UserError
 
 _WARNS = "warn_if_padding_and_no_attention_mask"
+# What models raise whose config does not make sense; RuntimeError has NotImplementedError in it.
+UNBUILDABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, ImportError)
 
 
 def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> nn.Module:
@@ -25,7 +27,7 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
             # a copy: what is set on the skeleton's config must not reach other models made from it
             own = copy.deepcopy(config)
             model: Any = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, ImportError) as error:
+    except UNBUILDABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{config.model_type} models cannot be built by this transformers: {reason}") from error
     model.eval()

@@ -29,7 +29,18 @@ HUB_FAILURES: tuple[type[Exception], ...] = (
     ValueError,
     *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
 )
-UNREADABLE_CONFIG = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError)
+UNREADABLE_CONFIG = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,  # sizes of zero, which configs divide by
+    ImportError,
+    StrictDataclassError,
+)
+# Far above any model there is; what a broken file says beyond that would be built for hours, out of all memory.
+LARGEST = {"num_hidden_layers": 10_000, "hidden_size": 1_000_000, "vocab_size": 100_000_000}
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,10 @@ def text_config(config: Any) -> Any:
     built = kinds[type(config)].__name__ if type(config) in kinds else None
     if getattr(config, "is_decoder", True) is False and built not in (config.architectures or [built]):
         raise UserError(f"{config.architectures[0]} is an encoder; decoder-only language models run here.")
+    for size, largest in LARGEST.items():
+        given = getattr(config, size, None)
+        if isinstance(given, int) and not 1 <= given <= largest:
+            raise UserError(f"The config says {size} {given:,}, which is not from 1 to {largest:,}. Download it again.")
     return config
 
 
@@ -162,6 +177,10 @@ def _read_config(directory: Path, trust_remote_code: bool, random_weights: bool,
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON object. Download it again.") from error
+    if model_type is not None and not isinstance(model_type, str):
+        raise UserError(
+            f"{path} says model_type {json.dumps(model_type)[:40]}, which is not a name. Download it again."
+        )
     if model_type not in CONFIG_MAPPING and not trust_remote_code:
         if written.get("auto_map"):
             raise UserError(f"{directory} runs code of its own; if you trust it, add --trust-remote-code.")
@@ -182,10 +201,13 @@ def _read_config(directory: Path, trust_remote_code: bool, random_weights: bool,
 
 
 def _refuse_quantized(directory: Path, written: dict[str, Any]) -> None:
-    for part in (written, written.get("text_config") or {}):
+    for part in (written, written.get("text_config")):
+        if not isinstance(part, dict):
+            continue
         quantization = part.get("quantization_config") or part.get("compression_config")
         if quantization:
-            method = quantization.get("quant_method") or "an unnamed quantised format"
+            named = quantization.get("quant_method") if isinstance(quantization, dict) else None
+            method = named or "an unnamed quantised format"
             raise UserError(f"{directory} is stored in {method}, which is not read yet; take a 16-bit checkpoint.")
 
 
