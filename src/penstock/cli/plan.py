@@ -12,6 +12,7 @@ import typer
 
 from penstock.cli import options
 from penstock.cli.console import Display, stderr_display, width_of
+from penstock.cli.overwrites import refuse_overwriting
 from penstock.errors import UserError
 from penstock.plan.question import Attention, Question
 
@@ -79,6 +80,7 @@ def plan(
         raise UserError("plan needs a MODEL (or --instance FILE alone)")
     options.check_cut(rows, batch_size, num_batches)
     _check_outputs(save, plot, explain)
+    refuse_overwriting({"--save": save, "--plot": plot}, {"-i": input, "MODEL": model, "--machine": machine})
     _check_bits(weight_bits, "--weight-bits")
     _check_bits(kv_bits, "--kv-bits")
     _check_job(input, prompt_len, num_prompts)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from penstock.cli import options
+from penstock.cli.overwrites import refuse_overwriting
 
 Flags = Mapping[str, Any]
 
@@ -48,7 +49,7 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the flags of a run, which it gets as two mappings.
 
     sampling: keywords of SamplingParams, None where nothing was said. how: keywords of LLM. UserError where flags of
-    the cut contradict each other, or there is no place for the trace.
+    the cut contradict each other, or there is no place for the trace, or only that of another file.
     """
 
     def called(**given: Any) -> None:
@@ -59,6 +60,9 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
         options.check_cut(how["rows"], how["batch_size"], how["num_batches"])
         if how["trace"] is not None:
             check_trace(how["trace"])  # before libraries are imported, which takes seconds
+            files = {"-i": "input", "-o": "output", "MODEL": "model"}
+            read = {name: given.get(argument) for name, argument in files.items()}
+            refuse_overwriting({"--trace": how["trace"]}, {**read, "--plan": how["plan"]})
         sampling = {name: None if value is False or value == [] else value for name, value in said.items()}
         command(**given, sampling=sampling, how=how)
 

@@ -10,6 +10,7 @@ import typer
 
 from penstock.cli import figures, options, trace_record
 from penstock.cli.console import stderr_display
+from penstock.cli.overwrites import refuse_overwriting
 from penstock.cli.trace_table import percent, table
 from penstock.errors import UserError
 from penstock.units import format_bytes
@@ -177,6 +178,7 @@ def import_(
     """Turn a trace of text, a line for each step, layer and sublayer, into a trace file."""
     from penstock.trace.text import import_text
 
+    refuse_overwriting({"FILE": file}, {"TEXT": text})
     with _progress(f"reading {Path(text).name}", 1, json_) as progress:
         found = import_text(
             Path(text),
