@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from tests.profiling.profiles import HERE, profile
 
 import penstock.profiling.measure
 from penstock.cli import main
+from penstock.cli.profile import lines
 from penstock.profiling.disk import mount_of
 from penstock.profiling.measure import Form, Progress
 from penstock.profiling.profile import Profile
@@ -36,6 +38,15 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(penstock.profiling.measure, "measure_profile", measure)
     monkeypatch.setattr(penstock.profiling.measure, "with_disks", disks)
     return done
+
+
+def test_what_an_older_profile_did_not_measure_is_not_told() -> None:
+    stored = profile()
+    cpu = replace(stored.machine.processors["cpu"], expert_s=0.0, dequantise_per_s=math.inf)
+    told = "\n".join(lines(replace(stored, machine=replace(stored.machine, processors={"cpu": cpu}))))
+    assert "0.2 ns a logit" in told
+    assert "expert" not in told
+    assert "unpacked" not in told
 
 
 def test_table(measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """``penstock profile``: what this host does per second."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -169,8 +170,12 @@ def _processor(tier: str, processor: "Processor") -> Iterator[str]:
         f" {_small(processor.row_s)} a drawn row, {processor.logit_s * 1e9:.2g} ns a logit"
     )
     yield f"{'':<16}besides: {costs}"
-    unpacked = f"{processor.dequantise_per_s / 1e9:.2g} G elements of 4 bits unpacked a second"
-    yield f"{'':<16}{_small(processor.expert_s)} an expert that a call touches; {unpacked}"
+    # profiles of before these were measured hold what costs nothing
+    rest = [f"{_small(processor.expert_s)} an expert that a call touches"] if processor.expert_s else []
+    if math.isfinite(processor.dequantise_per_s):
+        rest.append(f"{processor.dequantise_per_s / 1e9:.2g} G elements of 4 bits unpacked a second")
+    if rest:
+        yield f"{'':<16}{'; '.join(rest)}"
 
 
 def _curves(title: str, sizes: str, curves: "Mapping[str, Curve]") -> Iterator[str]:
