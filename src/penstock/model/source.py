@@ -178,9 +178,7 @@ def _read_config(directory: Path, trust_remote_code: bool, random_weights: bool,
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON object. Download it again.") from error
     if model_type is not None and not isinstance(model_type, str):
-        raise UserError(
-            f"{path} says model_type {json.dumps(model_type)[:40]}, which is not a name. Download it again."
-        )
+        raise UserError(f"{path} names no model_type but {json.dumps(model_type)[:40]}. Download it again.")
     if model_type not in CONFIG_MAPPING and not trust_remote_code:
         if written.get("auto_map"):
             raise UserError(f"{directory} runs code of its own; if you trust it, add --trust-remote-code.")
