@@ -335,3 +335,10 @@ def test_status_says_how_far_a_job_is(files: list[str], capsys: pytest.CaptureFi
     out.write_text("".join(answer(number) for number in range(1, 5)))
     assert main(["run-batch", "--status", str(out)]) == 0
     assert capsys.readouterr().out == "4 of 4 answered · 0 with errors · 0 to go · done\n"
+
+
+def test_a_job_killed_before_its_first_line_is_not_done(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with JobFile.open(Path(files[3]), SETTINGS):
+        pass
+    assert main(["run-batch", "--status", files[3]]) == 0
+    assert capsys.readouterr().out == "0 of 0 answered · 0 with errors · 0 to go · not running\n"

@@ -208,7 +208,7 @@ def _show_status(out: str, as_json: bool) -> None:
     answered, errors, to_go = (told[name] or 0 for name in ("answered", "errors", "to_go"))
     parts = [f"{answered:,} of {told['lines'] or 0:,} answered", f"{errors:,} with errors", f"{to_go:,} to go"]
     if told["pid"] is None:
-        parts.append("not running" if to_go else "done")
+        parts.append("not running" if to_go or not told["lines"] else "done")  # no lines: killed before it began
     else:
         parts.append(f"running (pid {told['pid']})")
         if told["tok_s"]:
