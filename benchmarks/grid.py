@@ -19,9 +19,9 @@ from pathlib import Path
 from predict import Case, execute, ragged
 from sitting import append, words
 
-REQUESTS = 40
-ROWS = (10, 20, 40)
-SWEEP_TOKENS = (128, 512, 1024)
+REQUESTS = 24
+ROWS = (6, 12, 24)
+SWEEP_TOKENS = (128, 1024)
 RULE = f"--rows {REQUESTS} --sweep-tokens 1024"
 
 
