@@ -5,9 +5,12 @@ import pytest
 
 from penstock.errors import UserError
 from penstock.sim.initial import initial_state
+from penstock.sim.overrides import read_settings, with_settings
 from penstock.sim.scenario import Scenario, Start
 from penstock.sim.scenario_file import parse
 from penstock.sim.shipped import SHIPPED, document_of
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def scenario(name: str) -> Scenario:
@@ -37,6 +40,22 @@ def test_weights_leave_room_for_the_prefill_kv_of_seed_004() -> None:
         assert start.items.all()
         assert start.slots - start.items.size <= 32
         assert scenario(name).initial.start is Start.HBM
+
+
+@pytest.mark.parametrize("name", ["seed-004", "seed-004-mha"])
+def test_seed_004_takes_its_other_start(name: str) -> None:
+    document = with_settings(document_of(name), read_settings("--set", ["omega=0.8,phi=0.8"]))
+    other = parse(document, name).scenario
+    assert other.initial.start is Start.FRACTION
+    assert (other.initial.omega, other.initial.phi) == (Fraction(4, 5), Fraction(4, 5))
+
+
+def test_a_sixteenth_has_the_bytes_of_the_whole() -> None:
+    whole, part = scenario("seed-004-mha"), scenario(str(EXAMPLES / "seed-004-mha-16th.toml"))
+    assert part.kv_bytes == 16 * whole.kv_bytes
+    assert (part.prefill_tokens, part.decode_tokens) == (whole.prefill_tokens // 16, whole.decode_tokens // 16)
+    same = ("layers", "attn_bytes", "mlp_bytes", "memories", "initial", "prefill_kv_bytes")
+    assert [getattr(part, key) for key in same] == [getattr(whole, key) for key in same]
 
 
 def test_batches_multiply_kv() -> None:
