@@ -68,7 +68,7 @@ def over_steps(groups: Panels, curves: Mapping[str, Curve], what: str, colours: 
         axes.set_title(title)
         axes.set_xlabel("decode step")
         axes.set_ylabel("read from HBM" if what == "alpha" else "of HBM in use")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
         if what != "alpha":
             axes.set_ylim(0, 1.05)
             axes.axhline(1, color=theme.bound, linewidth=1, linestyle="dotted")
