@@ -236,4 +236,5 @@ def _job(question: Question) -> str:
     requests = question.requests
     prompt = sum(p for p, _ in requests) / len(requests)
     new = sum(n for _, n in requests) / len(requests)
-    return f"{len(requests):,} prompts of {prompt:,.0f} tokens, {new:,.0f} to generate"
+    prompts = "1 prompt" if len(requests) == 1 else f"{len(requests):,} prompts"
+    return f"{prompts} of {prompt:,.0f} tokens, {new:,.0f} to generate"

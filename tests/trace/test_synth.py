@@ -135,3 +135,8 @@ def test_a_shape_without_anything_is_refused(shape: TraceShape) -> None:
 def test_the_least_overlap_that_is_named_is_allowed() -> None:
     for skip, overlap in ((0.05, 0.948), (0.3, 0.572), (0.4, 1 - 2 / 3)):
         assert synth(SMALL, skip, overlap=overlap).contents.steps == 80
+
+
+def test_a_step_that_memory_would_not_hold_is_refused():
+    with pytest.raises(UserError, match="99,999,999,999 tokens at 2 layers has 25,000,000,"):
+        synth(TraceShape(99_999_999_995, 4, 2), 0.5)

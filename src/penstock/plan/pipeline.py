@@ -19,7 +19,8 @@ def pipelined(steps: Sequence[Step], slots: int, fixed: float) -> float:
     it over the same two links, and whether it streams. fixed: seconds that follow the last.
     """
     read_end = upload_end = now = first_end = ahead = 0.0
-    freed = deque([0.0] * slots)  # when each slot was last given back, oldest first
+    # when each slot was last given back, oldest first; two sweeps fill no more than a slot for each page of theirs
+    freed = deque([0.0] * min(slots, 2 * len(steps)))
     for _ in range(2):
         first_end = now
         for compute_s, read_s, upload_s, portions_read_s, portions_upload_s, streams in steps:

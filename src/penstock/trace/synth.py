@@ -16,6 +16,7 @@ from penstock.trace.writer import TraceWriter, chunk_steps_for
 
 Progress = Callable[[int, int], None]  # done, in all
 
+MOST_STEP_BYTES = 1 << 28  # a step's bits are there several times, as chains and as what follows them
 SINKS, RECENT = 4, 16
 _START, _FOLLOWING = 1, 2  # what keys are drawn for, beside the steps
 
@@ -90,6 +91,11 @@ def synth(
         raise UserError(
             f"{shape.prefill_tokens:,} prefill tokens, {shape.steps:,} steps, {shape.layers:,} layers:"
             " a trace needs a step and a layer at least"
+        )
+    if (step_bytes := shape.layers * shape.words * 8) > MOST_STEP_BYTES:
+        raise UserError(
+            f"a step of {shape.tokens:,} tokens at {shape.layers:,} layers has {step_bytes:,} bytes of bits:"
+            f" at most {MOST_STEP_BYTES:,} are made; ask for fewer tokens or layers"
         )
     if not 0 <= seed < 1 << 63:
         raise UserError(f"seed is {seed}: give a number from 0 to 2^63 − 1")
