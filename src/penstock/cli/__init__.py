@@ -43,7 +43,7 @@ app.command(
     "profile", cls=options.Command, epilog=profile.EXAMPLES, short_help="measure what this host computes and reads"
 )(profile.profile)
 app.command(
-    "simulate", cls=options.Command, epilog=simulate.EXAMPLES, short_help="replay placement and migration on two memories"
+    "simulate", cls=options.Command, epilog=simulate.EXAMPLES, short_help="replay placement and migration of KV"
 )(simulate.simulate)
 app.add_typer(trace.app, name="trace", short_help="make, import and look at skip traces")
 
