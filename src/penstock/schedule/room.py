@@ -37,6 +37,7 @@ class Room:
         self.dropped: list[int] = []
         self.shared_tokens = 0
         self._turns = 0
+        self._last_holder = -1  # no row of a later turn holds blocks
         self._chunking = chunking
         self._give_way = give_way
 
@@ -67,6 +68,8 @@ class Room:
                 if block is not None:
                     self.pool.share(block)
         row.tables, row.computed, row.listed, row.begun = tables, known * self.block_tokens, known, True
+        if known:
+            self._last_holder = max(self._last_holder, row.turn)
         self.shared_tokens += row.computed
         self.prefixes.own(row)
         self._unwant(row)
@@ -93,6 +96,7 @@ class Room:
             affordable = least
         for group, table in enumerate(row.tables):
             table.extend(self.pool.take(group, self.compute_tier) for _ in range(affordable))
+        self._last_holder = max(self._last_holder, row.turn)
         return min(wanted, held + affordable * self.block_tokens)
 
     def leave_behind(self, row: Row) -> None:
@@ -182,10 +186,22 @@ class Room:
         return True
 
     def _newest_holding(self, tier: Tier, oldest: Row) -> Row | None:
-        """The newest row, ``oldest`` at the oldest, that holds blocks on a tier."""
+        """The newest row, ``oldest`` at the oldest, that holds blocks on a tier.
+
+        Thousands of rows may wait in flight without a block, and each asks for one in every sweep.
+        """
+        if oldest.turn > self._last_holder:
+            return None
+        held = False
         for row in reversed(self.rows.values()):
-            if any(block and block.tier == tier for table in row.tables for block in reversed(table)):
-                return row
+            if row.turn > self._last_holder:
+                continue
+            if any(row.tables):
+                held = True
+                if any(block and block.tier == tier for table in row.tables for block in reversed(table)):
+                    return row
+            elif not held:
+                self._last_holder = row.turn - 1
             if row is oldest:
                 return None
         return None
