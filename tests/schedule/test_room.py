@@ -97,29 +97,6 @@ def test_who_gives_way_is_the_newest_with_blocks_there(
 
     def by_looking_at_all(tier: Tier, oldest: Row) -> Row | None:
         newer = [row for row in room.rows.values() if row.turn >= oldest.turn]
-        holding = [row for row in newer if any(b and b.tier == tier for table in row.tables for b in table)]
-        return holding[-1] if holding else None
-
-    def both(tier: Tier, oldest: Row) -> Row | None:
-        found = Room._newest_holding(room, tier, oldest)
-        assert found is by_looking_at_all(tier, oldest)
-        return found
-
-    room._newest_holding = both  # type: ignore[method-assign]  # the same, checked
-    engine.take(steps, chance, prompts)
-    engine.run()
-
-
-@settings(max_examples=120, deadline=None)
-@given(engines(), alike(), st.lists(st.sampled_from([*STEPS, "add", "sweep"]), max_size=50), st.randoms())
-def test_who_gives_way_is_the_newest_with_blocks_there(
-    engine: FakeEngine, prompts: list[Prompt], steps: list[str], chance: random.Random
-) -> None:
-    """However the rows that hold none are passed over."""
-    room = engine.scheduler._room
-
-    def by_looking_at_all(tier: Tier, oldest: Row) -> Row | None:
-        newer = [row for row in room.rows.values() if row.turn >= oldest.turn]
         holds = [row for row in newer if any(b and b.tier == tier for table in row.tables for b in table)]
         return holds[-1] if holds else None
 
