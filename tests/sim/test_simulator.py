@@ -1,5 +1,6 @@
 """Both forms of the simulator: the same integers, what must hold of any run, and figures known from elsewhere."""
 
+import itertools
 import random
 from dataclasses import replace
 from fractions import Fraction
@@ -200,6 +201,23 @@ def test_many_pairs_in_one_pass_are_the_same_runs() -> None:
         alone = simulate(scenario, trace, *policies)
         np.testing.assert_array_equal(run.series.time_s, alone.series.time_s)
         assert replace(run, series=alone.series) == alone
+
+
+def test_placements_part_where_they_first_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(8)
+    full = replace(small(rng), prefill_tokens=80, decode_tokens=24, layers=3, initial=Initial(Start.HBM, Fraction(1)))
+    item = full.kv_bytes
+    full = replace(full, memories=replace(full.memories, hbm_capacity_bytes=full.weights_bytes + 200 * item))
+    trace = drawn(full, rng)
+    trace.bits[:9] = 0  # nothing is skipped, and nothing leaves, until then
+    monkeypatch.setattr("penstock.sim.windows.WINDOW_BYTES", 4 * 8 * full.layers * trace.shape.words)
+    for mode, migration in itertools.product(Mode, MIGRATIONS):
+        scenario = replace(full, mode=mode, passive=Passive.OFF)
+        pairs = [(placement, migration) for placement in PLACEMENTS]
+        for run, policies in zip(simulate_many(scenario, trace, pairs), pairs, strict=True):
+            plain = simulate(scenario, trace, *policies, form="kernels")
+            np.testing.assert_array_equal(run.series.time_s, plain.series.time_s)
+            assert replace(run, series=plain.series) == plain
 
 
 def test_state_goes_on_over_windows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,27 +78,18 @@ def keep_highest(word, count):
 
 
 @part
-def add(planes, row, carry, words):
-    """Count the tokens of a row in a counter [planes, words]."""
+def exchange(planes, come, gone, more, less, words):
+    """Count the tokens of one row in a counter [planes, words], no longer those of another; two rows to work in."""
     for w in range(words):
-        carry[w] = row[w]
-    for plane in planes:
+        more[w] = come[w] & ~gone[w]
+        less[w] = gone[w] & ~come[w]
+    for p in range(planes.shape[0]):
+        plane = planes[p]
         for w in range(words):
-            both = plane[w] & carry[w]
-            plane[w] ^= carry[w]
-            carry[w] = both
-
-
-@part
-def take_away(planes, row, borrow, words):
-    """Undo an `add` of the same row."""
-    for w in range(words):
-        borrow[w] = row[w]
-    for plane in planes:
-        for w in range(words):
-            missing = ~plane[w] & borrow[w]
-            plane[w] ^= borrow[w]
-            borrow[w] = missing
+            digit, up, down = plane[w], more[w], less[w]
+            plane[w] = digit ^ (up | down)
+            more[w] = up & digit
+            less[w] = down & ~digit
 
 
 @part
@@ -114,13 +105,11 @@ def where_equal(planes, number, equal, words):
 @part
 def write_number(planes, number, row, words):
     """Let a counter hold this number for the tokens of a row."""
-    for place, plane in enumerate(planes):
-        if number >> place & 1:
-            for w in range(words):
-                plane[w] |= row[w]
-        else:
-            for w in range(words):
-                plane[w] &= ~row[w]
+    for p in range(planes.shape[0]):
+        plane = planes[p]
+        digit = EVERY if number >> p & 1 else NO_TOKEN
+        for w in range(words):
+            plane[w] ^= (plane[w] ^ digit) & row[w]
 
 
 @part

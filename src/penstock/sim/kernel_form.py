@@ -3,29 +3,57 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.sim.initial import InitialState
-from penstock.sim.kernel_state import given, record, state
+from penstock.sim.initial import InitialState, initial_state
+from penstock.sim.kernel_placements import wanted_in_hbm
+from penstock.sim.kernel_state import State, given, record, state
 from penstock.sim.kernel_step import advance
+from penstock.sim.memories import Memories
+from penstock.sim.migrations import NoMigration
 from penstock.sim.pair import Pair
+from penstock.sim.placements import PreferHbm
 from penstock.sim.prices import BYTE_KINDS
 from penstock.sim.scenario import Scenario
 from penstock.sim.windows import Window
 
 
 class KernelForm:
-    """The state of one pair between windows."""
+    """The state of one pair between windows.
+
+    undecided: whether no placement has had a say yet, as no place was ever free for a new item; pairs that differ in
+    their placements alone are one run so far.
+    """
 
     def __init__(self, scenario: Scenario, start: InitialState, pair: Pair) -> None:
         numbers = given(scenario, start, pair)
+        self._scenario, self._pair = scenario, pair
         self._given, self._state = record(numbers), state(scenario, start, numbers)
-        self._layers = scenario.layers
+
+    @property
+    def undecided(self) -> bool:
+        """See above."""
+        return not self._given["placed"][0]
+
+    def copy_state(self, other: "KernelForm") -> None:
+        """Go on from where the form of a pair that differs in its placement alone is."""
+        by_items = self._given["placed_by_items"][0]
+        self._given[:] = other._given
+        self._given["placed_by_items"] = by_items
+        self._state = State(*(array.copy() for array in other._state))
 
     def advance(self, window: Window) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Replay a window: bytes of every attention step [steps, layers, 8], items in HBM after it [steps, layers]."""
-        shape = window.steps, self._layers
+        shape = window.steps, self._scenario.layers
         counts, items = np.zeros((*shape, BYTE_KINDS), np.int64), np.empty(shape, np.int64)
+        wanted = np.ascontiguousarray(wanted_in_hbm(self._pair.placement, self._scenario, window))
         # One type for what a trace lends and for copies of it: the kernel is compiled once.
         bits = np.ascontiguousarray(window.bits, np.uint64).view()
         bits.setflags(write=False)
-        advance(self._given, self._state, bits, window.lead, window.first, window.skip_counts, counts, items)
+        advance(self._given, self._state, bits, window.lead, window.first, window.skip_counts, wanted, counts, items)
         return counts, items
+
+
+def compile_kernels() -> None:
+    """Compile the kernels, or take them from the disk, by the smallest run there is."""
+    scenario = Scenario("smallest", Memories(1, 1, 1, 1, 1), 1, 0, 0, 1, 0, 1)
+    window = Window(0, 1, 0, np.zeros((1, 1, 1), np.uint64), np.zeros((1, 1), np.int64))
+    KernelForm(scenario, initial_state(scenario), Pair(PreferHbm(), NoMigration(), "", "")).advance(window)

@@ -7,7 +7,7 @@
 from penstock.sim import prices
 from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, keep_highest, keep_lowest, lowest, ones
 from penstock.sim.kernel_cache import part
-from penstock.sim.kernel_state import HELD, MISSED, MOVED_IN, NO_ROOM, READS, ROOM_BY_ITEM, SCRATCH, SPARE
+from penstock.sim.kernel_state import HELD, MISSED, MOVED_IN, NO_ROOM, READS, ROOM_BY_ITEM, SPARE
 
 MADE, NO_TIME, NO_MORE = range(3)
 
@@ -46,15 +46,29 @@ def has_time(g, c, outs, outs_read, ins, ins_read):
 
 
 @part
+def count_outs(g, c, count, read):
+    """Account for items that leave HBM, so many of which this step has read."""
+    g.items -= count
+    if g.exclusive:
+        c[7] += g.item * count
+        c[4] += g.item * (count - read)
+
+
+@part
+def count_ins(g, c, count, read):
+    """Account for items that come into HBM, so many of which this step has read."""
+    g.items += count
+    c[5] += g.item * count
+    c[6] += g.item * (count - read)
+
+
+@part
 def take_out(g, s, c, layer, w, items, own):
     """Items of a word leave HBM; `own`: the layer is the one that this step has read."""
     count = ones(items)
     s.hbm[layer, w] &= ~items
     s.layer[HELD, layer] -= count
-    g.items -= count
-    if g.exclusive:
-        c[7] += g.item * count
-        c[4] += g.item * (count - (ones(items & s.row[READS, w]) if own else 0))
+    count_outs(g, c, count, ones(items & s.row[READS, w]) if own else 0)
     return count
 
 
@@ -64,9 +78,7 @@ def put_in(g, s, c, layer, w, items, own):
     count = ones(items)
     s.hbm[layer, w] |= items
     s.layer[HELD, layer] += count
-    g.items += count
-    c[5] += g.item * count
-    c[6] += g.item * (count - (ones(items & s.row[MISSED, w]) if own else 0))
+    count_ins(g, c, count, ones(items & s.row[MISSED, w]) if own else 0)
     if g.moves_noted:
         s.moved[layer, w] |= items
         s.layer[MOVED_IN, layer] += count
@@ -75,39 +87,33 @@ def put_in(g, s, c, layer, w, items, own):
 @part
 def take_row_out(g, s, c, layer, row, words, own):
     """All items of a row that are in HBM leave it."""
-    held, gone, reads, count, read = s.hbm[layer], s.row[SCRATCH], s.row[READS], 0, 0
+    held, reads, count, read = s.hbm[layer], s.row[READS], 0, 0
+    if own and g.exclusive:
+        for w in range(words):
+            read += ones(row[w] & held[w] & reads[w])
     for w in range(words):
-        gone[w] = row[w] & held[w]
+        count += ones(row[w] & held[w])
         held[w] &= ~row[w]
-        count += ones(gone[w])
     s.layer[HELD, layer] -= count
-    g.items -= count
-    if g.exclusive:
-        if own:
-            for w in range(words):
-                read += ones(gone[w] & reads[w])
-        c[7] += g.item * count
-        c[4] += g.item * (count - read)
+    count_outs(g, c, count, read)
 
 
 @part
 def put_row_in(g, s, c, layer, row, first, words, own):
     """All items of a row's words from `first` on come into HBM."""
-    held, come, missed, count, read = s.hbm[layer], s.row[SCRATCH], s.row[MISSED], 0, 0
-    for w in range(first, words):
-        come[w] = row[w] & ~held[w]
-        held[w] |= row[w]
-        count += ones(come[w])
+    held, missed, count, read = s.hbm[layer], s.row[MISSED], 0, 0
     if own:
         for w in range(first, words):
-            read += ones(come[w] & missed[w])
-    s.layer[HELD, layer] += count
-    g.items += count
-    c[5] += g.item * count
-    c[6] += g.item * (count - read)
+            read += ones(row[w] & ~held[w] & missed[w])
     if g.moves_noted:
         for w in range(first, words):
-            s.moved[layer, w] |= come[w]
+            s.moved[layer, w] |= row[w] & ~held[w]
+    for w in range(first, words):
+        count += ones(row[w] & ~held[w])
+        held[w] |= row[w]
+    s.layer[HELD, layer] += count
+    count_ins(g, c, count, read)
+    if g.moves_noted:
         s.layer[MOVED_IN, layer] += count
 
 

@@ -2,39 +2,33 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
 from penstock.sim import prices
-from penstock.sim.kernel_bits import add, bit, has, keep_lowest, ones, sum_over, take_away, where_equal
+from penstock.sim.kernel_bits import bit, exchange, keep_lowest, ones, sum_over, where_equal
 from penstock.sim.kernel_cache import part
-from penstock.sim.kernel_moves import free, ins_of_layer, outs_of_layer
+from penstock.sim.kernel_choice import choose_best, places_for
+from penstock.sim.kernel_moves import free, ins_of_layer, install_newest, outs_of_layer, put_row_in
 from penstock.sim.kernel_state import (
-    ALL_OF_WINDOW,
     ALPHA,
-    ALPHA_LAYERS,
-    ANY_OF_WINDOW,
     ATTN_HBM,
-    BATCH_RATIO,
     CHOSEN,
+    EMPTY,
+    GROUP,
     HELD,
-    LAYER_IMPORTANCE,
     LOOK_AHEAD,
-    LOOK_AHEAD_BATCH,
     MISSED,
     NO_ROOM,
     PAST_WINDOW,
-    PREFER_HBM,
     PRIOR,
+    REST,
     ROOM_BY_ITEM,
     ROOM_BY_TOKEN,
-    SCRATCH,
     SKIPPED_TOKENS,
     SOME_ABSENT,
     SOME_HELD,
     SPARE,
-    SPLIT_TOKEN,
 )
 from penstock.sim.kernel_tokens import common, ins_of_tokens, outs_of_tokens, survey
+from penstock.sim.kernel_whole import settle, whole_ins, whole_outs
 
-BATCH = 16
-TIE = 1e-9
 CLOSE = 200
 UNLIMITED = 1 << 60
 
@@ -42,50 +36,14 @@ best_items = part(prices.best_items)
 
 
 @part
-def place(g, s, bits, at, step, layer, token, skip_counts):
-    """Whether the new item goes to HBM; bits[at] is this step's."""
-    if g.placement == PREFER_HBM:
-        return True
-    if g.placement == SPLIT_TOKEN:
-        shifted = (layer + token) % g.layers if g.placement_rule else layer
-        return shifted < g.placement_share
-    if g.placement == BATCH_RATIO:
-        return step % BATCH < g.placement_share
-    if g.placement == LOOK_AHEAD_BATCH:
-        return _place_by_window(g, bits, at, step, layer, token)
-    if g.placement == LAYER_IMPORTANCE:
-        return _place_by_rate(g, s, step, layer, skip_counts)
-    assert g.placement == ALPHA_LAYERS
-    return s.layer[HELD, layer] * g.share_q <= g.share_p * token
-
-
-@part
-def _place_by_window(g, bits, at, step, layer, token):
-    length = min(g.placement_window, g.steps - 1 - step)
-    if length == 0:
-        return True
-    count = 0
-    for ahead in range(1, length + 1):
-        count += has(bits[at + ahead, layer], token)
-    if g.placement_rule == ANY_OF_WINDOW:
-        return count == 0
-    if g.placement_rule == ALL_OF_WINDOW:
-        return count < length
-    return 2 * count < length
-
-
-@part
-def _place_by_rate(g, s, step, layer, skip_counts):
-    first = max(step - g.placement_window + 1, 0)
-    rate = 0.0
-    for m in range(first, step + 1):
-        rate += skip_counts[m, layer] / max(g.prefill + m, 1)
-    s.rates[layer] = rate / (step + 1 - first)
-    layers = layer + 1 if step == 0 else g.layers
-    mean = 0.0
-    for other in range(layers):
-        mean += s.rates[other]
-    return s.rates[layer] <= mean / layers * (1 + TIE)
+def place(g, s, wanted, layer, token):
+    """Whether the new item goes to HBM, where a place is free; `wanted`: where that depends on the trace alone."""
+    if free(g) <= 0:
+        return False
+    g.placed += 1
+    if g.placed_by_items:
+        return (s.layer[HELD, layer] + g.tokens_inside) * g.share_q <= g.share_p * token
+    return wanted
 
 
 @part
@@ -93,6 +51,8 @@ def migrate(g, s, c, bits, at, step, layer, token, skip_counts, words):
     """Make the moves of the migration policy."""
     g.room_kind = NO_ROOM
     g.room_from = 0
+    if g.alike and layer == 0 and step > 0:
+        settle(g, s, token - 1)
     if g.window:
         _slide(g, s, bits, at, step, layer, words)
     if g.migration == PRIOR:
@@ -127,20 +87,21 @@ def migrate(g, s, c, bits, at, step, layer, token, skip_counts, words):
 @part
 def _slide(g, s, bits, at, step, layer, words):
     """Keep count of how many steps of the window skip each token."""
-    counter = s.skips[layer]
+    counter, none, more, less = s.skips[layer], s.row[EMPTY], s.row[GROUP], s.row[REST]
     if g.migration == PAST_WINDOW:
-        add(counter, bits[at, layer], s.row[SCRATCH], words)
         if step >= g.window:
-            take_away(counter, bits[at - g.window, layer], s.row[SCRATCH], words)
+            exchange(counter, bits[at, layer], bits[at - g.window, layer], more, less, words)
+        else:
+            exchange(counter, bits[at, layer], none, more, less, words)
         return
-    reach = min((g.prefill + step + g.window) // 64 + 1, len(s.row[SCRATCH]))
+    reach = min((g.prefill + step + g.window) // 64 + 1, bits.shape[2])
     if step == 0:
-        for ahead in range(1, min(g.window, g.steps)):
-            add(counter, bits[at + ahead, layer], s.row[SCRATCH], reach)
+        for ahead in range(1, min(g.window + 1, g.steps)):
+            exchange(counter, bits[at + ahead, layer], none, more, less, reach)
+    elif step + g.window < g.steps:
+        exchange(counter, bits[at + g.window, layer], bits[at, layer], more, less, reach)
     else:
-        take_away(counter, bits[at, layer], s.row[SCRATCH], words)
-    if step + g.window < g.steps:
-        add(counter, bits[at + g.window, layer], s.row[SCRATCH], reach)
+        exchange(counter, none, bits[at, layer], more, less, words)
 
 
 @part
@@ -165,6 +126,39 @@ def _look_ahead(g, s, c, length, layer, token, words):
     for w in range(words):
         come[w] = ~leave[w]
     _cut_after(come, token)
+    if g.slack or g.room:
+        _look_ahead_in_order(g, s, c, length, layer, token, words)
+    elif g.alike:
+        whole_outs(g, s, c, leave, layer, token, words)
+        whole_ins(g, s, c, counter, come, layer, token, words)
+    elif g.whole:
+        _look_ahead_in_order(g, s, c, length, layer, token, words)
+    else:
+        outs_of_layer(g, s, c, layer, leave, UNLIMITED, words)
+        come[token >> 6] &= ~bit(token & 63)
+        _best_of_layer(g, s, c, counter, come, layer, token, words)
+
+
+@part
+def _best_of_layer(g, s, c, counter, come, layer, token, words):
+    """Items of a row outside HBM come in as far as places go, those first that fewest steps skip, then the newest."""
+    places, held = free(g), s.hbm[layer]
+    if places <= 0:
+        return
+    for w in range(words):
+        come[w] &= ~held[w]
+    wanted = places_for(g, s, come, layer, token, words)
+    if wanted > places:
+        places = choose_best(g, s, counter, come, places, layer, token, words)
+        install_newest(g, s, c, layer, s.row[REST], places, words)
+    if wanted:
+        put_row_in(g, s, c, layer, come, 0, words, True)
+
+
+@part
+def _look_ahead_in_order(g, s, c, length, layer, token, words):
+    """The same where each move must find time, or room that another leaves."""
+    counter, leave, come = s.skips[layer], s.row[SPARE], s.row[CHOSEN]
     if g.whole:
         survey(g, s, words)
         left = common(come, s.row[SOME_ABSENT], words)

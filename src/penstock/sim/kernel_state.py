@@ -8,22 +8,20 @@ from numpy.typing import NDArray
 from penstock.sim.initial import InitialState
 from penstock.sim.migrations import CLOSE, Alpha, LookAhead, Lru, NoMigration, PastWindow, Prior, SkippedTokens
 from penstock.sim.pair import Pair
-from penstock.sim.placements import AlphaLayers, BatchRatio, LayerImportance, LookAheadBatch, PreferHbm, SplitToken
-from penstock.sim.prices import SERIAL, Prices, round_share
+from penstock.sim.placements import AlphaLayers
+from penstock.sim.prices import SERIAL, Prices
 from penstock.sim.scenario import Mode, Passive, Scenario
 
 Words = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
 
-PREFER_HBM, SPLIT_TOKEN, BATCH_RATIO, LOOK_AHEAD_BATCH, LAYER_IMPORTANCE, ALPHA_LAYERS = range(6)
 NO_MIGRATION, PRIOR, SKIPPED_TOKENS, PAST_WINDOW, LOOK_AHEAD, ALPHA = range(6)
 PASSIVE_OFF, PASSIVE_ALL, PASSIVE_ALPHA = range(3)
-HALF_OF_WINDOW, ANY_OF_WINDOW, ALL_OF_WINDOW = range(3)
 NO_ROOM, ROOM_BY_ITEM, ROOM_BY_TOKEN = range(3)
 
-# Rows of State.row: R(n, l), of these the items not in HBM, candidates, those that may make room, a free one, and the
-# tokens with an item in HBM or outside it at any layer.
-READS, MISSED, CHOSEN, SPARE, SCRATCH, SOME_HELD, SOME_ABSENT = range(7)
+# Rows of State.row: R(n, l), of these the items not in HBM, candidates, those that may make room, a free one, the
+# tokens with an item in HBM or outside it at any layer, two to choose by, none at all, and those of kernel_whole.
+READS, MISSED, CHOSEN, SPARE, SCRATCH, SOME_HELD, SOME_ABSENT, GROUP, REST, EMPTY, ALIKE, INSIDE = range(12)
 # Numbers of State.layer: items in HBM, bytes of weights there, see State.oldest, items that moved in in the step.
 HELD, ATTN_HBM, OLDEST_USE, OLDEST_FROM, MOVED_IN = range(5)
 
@@ -43,10 +41,7 @@ class Given(NamedTuple):
     exclusive: int
     slack: int
     passive: int
-    placement: int
-    placement_window: int
-    placement_rule: int
-    placement_share: int  # layers, or tokens of 16
+    placed_by_items: int  # where a new item goes depends on what HBM holds of its layer
     migration: int
     window: int
     whole: int  # whole tokens move, or all layers' items
@@ -75,6 +70,9 @@ class Given(NamedTuple):
     room_kind: int
     room_from: int  # the word from which what may make room is looked for
     start_from: int  # the word from which prefill items never read are looked for
+    alike: int  # whether the rows ALIKE and INSIDE are in use
+    tokens_inside: int  # of INSIDE
+    placed: int  # new items for which a place was free: those where the placement had a say
 
 
 class State(NamedTuple):
@@ -84,10 +82,9 @@ class State(NamedTuple):
     """
 
     hbm: Words  # [layers, words]
-    row: Words  # [7, words]
+    row: Words  # [12, words]
     layer: Numbers  # [5, layers]
     skips: Words  # [layers, planes, words] in how many steps of the migration's window a token is skipped
-    rates: NDArray[np.float64]  # [layers] of layer-importance
     # Passive installs: when each item was used last [layers, planes, words]; of each layer's items in HBM those used
     # least recently, at OLDEST_USE, from the word OLDEST_FROM on; and what migration has moved in in the step.
     last_use: Words
@@ -121,8 +118,12 @@ def given(scenario: Scenario, start: InitialState, pair: Pair) -> Given:
         "items": int(start.items.sum()),
     }
     numbers |= zip(("r_hbm", "r_read", "r_write", "r_internal"), prices.reduced(), strict=True)
-    numbers |= _placement(scenario, pair)
+    numbers["placed_by_items"] = int(isinstance(pair.placement, AlphaLayers))
     numbers |= _migration(scenario, pair)
+    # Where items leave and come one by one, the items of a token do not stay together.
+    whole_sets = isinstance(pair.migration, LookAhead) and pair.migration.whole_tokens and not pair.migration.room
+    if whole_sets and not pair.budget_slack and numbers["passive"] == PASSIVE_OFF:
+        numbers |= {"alike": 1, "tokens_inside": int(start.items.all(axis=0).sum())}
     times = {"compute_s": scenario.compute_s, "fixed_s": scenario.fixed_s, "limit_s": 0.0}
     return Given(**dict.fromkeys(Given._fields, 0) | numbers | times)  # type: ignore[arg-type]  # mypy joins the values
 
@@ -139,27 +140,6 @@ def fits_int64(scenario: Scenario, g: Given) -> bool:
     else:
         split = 3 * with_moves * max(g.r_hbm, g.r_read, g.r_write, g.r_internal)
     return max(alpha, split) < 2**63
-
-
-def _placement(scenario: Scenario, pair: Pair) -> dict[str, int]:
-    best = scenario.memories.best_share
-    match pair.placement:
-        case PreferHbm():
-            return {"placement": PREFER_HBM}
-        case SplitToken(rotated):
-            share = round_share(scenario.layers, best)
-            return {"placement": SPLIT_TOKEN, "placement_share": share, "placement_rule": int(rotated)}
-        case BatchRatio():
-            return {"placement": BATCH_RATIO, "placement_share": round_share(16, best)}
-        case LookAheadBatch(window, rule):
-            code = {"half": HALF_OF_WINDOW, "any": ANY_OF_WINDOW, "all": ALL_OF_WINDOW}[rule]
-            return {"placement": LOOK_AHEAD_BATCH, "placement_window": window, "placement_rule": code}
-        case LayerImportance(window):
-            return {"placement": LAYER_IMPORTANCE, "placement_window": window}
-        case AlphaLayers():
-            return {"placement": ALPHA_LAYERS}
-        case other:
-            raise TypeError(f"no kernel for {other!r}")
 
 
 def _migration(scenario: Scenario, pair: Pair) -> dict[str, int]:
@@ -196,10 +176,11 @@ def state(scenario: Scenario, start: InitialState, g: Given) -> State:
     """HBM as it is before the first step."""
     layers, tokens = scenario.layers, scenario.prefill_tokens + scenario.decode_tokens
     words = -(-tokens // 64)
-    padded = np.zeros((layers, words * 64), np.bool_)
-    padded[:, : scenario.prefill_tokens] = start.items
+    inside = start.items.all(axis=0)
+    alike = inside | ~start.items.any(axis=0)
+    loose = start.items & ~alike if g.alike else start.items
     per_layer = np.zeros((5, layers), np.int64)
-    per_layer[HELD] = start.items.sum(axis=1)
+    per_layer[HELD] = loose.sum(axis=1)
     per_layer[ATTN_HBM] = start.attn_bytes
     per_layer[OLDEST_USE] = UNKNOWN
     passive_layers = layers if g.passive != PASSIVE_OFF else 0
@@ -207,13 +188,22 @@ def state(scenario: Scenario, start: InitialState, g: Given) -> State:
     def rows(*shape: int) -> Words:
         return np.zeros((*shape, words), np.uint64)
 
+    row = rows(12)
+    if g.alike:
+        row[ALIKE], row[INSIDE] = _words(alike, words), _words(inside, words)
     return State(
-        hbm=np.packbits(padded, axis=-1, bitorder="little").view("<u8").astype(np.uint64),
-        row=rows(7),
+        hbm=_words(loose, words),
+        row=row,
         layer=per_layer,
         skips=rows(layers if g.window else 0, g.window.bit_length()),
-        rates=np.zeros(layers),
         last_use=rows(passive_layers, scenario.decode_tokens.bit_length()),
         oldest=rows(passive_layers),
         moved=rows(passive_layers),
     )
+
+
+def _words(flags: NDArray[np.bool_], words: int) -> Words:
+    """Flags of the first tokens as rows of so many words."""
+    padded = np.zeros((*flags.shape[:-1], words * 64), np.bool_)
+    padded[..., : flags.shape[-1]] = flags
+    return np.packbits(padded, axis=-1, bitorder="little").view("<u8").astype(np.uint64)

@@ -5,29 +5,30 @@ from penstock.sim import prices
 from penstock.sim.kernel_bits import bit, ones
 from penstock.sim.kernel_cache import kept, part
 from penstock.sim.kernel_lru import forget_moves, forget_step, install_reads, note_use
-from penstock.sim.kernel_moves import free, seconds
+from penstock.sim.kernel_moves import seconds
 from penstock.sim.kernel_policies import migrate, place
-from penstock.sim.kernel_state import ATTN_HBM, HELD, MISSED, NO_MIGRATION, PASSIVE_OFF, READS
+from penstock.sim.kernel_state import ATTN_HBM, HELD, INSIDE, MISSED, NO_MIGRATION, PASSIVE_OFF, READS
 
 split_bytes = part(prices.split_bytes)
 
 
 @kept
-def advance(given, s, bits, lead, first, skip_counts, counts, items):
+def advance(given, s, bits, lead, first, skip_counts, wanted, counts, items):
     """Replay a window's steps: fill counts [steps, layers, 8] and items in HBM [steps, layers].
 
-    bits: [lead + steps + ahead, layers, words]; skip_counts: of the whole trace [steps, layers].
+    bits: [lead + steps + ahead, layers, words]; skip_counts: of the whole trace [steps, layers];
+    wanted: whether new items should go to HBM [steps, layers].
     """
     g = given[0]
     for step in range(first, first + len(counts)):
         for layer in range(g.layers):
             c = counts[step - first, layer]
-            _step(g, s, c, bits, lead + step - first, step, layer, skip_counts)
+            _step(g, s, c, bits, lead + step - first, step, layer, skip_counts, wanted[step - first, layer])
             items[step - first, layer] = g.items
 
 
 @part
-def _step(g, s, c, bits, at, step, layer, skip_counts):
+def _step(g, s, c, bits, at, step, layer, skip_counts, wanted):
     """Reads, moves, installs and the new item of one attention step, in this order; `at` is its place in `bits`."""
     token = g.prefill + step
     words = (token >> 6) + 1
@@ -37,7 +38,7 @@ def _step(g, s, c, bits, at, step, layer, skip_counts):
     c[1] = g.attn_bytes - s.layer[ATTN_HBM, layer] + g.item * (reads - hits)
     to_hbm = False
     if g.slack:
-        to_hbm = place(g, s, bits, at, step, layer, token, skip_counts) and free(g) > 0
+        to_hbm = place(g, s, wanted, layer, token)
         _finish(g, c, to_hbm, hits)
         g.limit_s = seconds(g, c, 0, 0, 0, 0)
         g.kept = 1 if to_hbm else 0
@@ -52,7 +53,7 @@ def _step(g, s, c, bits, at, step, layer, skip_counts):
         forget_step(g, s, layer, step + 1)
     g.kept = 0
     if not g.slack:
-        to_hbm = place(g, s, bits, at, step, layer, token, skip_counts) and free(g) > 0
+        to_hbm = place(g, s, wanted, layer, token)
         _finish(g, c, to_hbm, hits)
     if to_hbm:
         s.hbm[layer, token >> 6] |= bit(token & 63)
@@ -63,15 +64,15 @@ def _step(g, s, c, bits, at, step, layer, skip_counts):
 @part
 def _read(g, s, skipped, layer, token, words):
     """Set the rows of what the step reads; how many of these items are in HBM."""
-    held, reads, missed, hits = s.hbm[layer], s.row[READS], s.row[MISSED], 0
+    held, inside, reads, missed, hits = s.hbm[layer], s.row[INSIDE], s.row[READS], s.row[MISSED], 0
     for w in range(words):
-        reads[w] = ~skipped[w]
-    reads[words - 1] &= bit(token & 63) - bit(0)
-    for w in range(words):
-        hits += ones(reads[w] & held[w])
+        hits += ones(~skipped[w] & (held[w] | inside[w]))
     if g.slack or g.passive != PASSIVE_OFF or g.migration != NO_MIGRATION:
         for w in range(words):
-            missed[w] = reads[w] & ~held[w]
+            reads[w] = ~skipped[w]
+        reads[words - 1] &= bit(token & 63) - bit(0)
+        for w in range(words):
+            missed[w] = reads[w] & ~(held[w] | inside[w])
     return hits
 
 

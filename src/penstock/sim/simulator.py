@@ -3,10 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal, cast
 
 from penstock.errors import UserError
 from penstock.sim import registry
@@ -22,6 +19,9 @@ from penstock.sim.user_policy import UserMigration, UserPlacement
 from penstock.sim.windows import Window, open_windows
 from penstock.trace.skip_trace import SkipTrace, TraceShape
 
+if TYPE_CHECKING:
+    from penstock.sim.kernel_form import KernelForm
+
 __all__ = ["StepBatch", "StepSink", "simulate", "simulate_many"]
 
 FormName = Literal["auto", "kernels", "numpy"]
@@ -29,21 +29,16 @@ Policies = tuple[str | PlacementPolicy, str | MigrationPolicy]
 EXACT_BYTES = 2**53  # a double holds no more whole numbers
 
 
-class Form(Protocol):
-    """One pair's state, and how it goes on."""
-
-    def advance(self, window: Window) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Replay the next window: bytes of attention steps [steps, layers, 8], items in HBM after [steps, layers]."""
-        ...
-
-
 @dataclass
 class _Lane:
     """A pair on its way through the trace."""
 
     pair: Pair
-    form: Form
+    form: "NumpyForm | KernelForm"
     ledger: Ledger
+
+
+_Together = list[_Lane]  # pairs that are one run so far: the first is replayed for all
 
 
 def simulate(
@@ -94,15 +89,39 @@ def _replay(
     start = initial_state(scenario)
     lanes = [_Lane(pair, _form(form, scenario, start, pair), Ledger(scenario, start, each_step)) for pair in pairs]
     back, ahead = max((p.back for p in pairs), default=0), max((p.ahead for p in pairs), default=0)
+    groups = _groups(lanes)
     for window in open_windows(trace, back, ahead):
-        for lane in lanes:
-            lane.ledger.add(window.first, *lane.form.advance(window))
+        groups = [left for group in groups for left in _advance(group, window)]
         if progress is not None:
             progress(window.steps)
     return [lane.ledger.run(lane.pair) for lane in lanes]
 
 
-def _form(name: FormName, scenario: Scenario, start: InitialState, pair: Pair) -> Form:
+def _groups(lanes: Sequence[_Lane]) -> list[_Together]:
+    """Pairs that differ in their placements alone, which have had no say yet; the numpy form runs each alone."""
+    groups: dict[object, _Together] = {}
+    for lane in lanes:
+        alone = isinstance(lane.form, NumpyForm)
+        key = id(lane) if alone else (lane.pair.migration, lane.pair.budget_slack)
+        groups.setdefault(key, []).append(lane)
+    return list(groups.values())
+
+
+def _advance(group: _Together, window: Window) -> list[_Together]:
+    """Replay a window for pairs that are one run so far; they part in the first one where their placements count."""
+    first, *others = group
+    if others:
+        cast("KernelForm", others[0].form).copy_state(cast("KernelForm", first.form))
+    counts, items = first.form.advance(window)
+    first.ledger.add(window.first, counts, items)
+    if others and not cast("KernelForm", first.form).undecided:
+        return [[first], *_advance(others, window)]
+    for other in others:
+        other.ledger.add(window.first, counts, items)
+    return [group]
+
+
+def _form(name: FormName, scenario: Scenario, start: InitialState, pair: Pair) -> "NumpyForm | KernelForm":
     """The form asked for, or the faster one that can run the pair."""
     reason = "" if name == "numpy" else _why_no_kernels(scenario, start, pair)
     if name == "kernels" and reason:
