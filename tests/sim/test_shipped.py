@@ -6,7 +6,7 @@ import pytest
 from penstock.errors import UserError
 from penstock.sim.initial import initial_state
 from penstock.sim.overrides import read_settings, with_settings
-from penstock.sim.scenario import Scenario, Start
+from penstock.sim.scenario import Initial, Scenario, Start
 from penstock.sim.scenario_file import parse
 from penstock.sim.shipped import SHIPPED, document_of
 
@@ -48,6 +48,13 @@ def test_seed_004_takes_its_other_start(name: str) -> None:
     other = parse(document, name).scenario
     assert other.initial.start is Start.FRACTION
     assert (other.initial.omega, other.initial.phi) == (Fraction(4, 5), Fraction(4, 5))
+
+
+def test_seed_004_starts_in_the_ratio_of_the_bandwidths() -> None:
+    document = with_settings(document_of("seed-004"), read_settings("--set", ["init=ratio"]))
+    other = parse(document, "seed-004").scenario
+    assert other.initial == Initial(Start.RATIO)
+    assert 0 < initial_state(other).items.sum() < initial_state(other).items.size
 
 
 def test_a_sixteenth_has_the_bytes_of_the_whole() -> None:

@@ -217,6 +217,9 @@ class _ScenarioTable(_Table):
 
     def _initial(self, prefill_kv_bytes: int, layer_bytes: int) -> Initial:
         omega = self.omega
+        start = self.init or ("hbm" if self.phi is None else "fraction")
+        if omega == "fit" and start == "ratio":
+            omega = None  # a start that says how much of the weights it takes needs no fitting
         if omega == "fit":
             weights = self.weight_capacity_bytes or layer_bytes * self.layers
             free = self.hbm_capacity_bytes - prefill_kv_bytes
@@ -226,7 +229,6 @@ class _ScenarioTable(_Table):
                     f"{self.hbm_capacity_bytes:,}: give omega as a number from 0 to 1"
                 )
             omega = min(Fraction(1), Fraction(free, weights)) if weights else Fraction(1)
-        start = self.init or ("hbm" if self.phi is None else "fraction")
         return Initial(Start(start), omega, self.phi, WeightOrder(self.weights))
 
     def _slack(self) -> bool:
