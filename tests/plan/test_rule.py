@@ -133,8 +133,21 @@ def test_kv_on_disk_needs_room_on_disk():
 def test_activations_on_disk_need_room_on_disk():
     ledger = Ledger({"cpu": 4 << 30, "disk": MiB}, {"cpu": TAKEN})
     asked = Asked(activations=Shares(disk=1.0), batch_tokens=32, sweep_tokens=1024)
-    with pytest.raises(UserError, match="--disk-memory 1 MiB is too small for what is placed there: activations 47"):
+    with pytest.raises(UserError, match="--disk-memory 1 MiB is too small for what is placed there: activations 64"):
         decide(MODEL, JOB, ledger, asked, "cpu", 0)
+    enough = replace(ledger, budget={**ledger.budget, "disk": 64 * MiB})
+    assert decide(MODEL, JOB, enough, asked, "cpu", 0).reserved["disk"] == 64 * MiB  # 32 files, by doubling
+
+
+def test_activations_on_the_cpu_beside_a_gpu_are_counted_by_whole_calls():
+    """Three calls of which half rest there: two do."""
+    ledger = Ledger({"gpu": 1 << 30, "cpu": 2 << 30, "disk": 1 << 40}, {"cpu": TAKEN})
+    cut = {"batch_tokens": 100, "sweep_tokens": 300}
+    half, all_here = (
+        decide(MODEL, JOB, ledger, Asked(activations=shares, **cut), "gpu", 0).reserved["cpu"]
+        for shares in (Shares(gpu=0.5, cpu=0.5), Shares(gpu=1.0))
+    )
+    assert half - all_here == 2 * 100 * 50_000
 
 
 def test_kv_and_pages_share_host_memory_beside_a_gpu():

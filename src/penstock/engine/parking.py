@@ -19,9 +19,9 @@ from penstock.memory.direct import ScratchFile
 from penstock.model.pages import SECTOR
 from penstock.plan.placement import spread
 from penstock.plan.policy import TIERS, Shares, Tier
+from penstock.plan.sizes import parking_file_bytes
 
 _LEAST_BYTES = 256  # of a storage: scalars and rotary frequencies are not worth a copy
-_LEAST_FILE_BYTES = 64 << 10
 _DEPTH = 3  # of tuples, lists and dicts: keyword arguments that hold (cos, sin)
 
 
@@ -144,8 +144,8 @@ class Parking:
                 raise ValueError("activations on disk need a directory")
             if file is not None:
                 file.close()
-            size = max(_LEAST_FILE_BYTES, 1 << (nbytes - 1).bit_length())
-            file = self._files[number] = ScratchFile(self.directory / f"activations-{number}", size, threads=1)
+            path = self.directory / f"activations-{number}"
+            file = self._files[number] = ScratchFile(path, parking_file_bytes(nbytes), threads=1)
         return file
 
     def _shared(self, nbytes: int) -> torch.Tensor:

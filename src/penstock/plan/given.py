@@ -46,7 +46,18 @@ def given_placement(case: Case) -> Placement:
         num_batches=asked.num_batches,
     )
     held = {tier: int(kv.of(tier) * kv_bytes) for tier in TIERS if kv.of(tier) > 0}
-    return Placement(case.extended(policy), homes, held, sizes.staging(), {compute: fixed})
+    below = {tier: _reserved_below(case, sizes, cut, tier) for tier in TIERS[TIERS.index(compute) + 1 :]}
+    return Placement(case.extended(policy), homes, held, sizes.staging(), {**below, compute: fixed})
+
+
+def _reserved_below(case: Case, sizes: Sizes, cut: Cut, tier: Tier) -> int:
+    """Bytes of a slower tier besides KV and pages: activations, in FlexGen's form only residual streams of prompts."""
+    if case.asked.batch_size is not None:
+        share = case.asked.activations.of(tier) if case.asked.activations else 0.0
+        parked = int(share * cut.rows * case.job.longest_prompt * case.shape.hidden_bytes)
+    else:
+        parked = sizes.parked(cut, tier)
+    return parked + (2 * sizes.page if tier == "cpu" else 0)
 
 
 def _layer_slots(case: Case, homes: Sequence[Tier]) -> int:

@@ -1,6 +1,7 @@
 """The simple honest rule: fill the fastest tier first, say what does not fit and what the least is. No torch.
 
-It stands where a planner will come: it fixes a Policy, the tier of every page and the KV bytes per tier.
+Given how the work is cut, it fixes a Policy, the tier of every page and the KV bytes per tier; what of that is fastest
+is for the search to find.
 """
 
 from dataclasses import replace
@@ -98,7 +99,8 @@ def place(sizes: Sizes, cut: Cut) -> Placement:
         batch_size=sizes.asked.batch_size,
         num_batches=sizes.asked.num_batches,
     )
-    reserved = {sizes.compute: sizes.fixed(cut) + rows * sizes.model.state}
+    reserved = {tier: sum(_held_below(sizes, cut, tier).values()) for tier in _below(sizes.compute)}
+    reserved[sizes.compute] = sizes.fixed(cut) + rows * sizes.model.state
     return Placement(policy, tuple(homes), kv, sizes.staging(), reserved)
 
 
@@ -112,9 +114,9 @@ def _room_below(sizes: Sizes, cut: Cut, tier: Tier, for_kv: bool) -> int:
 
     Raises UserError, with the least that works, where it does not hold what was put there, and a row of KV if any.
     """
-    held = {"activations": sizes.parked(cut, tier)}
+    held = _held_below(sizes, cut, tier)
     if tier == "cpu":
-        held |= {"weights": sizes.pages_asked(tier), "two page buffers": 2 * sizes.page}
+        held["weights"] = sizes.pages_asked(tier)
     least_kv = sizes.row_bytes(sizes.job.longest_tokens) if for_kv else 0
     needed, ledger = sum(held.values()) + least_kv, sizes.ledger
     if needed > ledger.free(tier) and needed > 0:
@@ -126,6 +128,12 @@ def _room_below(sizes: Sizes, cut: Cut, tier: Tier, for_kv: bool) -> int:
             f"The least that works is {least_mib(ledger, tier, needed)}MiB."
         )
     return ledger.free(tier) - sum(held.values())
+
+
+def _held_below(sizes: Sizes, cut: Cut, tier: Tier) -> dict[str, int]:
+    """Bytes of a slower tier that neither KV nor pages may take."""
+    held = {"activations": sizes.parked(cut, tier)}
+    return held | {"two page buffers": 2 * sizes.page} if tier == "cpu" else held
 
 
 def _homes(sizes: Sizes, resident_room: int, host_room: int) -> list[Tier]:

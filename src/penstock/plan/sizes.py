@@ -10,12 +10,18 @@ from penstock.units import format_bytes
 
 _JITTER = 16 << 20  # what the interpreter and its libraries take differs by this from one start to the next
 _HELD = 2  # a suspended call keeps less than 1/2 of what it takes when it runs (measured: 0.20 to 0.45)
+_LEAST_FILE_BYTES = 64 << 10
 _STATE_COPIES = 4  # of one layer's states in a call: gathered, updated in two steps, put back
 
 
 def least_mib(ledger: Ledger, tier: Tier, needed: int) -> int:
     """A budget that leaves so many bytes free, in MiB: what is taken of memory at the next start differs from now."""
     return -(-(ledger.least(tier, needed) + (0 if tier == "disk" else _JITTER)) // (1 << 20))
+
+
+def parking_file_bytes(nbytes: int) -> int:
+    """Disk space of a file for so many bytes of one call's activations, which grows by doubling."""
+    return max(_LEAST_FILE_BYTES, 1 << (nbytes - 1).bit_length())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +58,40 @@ class Sizes:
 
     def suspended(self, cut: Cut) -> int:
         """Bytes of activations on the compute tier of the calls that wait for a page while another one runs."""
-        waiting, asked = self._waiting(cut), self.asked
-        if asked.activations is None or not waiting:
-            return waiting
+        shares = self.asked.activations
+        if shares is None:
+            return max(0, self._sweep_tokens(cut) - cut.batch) * (self.model.call_bytes // _HELD)
+        held = min(self._calls_on(self.compute, cut), self._calls(cut) - 1) * self._call_held(cut)
         # to the disk and back, through one buffer
-        passing = cut.batch * (self.model.call_bytes // _HELD) if self.compute == "cpu" else 0
-        return int(waiting * asked.activations.of(self.compute)) + passing
+        return held + (self._call_held(cut) if self.compute == "cpu" and shares.of("cpu") < 1 else 0)
 
     def parked(self, cut: Cut, tier: Tier) -> int:
-        """Bytes of those activations that rest on another tier."""
+        """Bytes of activations on a slower tier; every call has a place of its own there, also while it runs."""
         shares = self.asked.activations
-        return 0 if shares is None else int(self._waiting(cut) * shares.of(tier))
+        if shares is None:
+            return 0
+        each = self._call_held(cut) if tier == "cpu" else parking_file_bytes(self._call_held(cut))
+        passing = self._call_held(cut) if tier == "cpu" and shares.disk > 0 else 0  # the buffer to the disk and back
+        return self._calls_on(tier, cut) * each + passing
 
-    def _waiting(self, cut: Cut) -> int:
-        """Bytes of activations of the calls that wait for a page."""
-        tokens = min(cut.sweep, self.job.prompts * self.job.longest_prompt)
+    def _calls_on(self, tier: Tier, cut: Cut) -> int:
+        """Calls of a sweep that rest on a tier, at most: whole ones meet the shares as closely as they can."""
+        share, calls = self.asked.activations.of(tier) if self.asked.activations else 0.0, self._calls(cut)
+        return calls if share >= 1 else min(calls, int(share * calls + 1)) if share > 0 else 0
+
+    def _calls(self, cut: Cut) -> int:
+        return max(1, -(-self._sweep_tokens(cut) // cut.batch))
+
+    def _call_held(self, cut: Cut) -> int:
+        """Bytes that a call keeps while it waits."""
+        tokens = max(cut.batch, self.job.longest_prompt) if self.model.state else cut.batch
+        return tokens * (self.model.call_bytes // _HELD)
+
+    def _sweep_tokens(self, cut: Cut) -> int:
+        """Tokens of all calls of a sweep, at most."""
         if self.asked.batch_size is not None:
-            tokens = (self.asked.num_batches or 1) * max(cut.batch, self.asked.batch_size)
-        return max(0, tokens - cut.batch) * (self.model.call_bytes // _HELD)
+            return (self.asked.num_batches or 1) * max(cut.batch, self.asked.batch_size)
+        return min(cut.sweep, self.job.prompts * self.job.longest_prompt)
 
     def staging(self) -> int:
         """Bytes of one buffer for KV that comes from slower tiers: the longest row's blocks of one layer, at least."""

@@ -77,8 +77,8 @@ class Asked:
 class Placement:
     """The rule's answer.
 
-    homes: tier per page. kv: block bytes per tier. staging: bytes of one KV staging buffer. reserved: bytes of the
-    compute tier that neither KV nor resident pages may take.
+    homes: tier per page. kv: block bytes per tier. staging: bytes of one KV staging buffer. reserved: bytes per tier
+    that neither KV nor pages may take.
     """
 
     policy: Policy
