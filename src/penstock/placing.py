@@ -16,10 +16,11 @@ from penstock.plan.plan import Prediction
 from penstock.plan.policy import Tier
 from penstock.plan.rule import decide
 from penstock.plan.saved import Identity, SavedPlan, check, load_plan
-from penstock.plan.search import Search, hidden
+from penstock.plan.search import Search
 from penstock.plan.sizes import least_mib
 from penstock.plan.types import Asked, Job, Ledger, Length, Placement
 from penstock.plan.virtual import VirtualRun
+from penstock.plan.wish import hidden
 from penstock.planner import host_machine, stored_machine
 from penstock.units import format_bytes, format_seconds
 

@@ -90,6 +90,13 @@ class Processor:
     logit_s: float = 0.0
     expert_s: float = 0.0
 
+    def curve(self, arithmetic: str) -> Curve:
+        """The rates of an arithmetic's products, or of the nearest that is known here."""
+        for name in (arithmetic, arithmetic.partition("<")[0], "float16", "bfloat16"):
+            if name in self.products:
+                return self.products[name]
+        return next(iter(self.products.values()))
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:

@@ -49,7 +49,7 @@ def paged(shape: ModelShape, machine: Machine, context: int, budgets: Mapping[Ti
 
 def decode_s(shape: ModelShape, processor: Processor, context: int, rows: int) -> float:
     """Seconds of one token for each of some rows beside one processor, at a context of so many tokens."""
-    products = processor.products.get(shape.arithmetic) or max(processor.products.values(), key=lambda c: c.at(64))
+    products = processor.curve(shape.arithmetic)
     seconds = processor.sweep_s + rows * (processor.row_s + shape.vocabulary * processor.logit_s)
     for page in shape.pages:
         if page.table:

@@ -69,24 +69,23 @@ def memory(case: Case, candidate: Candidate) -> Mapping[Tier, Use]:
     policy = placement.policy
     cut = Cut(policy.slots, policy.batch_tokens, policy.rows, policy.sweep_tokens)
     sizes = Sizes(case.shape.footprint, case.job, ledger, replace(case.asked, kv=policy.kv), case.compute)
-    suspended = sizes.suspended(cut)
-    used = {}
+    suspended, used = sizes.suspended(cut), {}
     for tier in TIERS:
         if tier not in ledger.budget or (tier == "gpu" and case.compute != "gpu"):
             continue
-        here = tier == case.compute
         weights = sum(page.nbytes for page, home in zip(case.shape.pages, placement.homes, strict=True) if home == tier)
-        buffers = placement.reserved.get(tier, 0) - (suspended if here else 0)
-        if tier == "cpu" and case.compute == "gpu":
-            buffers += 2 * sizes.page
+        reserved = placement.reserved.get(tier, 0)
+        if tier == case.compute:
+            buffers = max(0, reserved - suspended)
+        else:
+            buffers = min(reserved, 2 * sizes.page) if tier == "cpu" else 0
         used[tier] = Use(
             budget=ledger.budget[tier],
             taken=ledger.taken.get(tier, 0),
-            # a checkpoint that lies on disk takes nothing there that was free
             weights=int(weights * packed(case.weight_bits, case.shape.weight_bits)),
             kv=placement.kv.get(tier, 0),
-            activations=suspended if here else 0,
-            buffers=max(0, buffers),
+            activations=reserved - buffers,
+            buffers=buffers,
         )
     return used
 
@@ -174,7 +173,7 @@ def static_split(case: Case, best: Candidate) -> Iterator[Alternative]:
         yield Alternative(name, None, "what the gpu does not hold does not fit the cpu's memory")
         return
     rows = best.predicted.rows_mean
-    rate = cpu.products.get(case.shape.arithmetic) or next(iter(cpu.products.values()))
+    rate = cpu.curve(case.shape.arithmetic)
     flops = rows * case.shape.token_flops
     gpu = best.predicted.steady.lanes.get("gpu-compute", 0.0)
     seconds = on_gpu * gpu + (1 - on_gpu) * flops / rate.at(rows)

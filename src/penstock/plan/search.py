@@ -8,13 +8,12 @@ from penstock.plan.case import Case
 from penstock.plan.linear import Optimum
 from penstock.plan.plan import Prediction
 from penstock.plan.policy import Shares, Tier
-from penstock.plan.rule import decide
 from penstock.plan.sizes import Cut
 from penstock.plan.sketch import Sketch
 from penstock.plan.steady import Estimate, Steady
 from penstock.plan.types import Asked, Placement
 from penstock.plan.virtual import VirtualRun, continued, rows_shown
-from penstock.units import format_bytes
+from penstock.plan.wish import placed
 
 # One fixed grid whatever the budgets: were it to depend on them, more memory could make a plan worse.
 _ROWS = tuple(sorted({1, 2, 3} | {2**n for n in range(2, 13)} | {3 * 2**n for n in range(1, 11)}))
@@ -68,8 +67,8 @@ class Search:
             if len(run) >= len(finalists) and (self.case.token_s is None or any(self.worth(c) > 0 for c in run)):
                 break  # a bound on the time per token is missed by some that sketches promised
             run.append(self.whole(candidate))
-        placed = {_key(c.placement) for c in run}
-        return self._ranked([*run, *(c for c in found if _key(c.placement) not in placed)])
+        known = {_key(c.placement) for c in run}
+        return self._ranked([*run, *(c for c in found if _key(c.placement) not in known)])
 
     def _finalists(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
         """Of candidates in order those whose virtual runs decide.
@@ -181,7 +180,7 @@ class Search:
 
     def run(self, asked: Asked) -> Candidate:
         """What the simple rule makes of a wish, in outline. UserError where it does not fit."""
-        return self._predicted(self._decide(asked))
+        return self._predicted(placed(self.case, asked))
 
     def wider(self, placement: Placement) -> list[Candidate]:
         """A cut placed again, and the same with more rows."""
@@ -202,16 +201,9 @@ class Search:
                 best[cut.rows] = max(best.get(cut.rows, 0.0), tokens / estimate.seconds)
         return sorted(best.items())
 
-    def _decide(self, asked: Asked) -> Placement:
-        case = self.case
-        placement = decide(case.shape.footprint, case.job, case.ledger, asked, case.compute, hidden(case))
-        if case.no_disk and (missing := case.on_disk(placement.homes)):
-            raise UserError(f"{format_bytes(missing)} of weights fit neither gpu nor cpu, and --no-disk is given")
-        return placement
-
     def _place(self, asked: Asked) -> Placement | None:
         try:
-            return self._decide(asked)
+            return placed(self.case, asked)
         except UserError:
             return None  # the closed form is a little off: this one does not fit after all
 
@@ -259,16 +251,6 @@ class Search:
                         continue
                     for slots in (asked.slots,) if asked.slots else _SLOTS:
                         yield Cut(slots, batch, rows, sweep)
-
-
-def hidden(case: Case) -> int:
-    """T* of a case where all pages stream, for the simple rule."""
-    link = case.machine.links.get("cpu→gpu" if case.compute == "gpu" else "disk→cpu")
-    if link is None or not case.shape.token_flops:
-        return 0
-    products = case.machine.processors[case.compute].products
-    curve = products.get(case.shape.arithmetic) or next(iter(products.values()))
-    return int(link.seconds(case.shape.page_bytes) * curve.at(256) / case.shape.token_flops)
 
 
 def _asked(asked: Asked, estimate: Estimate) -> Asked:

@@ -137,8 +137,7 @@ def hidden_tokens(shape: ModelShape, machine: Machine, placement: Placement) -> 
         seconds = machine.links["disk→cpu"].seconds(streamed["disk"])
     if machine.compute == "gpu" and (streamed["cpu"] or streamed["disk"]):
         seconds = max(seconds, machine.links["cpu→gpu"].seconds(streamed["cpu"] + streamed["disk"]))
-    curve = next(iter(machine.processors[machine.compute].products.values()))
-    fastest = machine.processors[machine.compute].products.get(shape.arithmetic, curve).at(1 << 20)
+    fastest = machine.processors[machine.compute].curve(shape.arithmetic).at(1 << 20)
     return seconds * fastest / shape.token_flops if shape.token_flops else 0.0
 
 

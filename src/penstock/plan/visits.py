@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from penstock.machine.machine import Curve, Processor
+from penstock.machine.machine import Processor
 from penstock.plan.load import Load
 from penstock.plan.routed import Routed
 from penstock.plan.shape import ModelShape, PageShape
@@ -13,7 +13,7 @@ class Visits:
 
     def __init__(self, shape: ModelShape, processor: Processor, weight_part: float) -> None:
         self._shape, self._processor, self._packed = shape, processor, weight_part < 1
-        self._curve = _products(processor, shape.arithmetic)
+        self._curve = processor.curve(shape.arithmetic)
         self._call_memo: dict[tuple[float, float], Sequence[float]] = {}
 
     def seconds(self, loads: Sequence[Load]) -> list[float]:
@@ -52,12 +52,3 @@ class Visits:
         if self._packed:
             visit_s += weights / processor.dequantise_per_s
         return visit_s
-
-
-def _products(processor: Processor, arithmetic: str) -> Curve:
-    """The rates of a model's arithmetic, or of the nearest that the processor is known to have."""
-    products = processor.products
-    for name in (arithmetic, arithmetic.partition("<")[0], "float16", "bfloat16"):
-        if name in products:
-            return products[name]
-    return next(iter(products.values()))
