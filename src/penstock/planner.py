@@ -120,15 +120,10 @@ def _planned_here(model: str, question: Question, device: Device) -> Blueprint:
 
 def _blueprint(model: str, question: Question, compute: Tier, cpu_bfloat16: bool) -> Blueprint:
     trusted = question.trust_remote_code
-    try:
-        found = planned_source(model, trusted)
-        kind = "cuda" if compute == "gpu" else "cpu"
-        chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, cpu_bfloat16)
-        return blueprint(found, chosen, trust_remote_code=trusted, one_group=compute == "gpu")
-    except ZeroDivisionError:  # families divide by heads and widths as they please
-        raise UserError(
-            f"{model}: a size in its config is 0: look at hidden_size, the numbers of heads and the widths of MLPs"
-        ) from None
+    found = planned_source(model, trusted)
+    kind = "cuda" if compute == "gpu" else "cpu"
+    chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, cpu_bfloat16)
+    return blueprint(found, chosen, trust_remote_code=trusted, one_group=compute == "gpu")
 
 
 def machine_for(question: Question, on_event: Event = lambda event: None) -> Machine:

@@ -140,6 +140,7 @@ def dissect(model: Any, config: Any) -> Anatomy:
             TypeError,
             AttributeError,
             NotImplementedError,
+            ArithmeticError,
             IndexError,
             KeyError,
         ) as error:

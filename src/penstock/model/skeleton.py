@@ -27,6 +27,11 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
             # a copy: what is set on the skeleton's config must not reach other models made from it
             own = copy.deepcopy(config)
             model: Any = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=trust_remote_code)
+    except ZeroDivisionError as error:  # families divide by heads and widths as they please
+        raise UserError(
+            f"a size in its config is 0, which {config.model_type} models cannot be built with: "
+            "look at hidden_size, the numbers of heads and the widths of MLPs"
+        ) from error
     except UNBUILDABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{config.model_type} models cannot be built by this transformers: {reason}") from error
