@@ -21,8 +21,8 @@ def absent(s, other, w, tokens, layer, token):
 
 
 @part
-def places_for(g, s, row, layer, token, words):
-    """How many places the candidates of a row take."""
+def places_for(g, s, row, most, layer, token, words):
+    """How many places the candidates of a row take; more than `most` need not be counted to the end."""
     count = 0
     if not g.alike:
         for w in range(words):
@@ -33,6 +33,8 @@ def places_for(g, s, row, layer, token, words):
         count += ones(row[w] & alike[w])
     count *= g.layers
     for w in range(words):
+        if count > most:
+            break
         loose = row[w] & ~alike[w]
         if loose != NO_TOKEN:
             for other in range(g.layers):
@@ -51,7 +53,7 @@ def choose_best(g, s, planes, row, places, layer, token, words):
         plane = planes[p]
         for w in range(words):
             group[w] = rest[w] & ~plane[w]
-        taken = places_for(g, s, group, layer, token, words)
+        taken = places_for(g, s, group, places, layer, token, words)
         if taken <= places:
             places -= taken
             for w in range(words):

@@ -147,7 +147,7 @@ def _best_of_layer(g, s, c, counter, come, layer, token, words):
         return
     for w in range(words):
         come[w] &= ~held[w]
-    wanted = places_for(g, s, come, layer, token, words)
+    wanted = places_for(g, s, come, places, layer, token, words)
     if wanted > places:
         places = choose_best(g, s, counter, come, places, layer, token, words)
         install_newest(g, s, c, layer, s.row[REST], places, words)

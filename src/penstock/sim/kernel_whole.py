@@ -77,7 +77,7 @@ def whole_ins(g, s, c, counter, row, layer, token, words):
         return
     for w in range(words):
         row[w] &= ~inside[w]
-    if places_for(g, s, row, layer, token, words) <= places:
+    if places_for(g, s, row, places, layer, token, words) <= places:
         _come(g, s, c, row, layer, token, words)
         return
     places = choose_best(g, s, counter, row, places, layer, token, words)

@@ -4,12 +4,16 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 from penstock.errors import UserError
 from penstock.sim.study import Cell
+from penstock.sim.trace_source import one_at_a_time
 from penstock.sim.worker import Finished, Progress, Task, Worker
 
 _TELL_EVERY_S = 0.2
@@ -27,19 +31,19 @@ def run_tasks(cells: Sequence[Cell], tasks: Sequence[Task], jobs: int, progress:
         for task in tasks:
             yield worker.run(task, progress)
         return
-    with _Pool(cells, jobs) as pool:
+    with TemporaryDirectory(prefix="penstock-") as shared, _Pool(cells, jobs, Path(shared)) as pool:
         yield from pool.run(tasks, progress)
 
 
 class _Pool:
     """Processes, each at the other end of a pipe that carries tasks there, and results and progress back."""
 
-    def __init__(self, cells: Sequence[Cell], jobs: int) -> None:
+    def __init__(self, cells: Sequence[Cell], jobs: int, shared: Path) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy the locks of whatever threads there are
         self._processes: dict[Connection, BaseProcess] = {}
         for _ in range(jobs):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, cells), daemon=True)
+            process = context.Process(target=_serve, args=(there, cells, shared), daemon=True)
             process.start()
             there.close()  # so that a process that dies is heard of
             self._processes[here] = process
@@ -86,11 +90,16 @@ class _Pool:
         to.send(task)
 
 
-def _serve(connection: Connection, cells: Sequence[Cell]) -> None:
+def _serve(connection: Connection, cells: Sequence[Cell], shared: Path) -> None:
     """Run tasks until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    worker = Worker(cells)
+    worker = Worker(cells, shared)
+    if find_spec("numba") is not None:
+        from penstock.sim.kernel_form import compile_kernels  # imports numba
+
+        with one_at_a_time(shared / "kernels.lock"):
+            compile_kernels()
     try:
         while True:
             task = connection.recv()

@@ -11,6 +11,7 @@ import polars as pl
 
 from penstock.errors import UserError
 from penstock.sim.overrides import whole_key, with_settings
+from penstock.sim.pairing import Pairing
 from penstock.sim.pool import run_tasks
 from penstock.sim.results_directory import ResultsDirectory
 from penstock.sim.row import Curve, Row
@@ -24,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 # Below so many words of skip sets, over all pairs, more processes take longer to start than they save.
 _WORDS_FOR_PROCESSES = 1 << 27
-_MOST_PAIRS = 10  # of a task: what a stopped study loses, and what a process takes from another's share
+_MOST_PAIRS = 12  # of a task with several migrations: what a stopped study loses, and what a process takes from another
 
 
 @dataclass(frozen=True)
@@ -129,16 +130,23 @@ def _study(
 
 
 def _tasks(study: Study, ids: Sequence[Sequence[str]], done: Mapping[str, object]) -> Iterator[Task]:
-    """What is left to do, in portions of one placement's pairs, each combination once."""
+    """What is left to do, each combination once; placements of a migration stay together, for they may be one run."""
     seen = set(done)
     for index, cell in enumerate(study.cells):
-        left = []
+        left: dict[str, list[Pairing]] = {}
         for pair, row_id in zip(cell.pairs, ids[index], strict=True):
             if row_id not in seen:
                 seen.add(row_id)
-                left.append(pair)
-        for first in range(0, len(left), _MOST_PAIRS):
-            yield Task(index, tuple(left[first : first + _MOST_PAIRS]))
+                left.setdefault(pair.texts[1], []).append(pair)
+        parts = [of[first : first + _MOST_PAIRS] for of in left.values() for first in range(0, len(of), _MOST_PAIRS)]
+        portion: list[Pairing] = []
+        for part in parts:
+            if len(portion) + len(part) > _MOST_PAIRS:
+                yield Task(index, tuple(portion))
+                portion = []
+            portion += part
+        if portion:
+            yield Task(index, tuple(portion))
 
 
 def _jobs(study: Study, tasks: Sequence[Task]) -> int:

@@ -1,6 +1,9 @@
 """Where the skip sets of a combination come from, as a value that processes hand over."""
 
+import fcntl
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +39,11 @@ class TraceSource:
             return Path(self.rule.file).name
         return "synthetic"
 
-    def open(self) -> SkipTrace:
-        """The trace itself; UserError where a file is damaged or of another size."""
+    def open(self, shared: Path | None = None) -> SkipTrace:
+        """The trace itself; UserError where a file is damaged or of another size.
+
+        shared: a directory of processes that need the same traces; the first makes one there, and the others read it.
+        """
         if self.sets is not None:
             return bits_of(self.sets, self.shape)
         rule = self.rule
@@ -45,6 +51,15 @@ class TraceSource:
             trace = CodedTrace.open(rule.file)
             _check_fits(rule.file, trace.shape, self.shape)
             return trace
+        if shared is None:
+            return self._made(None)
+        told = hashlib.sha256(f"{self.identity} {self.shape}".encode()).hexdigest()
+        path = shared / f"{told[:16]}.skip"
+        with one_at_a_time(path.with_suffix(".lock")):
+            return CodedTrace.open(path) if path.exists() else self._made(path)
+
+    def _made(self, path: Path | None) -> SkipTrace:
+        rule = self.rule
         return synth(
             self.shape,
             self.level or 0.0,
@@ -53,7 +68,16 @@ class TraceSource:
             recent=rule.recent,
             correlation=rule.correlation,
             seed=rule.seed,
+            path=path,
         )
+
+
+@contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """What several processes do one after another."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # goes with the file, also where a process is killed
+        yield
 
 
 def source_of(shape: TraceShape, rule: TraceRule, level: float | None, sets: SkipSets | None) -> TraceSource:

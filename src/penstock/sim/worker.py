@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from penstock.sim.best_share import best_at_share
 from penstock.sim.bounds import Bounds, bounds
@@ -66,10 +67,10 @@ class _Prepared:
 
 
 class Worker:
-    """Runs tasks one after another and keeps the last cell's trace for the next."""
+    """Runs tasks one after another and keeps the last cell's trace for the next; shared: see TraceSource.open."""
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self._cells = cells
+    def __init__(self, cells: Sequence[Cell], shared: Path | None = None) -> None:
+        self._cells, self._shared = cells, shared
         self._held: tuple[int, _Prepared] | None = None
 
     def run(self, task: Task, progress: Progress) -> Finished:
@@ -97,7 +98,7 @@ class Worker:
         self._held = None  # two traces need not fit side by side
         cell = self._cells[index]
         start_s = time.perf_counter()
-        trace = cell.trace.open()
+        trace = cell.trace.open(self._shared)
         facts = trace_facts(trace)
         made_s = time.perf_counter()
         prepared = _Prepared(
