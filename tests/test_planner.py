@@ -1,6 +1,7 @@
 """Questions answered for machines that are not at hand, from configs alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,13 @@ import pytest
 
 from penstock.engine.shape import model_shape
 from penstock.errors import UserError
+from penstock.machine.presets import preset
 from penstock.plan.plan import Plan
+from penstock.plan.policy import Shares
 from penstock.plan.question import Question
-from penstock.planner import make_plan, meet, shape_of
+from penstock.planner import computing_on, make_plan, meet, shape_of
+
+CPU = Shares(cpu=1.0)
 
 OPT = {
     "model_type": "opt",
@@ -80,6 +85,62 @@ def test_the_shape_is_that_which_is_planned_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "num_key_value_heads"])
 def test_a_size_of_zero_is_one_line(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="is 0, which|hidden_size 0|by zero") as refused:
+    with pytest.raises(UserError, match=r"is 0, which|hidden_size 0|by zero") as refused:
         shape_of(config(tmp_path, {**LLAMA, name: 0}), question())
     assert "\n" not in str(refused.value)
+
+
+NO_DISK = """
+[memory]
+cpu = "{memory}"
+[processors.cpu]
+attention = "20GFLOP/s"
+kv_bytes_per_s = "10GB/s"
+activation_bytes_per_s = "10GB/s"
+products.float32 = "100GFLOP/s"
+"""
+
+
+def without_disk(directory: Path, memory: str) -> str:
+    path = directory / "small.toml"
+    path.write_text(NO_DISK.format(memory=memory))
+    return str(path)
+
+
+def test_a_machine_without_a_disk_holds_everything_in_memory(tmp_path: Path) -> None:
+    asked = Question(prompt_len=32, gen_len=4, num_prompts=8, machine=without_disk(tmp_path, "2GiB"))
+    told = make_plan(config(tmp_path, LLAMA), asked)
+    assert told.placement is None and told.policy.weights == Shares(cpu=1.0)
+    with pytest.raises(UserError, match=r"resident pages .* The least that works is"):
+        make_plan(config(tmp_path, LLAMA), replace(asked, machine=without_disk(tmp_path, "540MiB")))
+
+
+def test_a_policy_that_overflows_a_machine_without_a_disk_is_priced(tmp_path: Path) -> None:
+    machine = without_disk(tmp_path, "540MiB")
+    told = make_plan(config(tmp_path, LLAMA), Question(machine=machine, weights=CPU, kv=CPU, rows=1000))
+    assert not told.fits and told.memory["cpu"].short > 0
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        (
+            {"weights": Shares(gpu=0.5, cpu=0.5), "kv": Shares(cpu=1.0), "rows": 4},
+            "--weights puts 50% on gpu, and M4 laptop",
+        ),
+        ({"kv": Shares(gpu=1.0)}, "--kv puts 100% on gpu"),
+        ({"attention": "gpu"}, "--attention gpu: M4 laptop has no gpu; leave it out"),
+    ],
+)
+def test_tiers_that_a_machine_does_not_have_are_refused(tmp_path: Path, wishes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_plan(config(tmp_path, LLAMA), Question(machine="m-class", **wishes))
+
+
+def test_a_gpu_that_does_not_compute_is_left_out() -> None:
+    both = preset("rtx4090")
+    alone = computing_on("cpu", both)
+    assert alone.compute == "cpu" and "gpu" not in alone.memory
+    assert computing_on("gpu", both) is both
+    with pytest.raises(UserError, match="measured without its gpu"):
+        computing_on("gpu", alone)

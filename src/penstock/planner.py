@@ -58,7 +58,7 @@ class Planner:
             attention=question.attention,
             weight_bits=question.weight_bits,
             kv_bits=question.kv_bits,
-            no_disk=question.no_disk,
+            no_disk=question.no_disk or "disk" not in self.machine.memory,
             latency=question.objective == "latency",
             token_s=question.latency_s / question.job.mean_tokens if question.latency_s else None,
         )
@@ -75,7 +75,7 @@ def make_plan(model: str, question: Question, on_event: Event = lambda event: No
     by_flexgen = question.cost_model == "flexgen"
     if by_flexgen:
         check_expressible(case)  # before a search that would be for nothing
-    cannot = _cannot(question)
+    cannot = _cannot(question, met.machine)
     if _is_given(question) and not met.here:
         plan = priced(case, met.machine, _job(question), given_placement(case))
     else:
@@ -89,15 +89,47 @@ def meet(model: str, question: Question, on_event: Event = lambda event: None) -
     """The model and the machine that a question is about."""
     if question.machine is not None:
         machine = machine_of(question.machine)
+        _check_tiers(question, machine)
         return Planner(_planned_for(model, question, machine), machine, _ledger(machine, question), False)
     with closing(open_device(question.device)) as device:
         plan = _planned_here(model, question, device)
         root = offload_root(question.offload_dir)
-        machine = host_machine(plan, root, on_event)
+        machine = computing_on(device.compute_tier, host_machine(plan, root, on_event))
         ledger = Budgets(dict(question.budgets), device, root).ledger(plan.cached_bytes)
+    _check_tiers(question, machine)
     if question.no_disk:
         ledger = replace(ledger, budget={**ledger.budget, "disk": 0})
     return Planner(plan, machine, ledger, True)
+
+
+def computing_on(compute: Tier, machine: Machine) -> Machine:
+    """The machine with no processors but its cpu and the one that computes; a gpu that does not compute is left out.
+
+    Raises UserError where nothing is known of the one that computes.
+    """
+    if compute not in machine.processors:
+        raise UserError(f"{machine.name} was measured without its {compute}: penstock profile --force measures again")
+    if compute == "gpu" or "gpu" not in machine.processors:
+        return machine
+    return replace(
+        machine,
+        memory={tier: nbytes for tier, nbytes in machine.memory.items() if tier != "gpu"},
+        processors={"cpu": machine.processors["cpu"]},
+    )
+
+
+def _check_tiers(question: Question, machine: Machine) -> None:
+    """Raise UserError where something is to rest, or to be computed, on a tier that the machine does not have."""
+    given = {"--weights": question.weights, "--kv": question.kv, "--activations": question.activations}
+    for flag, shares in given.items():
+        for tier in TIERS:
+            if shares is not None and shares.of(tier) > 0 and tier not in machine.memory:
+                there = " and ".join(t for t in TIERS if t in machine.memory)
+                raise UserError(
+                    f"{flag} puts {shares.of(tier):.0%} on {tier}, and {machine.name} has none: use {there}"
+                )
+    if question.attention == "gpu" and machine.compute != "gpu":
+        raise UserError(f"--attention gpu: {machine.name} has no gpu; leave it out")
 
 
 def shape_of(model: str, question: Question) -> ModelShape:
@@ -218,9 +250,9 @@ def _is_given(question: Question) -> bool:
     return question.weights is not None and question.kv is not None and shape
 
 
-def _cannot(question: Question) -> str | None:
+def _cannot(question: Question, machine: Machine) -> str | None:
     """Why no engine here executes a plan for this question; None where one does."""
-    if question.attention == "cpu" and question.machine is not None:
+    if question.attention == "cpu" and machine.compute == "gpu":
         return "attention on the cpu beside a gpu is not built yet"
     if question.weight_bits is not None or question.kv_bits is not None:
         return "packed weights and KV are not built yet"

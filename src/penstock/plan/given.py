@@ -93,4 +93,5 @@ def _homes(case: Case, before: int) -> tuple[Tier, ...]:
     part = packed(case.weight_bits, case.shape.weight_bits)
     room: dict[Tier, int] = {tier: int(max(0, case.ledger.free(tier)) / part) for tier in ("gpu", "cpu")}
     room[case.compute] = int(max(0, case.ledger.free(case.compute) - before) / part)
-    return tuple(place_within(pages, {**room, "disk": sum(pages)}))
+    last: Tier = "cpu" if case.no_disk else "disk"  # it may be short of room, which is told
+    return tuple(place_within(pages, {**room, last: sum(pages)}))

@@ -33,7 +33,8 @@ class Steady:
         self.case = case
         compute: Tier = case.compute
         policy = case.extended(_policy(Cut(3, 256, 1, 256), Shares.from_mapping({compute: 1.0}), compute))
-        homes: list[Tier] = ["disk"] * len(case.shape.pages)  # of tables, which rest in memory last of all
+        lowest: Tier = "cpu" if case.no_disk else "disk"
+        homes = [lowest] * len(case.shape.pages)  # of tables, which rest in memory last of all
         self._costs = {s: SweepCost(case.shape, case.machine, replace(policy, slots=s), homes) for s in (1, 2)}
         self._with_kv: dict[tuple[int, Shares], SweepCost] = {}
         self._sizes: dict[Shares | None, Sizes] = {}
