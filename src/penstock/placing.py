@@ -13,7 +13,7 @@ from penstock.machine.machine import Machine
 from penstock.model.fingerprint import fingerprint
 from penstock.plan.case import Case
 from penstock.plan.plan import Prediction
-from penstock.plan.policy import Tier
+from penstock.plan.policy import TIERS, Tier
 from penstock.plan.rule import decide
 from penstock.plan.saved import Identity, SavedPlan, check, load_plan
 from penstock.plan.search import Search
@@ -128,10 +128,11 @@ class Placing:
         placed = saved.placement
         if (cannot := self._cannot(placed)) is not None:
             raise UserError(f"--plan {cannot}: plan again on this host")
-        for tier in ("gpu", "cpu"):
-            resident = sum(n for n, home in zip(pages, placed.homes, strict=True) if home == tier)
+        for tier in TIERS:
+            # the checkpoint's own bytes on disk take nothing from the budget there
+            resident = sum(n for n, home in zip(pages, placed.homes, strict=True) if home == tier != "disk")
             needed = resident + placed.kv.get(tier, 0) + placed.reserved.get(tier, 0)
-            if needed > ledger.free(tier):
+            if needed > max(0, ledger.free(tier)):
                 raise UserError(
                     f"--plan puts {format_bytes(needed)} on {tier}, where {format_bytes(max(0, ledger.free(tier)))} are"
                     f" free: plan again, or give --{tier}-memory {least_mib(ledger, tier, needed)}MiB"
