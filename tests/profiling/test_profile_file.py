@@ -54,6 +54,7 @@ def _cpu(data: Any) -> Any:
 
 
 MISTAKES: list[tuple[Callable[[Any], object], str]] = [
+    (lambda d: d.update(measured="2026-11-21T00:00:00"), "measured is '2026-11-21T00:00:00', and should"),
     (lambda d: _links(d)["disk→cpu"].update(bytes_per_s=0), "machine.links.disk→cpu.bytes_per_s is 0, and should be"),
     (lambda d: _links(d)["cpu→disk"].update(latency_s=-1), "machine.links.cpu→disk.latency_s is -1"),
     (lambda d: _cpu(d)["products"]["float32"].update({"1": -5e9}), "machine.processors.cpu.products.float32.1 is"),

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from penstock.directories import cache_directory
 from penstock.errors import UserError
@@ -101,7 +100,7 @@ class _Host(_Form):
 
 class _Profile(_Form):
     host: _Host
-    measured: datetime
+    measured: AwareDatetime
     form: Literal["long", "short"]
     seconds: _Seconds
     versions: dict[str, str]
