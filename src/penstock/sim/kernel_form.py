@@ -1,11 +1,13 @@
 """A policy pair replayed by compiled kernels: the same integers as the numpy form, some hundred times as fast."""
 
+from copy import deepcopy
+
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.sim.initial import InitialState, initial_state
 from penstock.sim.kernel_placements import wanted_in_hbm
-from penstock.sim.kernel_state import State, given, record, state
+from penstock.sim.kernel_state import given, record, state
 from penstock.sim.kernel_step import advance
 from penstock.sim.memories import Memories
 from penstock.sim.migrations import NoMigration
@@ -38,7 +40,7 @@ class KernelForm:
         by_items = self._given["placed_by_items"][0]
         self._given[:] = other._given
         self._given["placed_by_items"] = by_items
-        self._state = State(*(array.copy() for array in other._state))
+        self._state = deepcopy(other._state)
 
     def advance(self, window: Window) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Replay a window: bytes of every attention step [steps, layers, 8], items in HBM after it [steps, layers]."""

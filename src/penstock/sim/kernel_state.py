@@ -176,8 +176,8 @@ def state(scenario: Scenario, start: InitialState, g: Given) -> State:
     """HBM as it is before the first step."""
     layers, tokens = scenario.layers, scenario.prefill_tokens + scenario.decode_tokens
     words = -(-tokens // 64)
-    inside = start.items.all(axis=0)
-    alike = inside | ~start.items.any(axis=0)
+    inside: NDArray[np.bool_] = np.logical_and.reduce(start.items, axis=0)
+    alike = inside | ~np.logical_or.reduce(start.items, axis=0)
     loose = start.items & ~alike if g.alike else start.items
     per_layer = np.zeros((5, layers), np.int64)
     per_layer[HELD] = loose.sum(axis=1)
