@@ -136,4 +136,4 @@ def test_progress_is_told_on_stderr(measured: list[str], capsys: pytest.CaptureF
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "--help"]) == 0
-    assert "penstock profile --force --offload-dir /mnt/nvme" in capsys.readouterr().out
+    assert "penstock profile --force --offload-dir scratch" in capsys.readouterr().out

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 Examples:
   penstock profile
-  penstock profile --force --offload-dir /mnt/nvme
+  penstock profile --force --offload-dir scratch
   penstock profile ./llama-70b          the disk that this checkpoint lies on
   penstock profile --show --json > profile.json
 """

@@ -64,7 +64,7 @@ def _by_rate(scenario: Scenario, window: Window, length: int) -> Wanted:
     parts = window.skip_counts[first : window.first + window.steps] / np.maximum(tokens, 1)[:, None]
 
     def rates(step: int) -> NDArray[np.float64]:
-        return parts[max(step - length + 1, 0) - first : step + 1 - first].mean(axis=0)  # type: ignore[no-any-return]
+        return parts[max(step - length + 1, 0) - first : step + 1 - first].mean(axis=0)  # type: ignore[no-any-return]  # numpy types means as Any
 
     wanted = np.empty((window.steps, scenario.layers), np.bool_)
     before = rates(window.first - 1) if window.first else None

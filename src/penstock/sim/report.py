@@ -98,7 +98,7 @@ def _plates(frame: pl.DataFrame, curves: Mapping[str, Curve], colours: Palette) 
             f"Which placement and migration are fastest{at}?",
             "Bars are the time of the whole decode; no policy can be left of the lines. ◊ looks ahead in the trace, "
             "which no real system can.",
-            lambda theme, rows=rows: figures.times(rows, colours, theme),  # type: ignore[misc]  # mypy wants no defaults
+            lambda theme, rows=rows: figures.times(rows, colours, theme),  # type: ignore[misc]  # a default binds the loop's value
             ("placement", "migration", "", "time", "of bound", "mean alpha", "KV from HBM", "moved"),
             [_pair_cells(row) for row in rows.sort("time_s").iter_rows(named=True)],
         )
@@ -109,7 +109,7 @@ def _plates(frame: pl.DataFrame, curves: Mapping[str, Curve], colours: Palette) 
                 f"against-{key.replace('_', '-')}",
                 f"How does time change with {key.replace('_', ' ')}?",
                 "For each migration its fastest placement.",
-                lambda theme, key=key, rest=rest: figures.against(key, rest, colours, theme),  # type: ignore[misc]
+                lambda theme, key=key, rest=rest: figures.against(key, rest, colours, theme),  # type: ignore[misc]  # a default binds the loop's value
                 ("", key, *("fastest", "with", "bound")),
                 list(_against_cells(key, rest)),
             )
@@ -123,7 +123,7 @@ def _plates(frame: pl.DataFrame, curves: Mapping[str, Curve], colours: Palette) 
                 name,
                 question,
                 f"For each migration its fastest placement, the {_MOST_LINES} fastest of them.",
-                lambda theme, what=what: figures.over_steps(lines, curves, what, colours, theme),  # type: ignore[misc]
+                lambda theme, what=what: figures.over_steps(lines, curves, what, colours, theme),  # type: ignore[misc]  # a default binds the loop's value
                 ("", "migration", "placement", "first", "mean", "last"),
                 list(_curve_cells(lines, curves, what)),
             )

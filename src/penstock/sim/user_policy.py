@@ -37,8 +37,24 @@ def load_policy(text: str) -> object:
     return _call(made, text)
 
 
+class _Windows:
+    """How far a policy under watch looks: as far as the user's own."""
+
+    policy: object
+
+    @property
+    def ahead(self) -> int:
+        """What the policy asks for."""
+        return looks_ahead(self.policy)
+
+    @property
+    def back(self) -> int:
+        """What the policy asks for."""
+        return looks_back(self.policy)
+
+
 @dataclass(frozen=True)
-class UserPlacement:
+class UserPlacement(_Windows):
     """A user's placement, named in what it gets wrong."""
 
     policy: PlacementPolicy
@@ -54,16 +70,6 @@ class UserPlacement:
             return policy, repr(policy)
         return cls(policy, name), name
 
-    @property
-    def ahead(self) -> int:
-        """What the policy asks for."""
-        return looks_ahead(self.policy)
-
-    @property
-    def back(self) -> int:
-        """What the policy asks for."""
-        return looks_back(self.policy)
-
     def in_hbm(self, view: View) -> bool:
         """The policy's answer."""
         answer = _call(lambda: self.policy.in_hbm(view), _place(self.name, view))
@@ -73,7 +79,7 @@ class UserPlacement:
 
 
 @dataclass(frozen=True)
-class UserMigration:
+class UserMigration(_Windows):
     """A user's migration, named in what it gets wrong."""
 
     policy: MigrationPolicy
@@ -88,16 +94,6 @@ class UserMigration:
         if type(policy).__module__ == migrations.__name__:
             return policy, repr(policy)
         return cls(policy, name), name
-
-    @property
-    def ahead(self) -> int:
-        """What the policy asks for."""
-        return looks_ahead(self.policy)
-
-    @property
-    def back(self) -> int:
-        """What the policy asks for."""
-        return looks_back(self.policy)
 
     def moves(self, view: View) -> Moves:
         """The policy's moves, all of items that exist and lie where they are said to lie."""
