@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -109,7 +110,8 @@ def accelerate_runs(sitting: Sitting) -> Iterator[Run]:
 
 
 def generate_batch_runs(sitting: Sitting) -> Iterator[Run]:
-    yield from peer_runs(sitting, "generate_batch", "run_continuous.py", sitting.arguments.dtypes, [])
+    further = ["--seconds", str(sitting.arguments.peer_seconds)]
+    yield from peer_runs(sitting, "generate_batch", "run_continuous.py", sitting.arguments.dtypes, further)
 
 
 RUNS = {"penstock": penstock_runs, "accelerate": accelerate_runs, "generate_batch": generate_batch_runs}
@@ -198,6 +200,7 @@ def parse() -> argparse.Namespace:
         "--prefill-chunk", type=int, default=128, help="prompt tokens of a row that accelerate computes at once; 0: all"
     )
     add("--peer-part", type=int, default=1, help="run every k-th of accelerate's sorted batches only")
+    add("--peer-seconds", type=float, default=math.inf, help="let generate_batch run for so long only")
     add("--penstock", default=str(Path(sys.executable).with_name("penstock")), help="the penstock command")
     add("--penstock-args", default="", help="further arguments of penstock, in one string")
     add("--cpu-memory", help="Penstock's own promise (default: the limit)")

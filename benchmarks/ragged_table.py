@@ -23,6 +23,8 @@ def part(record: dict) -> list[str]:
     """How much of the job a run did, and how like the whole that is."""
     if record.get("part", "all") == "all":
         return []
+    if "tokens_per_sweep" not in record:
+        return [record["part"]]
     like = record["tokens_per_sweep"] / record["tokens_per_sweep_of_all"]
     return [f"{record['part']}, with {like:.0%} of the tokens per sweep of all"]
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
+import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -53,34 +56,37 @@ def run(arguments: argparse.Namespace) -> None:
         clock.started()
         watch = Watch(model)
         for request in requests:
-            manager.add_request(request.prompt, max_new_tokens=request.output, eos_token_id=-1)
-        tokens = collect(manager, len(requests))
+            manager.add_request(request.prompt, max_new_tokens=request.output, streaming=True, eos_token_id=-1)
+        tokens, done = collect(manager, len(requests), arguments.seconds)
         clock.report(
             engine="generate_batch",
             tokens=tokens,
             packages=("torch", "transformers", "accelerate"),
             rows=arguments.rows,
             dtype=arguments.dtype,
-            part="all",
-            wanted=wanted,
+            part="all" if done == len(requests) else f"the first {arguments.seconds:.0f} s, {done} requests done",
+            wanted=wanted if done == len(requests) else tokens,
             batch_tokens=arguments.batch_tokens,
             **watch.figures(tokens),
         )
+        if done < len(requests):
+            os._exit(0)  # leaving would wait for the rest
 
 
-def collect(manager, number: int) -> int:
-    """Tokens of all answers; Failed with the first error."""
-    tokens = done = 0
-    while done < number:
+def collect(manager, number: int, seconds: float) -> tuple[int, int]:
+    """Tokens of all answers, of unfinished ones too after so many seconds, and how many are finished; Failed with the
+    first error."""
+    tokens, done, end = dict[str, int](), 0, time.perf_counter() + seconds
+    while done < number and time.perf_counter() < end:
         answer = manager.get_result(timeout=1)
         if answer is not None and answer.error:
             raise Failed(answer.error)
-        if answer is not None and answer.is_finished():
-            tokens += len(answer.generated_tokens)
-            done += 1
-        elif answer is None and not manager.is_running():
+        if answer is not None:
+            tokens[answer.request_id] = len(answer.generated_tokens)
+            done += answer.is_finished()
+        elif not manager.is_running():
             raise Failed(str(manager.background_thread_status.fatal_error or "its thread ended before the requests"))
-    return tokens
+    return sum(tokens.values()), done
 
 
 def main() -> None:
@@ -90,6 +96,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32, help="requests in flight at most; KV is made for so many")
     parser.add_argument("--batch-tokens", type=int, default=256, help="tokens of one call at most")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop then, and count what there is")
     parser.add_argument("--offload-dir", required=True, help="for tensors that cannot be read in place")
     arguments = parser.parse_args()
     logging.basicConfig(stream=sys.stderr)
