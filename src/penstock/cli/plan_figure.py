@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock import drawing
 from penstock.cli import figures
 from penstock.cli.plan_table import TIMES, tiers_of
-from penstock.errors import UserError
 from penstock.plan.plan import Plan, SteadySweep, Use
 from penstock.units import format_bytes, format_seconds
 
@@ -35,12 +33,11 @@ _LANES = {
     "gpu-compute": "#009E73",
     "cpu-compute": "#117733",
 }
-_OTHER, _IDLE, _INK, _RUNG = "#666666", "#E8E8E8", "#222222", "#BBBBBB"
+_OTHER, _IDLE, _INK = "#666666", "#E8E8E8", drawing.INK
 _DARK = ("weights", "KV", "taken already")
 _LEGIBLE, _WIDE = 0.085, 0.35  # parts of a bar that a figure, and a sentence, fit in
 _COMPUTE = "-compute"
 _INCHES = (11.0, 10.0)
-_DPI = 130
 
 
 def draw(plan: Plan, path: Path) -> None:
@@ -48,48 +45,18 @@ def draw(plan: Plan, path: Path) -> None:
 
     Raises UserError where the file cannot be written.
     """
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".html":
-            from penstock.cli.plan_page import page
+    if path.suffix.lower() != ".html":
+        drawing.save(figure(plan), path)
+        return
+    from penstock.cli.plan_page import page
 
-            path.write_text(page(plan, svg(plan)), encoding="utf-8")
-        elif suffix == ".svg":
-            path.write_text(svg(plan), encoding="utf-8")
-        else:
-            with _style():
-                figure(plan).savefig(path, format="png", dpi=_DPI)
-    except OSError as error:
-        raise UserError(f"--plot {path} cannot be written: {error.strerror}") from error
+    with drawing.written(path):
+        path.write_text(page(plan, svg(plan)), encoding="utf-8")
 
 
 def svg(plan: Plan) -> str:
     """The figure as SVG, the same for the same plan."""
-    target = StringIO()
-    with _style():
-        figure(plan).savefig(target, format="svg", metadata={"Date": None})
-    return target.getvalue()
-
-
-def _style() -> AbstractContextManager[None]:
-    """Settings of matplotlib that hold for these figures alone."""
-    import matplotlib
-
-    return matplotlib.rc_context(
-        {
-            "font.family": "DejaVu Sans",
-            "font.size": 10,
-            "text.color": _INK,
-            "axes.labelcolor": _INK,
-            "axes.edgecolor": _RUNG,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titleweight": "bold",
-            "axes.titlesize": 11,
-            "axes.titlepad": 10,
-            "svg.hashsalt": "penstock",
-        }
-    )
+    return drawing.svg(figure(plan))
 
 
 def figure(plan: Plan) -> "Figure":
@@ -98,7 +65,7 @@ def figure(plan: Plan) -> "Figure":
 
     lanes = sum(1 for seconds in plan.predicted.steady.lanes.values() if seconds > 0)
     heights = [0.9 + len(tiers_of(plan)), 0.9 + max(lanes, 2), 6.0]
-    with _style():
+    with drawing.style():
         drawn = Figure(figsize=_INCHES, layout="constrained")
         placement, timeline, throughput = drawn.subplots(3, 1, height_ratios=heights)
         drawn.suptitle(f"{plan.model} · {plan.job}\n{plan.machine}", x=0.01, ha="left", fontsize=10)

@@ -1,33 +1,26 @@
 """A trace drawn: what each layer skips over time, and how much of a read set the next step reads again."""
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.errors import UserError
+from penstock.drawing import save, style
 from penstock.trace.info import TraceInfo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _RUNG, _LINE = "#222222", "#BBBBBB", "#0072B2"
+_LINE = "#0072B2"
 _INCHES = (10.0, 7.0)
-_DPI = 130
 _MOST_COLUMNS = 256  # more steps than these share a column
 
 
 def draw(info: TraceInfo, name: str, path: Path) -> None:
     """Write the picture of a trace: ``.svg``, or ``.png`` for any other ending; UserError where that cannot be."""
-    kind = "svg" if path.suffix.lower() == ".svg" else "png"
-    try:
-        with _style():
-            figure(info, name).savefig(path, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
-    except OSError as error:
-        raise UserError(f"--plot {path} cannot be written: {error.strerror}") from error
+    save(figure(info, name), path)
 
 
 def figure(info: TraceInfo, name: str) -> "Figure":
@@ -35,7 +28,7 @@ def figure(info: TraceInfo, name: str) -> "Figure":
     from matplotlib.figure import Figure
 
     shape = info.shape
-    with _style():
+    with style():
         drawn = Figure(figsize=_INCHES, layout="constrained")
         skipping, overlap = drawn.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         sizes = f"{shape.steps:,} steps × {shape.layers:,} layers after {shape.prefill_tokens:,} tokens"
@@ -101,24 +94,3 @@ def _columns(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     numbers = np.add.reduceat(known.astype(float), starts, axis=0)
     means: NDArray[np.float64] = np.where(numbers > 0, sums / np.maximum(numbers, 1), np.nan)
     return means
-
-
-def _style() -> AbstractContextManager[None]:
-    """Settings of matplotlib that hold for these figures alone."""
-    import matplotlib
-
-    return matplotlib.rc_context(
-        {
-            "font.family": "DejaVu Sans",
-            "font.size": 10,
-            "text.color": _INK,
-            "axes.labelcolor": _INK,
-            "axes.edgecolor": _RUNG,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titleweight": "bold",
-            "axes.titlesize": 11,
-            "axes.titlepad": 10,
-            "svg.hashsalt": "penstock",
-        }
-    )
