@@ -158,6 +158,7 @@ def test_a_file_that_does_not_lie_is_read() -> None:
     [
         (squeezed([], FIRST + 8), "a chunk of 776 bytes stands for one of 768"),
         (squeezed([], 0), "a chunk of 0 bytes"),
+        (zstandard.ZstdCompressor(write_content_size=False).compress(bytes(FIRST)), "a size that it does not tell"),
         (b"no zstd", "does not decompress"),
         (squeezed([], FIRST)[:-3], "does not decompress"),
         (b"\x28\xb5\x2f\xfd\xe0" + b"\xff" * 7 + b"\x0f" + b"\0" * 9, "stands for one of 768"),
@@ -186,3 +187,24 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be read") as caught:
             CodedTrace.open(path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_length_that_a_header_promises_is_not_set_aside() -> None:
+    class Counted(MemoryStore):
+        def read(self, offset: int, nbytes: int) -> bytes:
+            assert nbytes <= len(WHOLE)
+            return super().read(offset, nbytes)
+
+    data = bytearray(lying([squeezed([], FIRST), *REST], file_bytes=1 << 39))
+    data[BLOCK_BYTES : BLOCK_BYTES + 4] = b"\xff" * 4
+    with pytest.raises(UserError, match="it ends within steps 0 to 15 of 40"):
+        CodedTrace.of(Counted(bytes(data)))
+
+
+def test_a_file_that_changes_is_not_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.skip"
+    path.write_bytes(WHOLE)
+    trace = CodedTrace.open(path)
+    coded(random_bits(SHAPE, seed=1), chunk_steps=16).save(path)
+    with pytest.raises(UserError, match="written to while it was read"):
+        all_bits(trace)

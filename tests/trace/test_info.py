@@ -89,3 +89,14 @@ def test_progress_reaches_the_end() -> None:
     told: list[tuple[int, int]] = []
     inspect(synth(TraceShape(10, 100, 1), 0.3), lambda done, total: told.append((done, total)))
     assert told == [(64, 100), (100, 100)]
+
+
+def test_large_steps_are_counted_in_smaller_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = synth(TraceShape(200, 70, 2), 0.3)
+    whole = inspect(trace)
+    monkeypatch.setattr("penstock.trace.info._WINDOW_BYTES", 3 * 8 * 2 * trace.shape.words)
+    told: list[int] = []
+    small = inspect(trace, lambda done, total: told.append(done))
+    assert told[0] == 3
+    for name in ("skipped", "stayed", "shared"):
+        assert np.array_equal(getattr(small, name), getattr(whole, name))

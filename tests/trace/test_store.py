@@ -1,3 +1,5 @@
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,32 @@ def test_memory_and_file_read_the_same(tmp_path: Path) -> None:
     assert memory.nbytes == file.nbytes == 8
 
 
-def test_a_file_that_goes_away_is_one_line(tmp_path: Path) -> None:
-    store = FileStore(tmp_path / "gone")
-    for act in (lambda: store.nbytes, lambda: store.read(0, 1)):
-        with pytest.raises(UserError, match="gone cannot be read"):
-            act()
+def test_a_file_that_is_not_there_or_goes_away_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "gone"
+    with pytest.raises(UserError, match="gone cannot be read"):
+        FileStore.of(path)
+    path.write_bytes(b"here")
+    store = FileStore.of(path)
+    path.unlink()
+    with pytest.raises(UserError, match="gone cannot be read"):
+        store.read(0, 1)
+
+
+@pytest.mark.parametrize("how", ["grown", "shorter", "other bytes", "another file"])
+def test_a_file_that_is_written_to_is_not_read_on(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"as it was")
+    store = FileStore.of(path)
+    assert store.read(0, 2) == b"as"
+    if how == "another file":
+        (tmp_path / "b").write_bytes(b"as it was")
+        os.utime(tmp_path / "b", ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+        (tmp_path / "b").replace(path)
+    else:
+        path.write_bytes({"grown": b"as it was, and more", "shorter": b"as", "other bytes": b"AS IT WAS"}[how])
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # the clock of a file system may stand still so long
+    with pytest.raises(UserError, match="written to while it was read"):
+        store.read(0, 2)
 
 
 def test_what_is_discarded_is_gone(tmp_path: Path) -> None:
@@ -32,3 +55,28 @@ def test_what_is_discarded_is_gone(tmp_path: Path) -> None:
     sink.discard()
     sink.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_with_the_next_trace_of_its_name(tmp_path: Path) -> None:
+    left, others, held = (tmp_path / f".{name}.part" for name in ("a*.1", "b.1", "a*.2"))
+    for path in (left, others, held):
+        path.touch()
+    with held.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        Sink(tmp_path / "a*", 0).finish(b"")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a*.2.part", ".b.1.part", "a*"]
+
+
+def test_what_is_being_written_is_not_taken_for_abandoned(tmp_path: Path) -> None:
+    first = Sink(tmp_path / "a", 0)
+    (part,) = tmp_path.iterdir()
+    part.rename(tmp_path / ".a.1.part")
+    Sink(tmp_path / "a", 0).discard()
+    assert [path.name for path in tmp_path.iterdir()] == [".a.1.part"]
+    first.discard()
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "/dev/null"])
+def test_what_is_no_file_is_not_written_over(name: str) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        Sink(Path(name), 0)

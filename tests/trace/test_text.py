@@ -1,3 +1,5 @@
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,32 @@ def test_a_mistake_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         import_text(tmp_path / "study.txt", tmp_path / "a.skip", prefill_tokens=10, layers=2)
     assert [path.name for path in tmp_path.iterdir()] == ["study.txt"]
+
+
+@pytest.mark.parametrize("head", ["n,l,s,ids,skip_layer", "N, l, s, [ids], skip", "n,l,s"])
+def test_a_first_line_of_names_is_passed_over(tmp_path: Path, head: str) -> None:
+    text = GOOD.replace("n,l,s,ids,skip_layer", head)
+    assert skipped(imported(tmp_path, text).trace) == skipped(imported(tmp_path, GOOD).trace)
+    assert "line 2: " in wrong(tmp_path, "# a note\n" + text)
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="can be read only once, and its layers are counted first: give --layers"):
+        import_text(pipe, None, prefill_tokens=10)
+    threading.Thread(target=lambda: pipe.write_text(GOOD), daemon=True).start()
+    found = import_text(pipe, None, prefill_tokens=10, layers=2)
+    assert skipped(found.trace) == skipped(imported(tmp_path, GOOD).trace)
+
+
+def test_what_has_no_lines_is_not_held_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.trace.text._LONGEST_BYTES", 30)
+    assert "line 9: longer than 30 B, where a line is n,l,s,[ids]" in wrong(tmp_path, GOOD + "#" * 40)
+
+
+def test_more_than_a_trace_holds_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a trace holds 256 MiB of them at once"):
+        imported(tmp_path, GOOD, prefill_tokens=10**12)
+    with pytest.raises(UserError, match="a trace holds 256 MiB of them at once"):
+        imported(tmp_path, GOOD, layers=10**9)

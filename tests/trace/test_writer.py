@@ -86,9 +86,30 @@ def test_a_full_disk_is_one_line() -> None:
         sink.write(b"more")
 
 
-def test_too_large_a_step_is_refused() -> None:
-    with pytest.raises(UserError, match="holds 256 MiB"), TraceWriter(None, TraceHeader(1 << 33, 3, "x")) as writer:
-        writer.append(np.broadcast_to(np.uint64(0), (3, 1 << 27)))
+def test_too_large_a_step_is_refused_before_anything_is_held(tmp_path: Path) -> None:
+    for tokens, layers in ((1 << 33, 3), (1 << 50, 1), (0, 1 << 40)):
+        with pytest.raises(UserError, match="holds 256 MiB of them at once: take fewer"):
+            TraceWriter(tmp_path / "run.skip", TraceHeader(tokens, layers, "x"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_that_outgrow_a_chunk_are_refused() -> None:
+    with (
+        pytest.raises(UserError, match=r"64 steps of .* tokens at 1,024 layers"),
+        TraceWriter(None, TraceHeader(0, 1024, "x"), chunk_steps=64) as writer,
+    ):
+        writer.steps = 64 * 600  # as if so many had been written
+        writer.append(np.zeros((1024, 600), np.uint64))
+
+
+def test_a_header_without_room_leaves_no_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="shorten its parameters"),
+        TraceWriter(tmp_path / "run.skip", TraceHeader(9, 1, "x")) as writer,
+    ):
+        writer.append(np.zeros((1, 1), np.uint64))
+        writer.close(note="n" * 20_000)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("layers", "words", "steps"), [(32, 533, 30), (80, 288, 22), (2, 3, 64), (10**4, 10**3, 1)])

@@ -55,7 +55,7 @@ class CodedTrace:
 
         Raises UserError for a file that is missing, truncated, damaged or none of ours.
         """
-        return cls.of(FileStore(Path(path)))
+        return cls.of(FileStore.of(Path(path)))
 
     @classmethod
     def of(cls, store: Store) -> "CodedTrace":
@@ -126,7 +126,8 @@ class CodedTrace:
             # asked first: decompressing sets aside whatever the frame says
             told = zstandard.frame_content_size(payload)
             if told != raw_bytes:
-                raise self.broken(chunk.offset, f"a chunk of {told:,} bytes stands for one of {raw_bytes:,}")
+                size = f"{told:,} bytes" if told >= 0 else "a size that it does not tell"
+                raise self.broken(chunk.offset, f"a chunk of {size} stands for one of {raw_bytes:,}")
             raw = zstandard.ZstdDecompressor().decompress(payload, max_output_size=raw_bytes)
         except zstandard.ZstdError as error:
             raise self.broken(chunk.offset, "a chunk does not decompress") from error
@@ -167,10 +168,10 @@ def _checked_chunks(store: Store, header: TraceHeader, contents: Contents) -> It
         if nbytes > contents.file_bytes - at:
             why = f"a chunk of {nbytes:,} bytes does not fit the {contents.file_bytes:,} that the header promises"
             raise broken(store, at - CHUNK_PREFIX.size, why)
-        payload = store.read(at, nbytes)
-        if len(payload) < nbytes:
+        if nbytes > size - at:  # asked first: reading sets aside whatever is asked for
             why = f"it ends within steps {first:,} to {first + steps - 1:,} of {contents.steps:,}"
             raise broken(store, size, why)
+        payload = store.read(at, nbytes)
         if chunk_checksum(first, payload) != checksum:
             why = f"steps {first:,} to {first + steps - 1:,} do not match their checksum"
             raise broken(store, at - CHUNK_PREFIX.size, why)

@@ -16,7 +16,7 @@ from penstock.trace.skip_trace import TraceShape
 Progress = Callable[[int, int], None]
 Counts = NDArray[np.int64]
 
-_WINDOW_STEPS = 64
+_WINDOW_STEPS, _WINDOW_BYTES = 64, 8 << 20  # at most: a header may promise steps of 256 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +126,9 @@ def inspect(trace: CodedTrace, progress: Progress | None = None) -> TraceInfo:
     skipped = np.zeros((shape.steps, shape.layers), np.int64)
     stayed = np.zeros((shape.steps - 1, shape.layers), np.int64)
     shared = np.zeros((shape.steps, shape.layers - 1), np.int64)
-    for first, window in trace.windows(_WINDOW_STEPS, ahead=1):
-        now = window[:_WINDOW_STEPS]
+    steps = max(1, min(_WINDOW_STEPS, _WINDOW_BYTES // (8 * shape.layers * shape.words)))
+    for first, window in trace.windows(steps, ahead=1):
+        now = window[:steps]
         skipped[first : first + len(now)] = bits.counts(now)
         shared[first : first + len(now)] = bits.counts(now[:, 1:] & now[:, :-1])
         for step, (before, after) in enumerate(pairwise(window), first):

@@ -1,11 +1,14 @@
 """Where a coded trace's bytes lie: in a file or in memory."""
 
 import contextlib
+import errno
+import fcntl
+import glob
 import os
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
 
 from penstock.directories import sync_directory
 from penstock.errors import UserError
@@ -48,56 +51,69 @@ class MemoryStore:
 
 @dataclass(frozen=True)
 class FileStore:
-    """A file, opened anew for every read: chunks are large, and other processes can be handed the same trace.
+    """A file as it was when it was first looked at, opened anew for every read.
 
-    UserError where it cannot be read.
+    Chunks are large, and other processes can be handed the same trace. version: what tells the file from another of
+    its name, and from itself written to. UserError where it cannot be read, or is not that file any more.
     """
 
     path: Path
+    nbytes: int
+    version: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The file with this name now."""
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return cls(path, found.st_size, _version(found))
 
     @property
     def name(self) -> str:
         """See Store."""
         return str(self.path)
 
-    @property
-    def nbytes(self) -> int:
-        """See Store."""
-        try:
-            return self.path.stat().st_size
-        except OSError as error:
-            raise self._unreadable(error) from error
-
     def read(self, offset: int, nbytes: int) -> bytes:
         """See Store."""
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with self.path.open("rb") as file:
+                if _version(os.fstat(file.fileno())) != self.version:
+                    raise UserError(f"{self.path} was written to while it was read: run this again when it is whole")
                 file.seek(offset)
                 return file.read(nbytes)
         except OSError as error:
-            raise self._unreadable(error) from error
-
-    def _unreadable(self, error: OSError) -> UserError:
-        return UserError(f"{self.path} cannot be read ({error.strerror}): give a trace that penstock trace wrote")
+            raise _unreadable(self.path, error) from error
 
 
 class Sink:
     """A trace that is being written: in a file under a temporary name, or in memory where there is no path.
 
-    The first ``head_bytes`` are left for ``finish``. UserError where the disk does not take it.
+    The first ``head_bytes`` are left for ``finish``. What a killed process left of a trace of this name is removed.
+    UserError where the disk does not take it.
     """
 
     def __init__(self, path: Path | None, head_bytes: int) -> None:
         self._path = path
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part") if path else None
+        self._part: Path | None = None
         try:
-            if path is not None and path.is_dir():
-                raise IsADirectoryError(0, "it is a directory")
-            self._file: BinaryIO = self._part.open("wb") if self._part else BytesIO()
+            self._file: BinaryIO = BytesIO() if path is None else self._begun(path)
         except OSError as error:
             raise self._unwritable(error) from error
         self.nbytes = 0
         self.write(bytes(head_bytes))
+
+    def _begun(self, path: Path) -> BinaryIO:
+        if path.exists() and not path.is_file():
+            code = errno.EISDIR if path.is_dir() else errno.EINVAL  # a device would be replaced by a file
+            raise OSError(code, os.strerror(code))
+        _remove_abandoned(path)
+        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        file = self._part.open("wb")
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
 
     def write(self, data: bytes) -> None:
         """Append."""
@@ -124,7 +140,7 @@ class Sink:
         except OSError as error:
             self.discard()
             raise self._unwritable(error) from error
-        return FileStore(self._path)
+        return FileStore.of(self._path)
 
     def discard(self) -> None:
         """Leave nothing behind."""
@@ -135,3 +151,19 @@ class Sink:
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"{self._path} cannot be written ({error.strerror}): name another file")
+
+
+def _version(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be read ({error.strerror}): give a trace that penstock trace wrote")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove parts of this file that nobody writes any more: those who do hold a lock."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError), part.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from penstock.trace.coded import CodedTrace
 from penstock.trace.header import TraceHeader
 from penstock.trace.skip_trace import SkipBits
 from penstock.trace.writer import TraceWriter
+from penstock.units import format_bytes
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 
@@ -21,7 +23,9 @@ _LINE = re.compile(
     r'\s*(\d{1,15})\s*,\s*(\d{1,15})\s*,\s*([01])\s*,\s*"?\[([\d,\s]*)\]"?\s*,\s*(0|1|true|false)\s*',
     re.ASCII | re.IGNORECASE,
 )
+_HEAD = re.compile(r"n\s*,\s*l\s*,\s*s\b", re.IGNORECASE)
 _FORM = "n,l,s,[ids],skip_layer such as 1024,0,0,[3,17],0"
+_LONGEST_BYTES = 64 << 20  # of a line: what has no lines is not held to its end
 _LONGEST_SHOWN = 40
 _MOST_LAYERS = 1 << 16
 
@@ -66,7 +70,10 @@ def import_text(
     writes token ``prefill_tokens``; that number unless given. docs/traces.md has the format. Raises UserError with the
     line's number.
     """
-    layers = layers or 1 + max(line.layer for line in _lines(source, None))
+    if layers is None:
+        if _is_read_once(source):
+            raise UserError(f"{source} can be read only once, and its layers are counted first: give --layers")
+        layers = 1 + max(line.layer for line in _lines(source, None))
     header = TraceHeader(prefill_tokens, layers, "import", model, parameters={"text": source.name})
     with TraceWriter(target, header) as writer:
         reader = _Reader(writer, prefill_tokens if first_step is None else first_step)
@@ -134,31 +141,44 @@ class _Reader:
         return np.zeros((self._writer.header.layers, words), np.uint64)
 
 
+def _is_read_once(source: Path) -> bool:
+    try:
+        mode = source.stat().st_mode
+    except OSError:  # told when it is read
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 def _lines(source: Path, progress: Progress | None) -> Iterator[TextLine]:
     """The lines that say something; UserError at the first that cannot be read, or where there is none."""
     done, found = 0, False
     try:
         total = source.stat().st_size
         with source.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_BYTES + 1), b""), 1):
                 done += len(line)
                 if progress is not None:
-                    progress(done, total)
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8", "replace").strip()
-                if not text or text.startswith("#") or (number == 1 and text.lower().startswith("n,l,s")):
-                    continue
-                found = True
+                    progress(done, max(done, total))
                 try:
-                    yield _parsed(number, text)
+                    parsed = _parsed(number, line)
                 except _Mistake as mistake:
                     raise UserError(f"{source}, line {number:,}: {mistake}") from None
+                if parsed is not None:
+                    found = True
+                    yield parsed
     except OSError as error:
         raise UserError(f"{source} cannot be read ({error.strerror}): give a text trace, {_FORM}") from error
     if not found:
         raise UserError(f"{source} has no line of a trace: {_FORM}")
 
 
-def _parsed(number: int, text: str) -> TextLine:
+def _parsed(number: int, line: bytes) -> TextLine | None:
+    """What a line says; None for a note, a head and nothing."""
+    if len(line) > _LONGEST_BYTES:
+        raise _Mistake(f"longer than {format_bytes(_LONGEST_BYTES)}, where a line is {_FORM}")
+    text = line.decode("utf-8-sig" if number == 1 else "utf-8", "replace").strip()
+    if not text or text.startswith("#") or (number == 1 and _HEAD.match(text)):
+        return None
     match = _LINE.fullmatch(text)
     if match is None:
         shown = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

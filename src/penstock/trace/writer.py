@@ -22,7 +22,7 @@ from penstock.trace.header import (
     encode_block,
     words_at,
 )
-from penstock.trace.skip_trace import SkipBits
+from penstock.trace.skip_trace import WORD_BITS, SkipBits
 from penstock.trace.store import Sink
 from penstock.units import format_bytes
 
@@ -46,6 +46,7 @@ class TraceWriter:
     """
 
     def __init__(self, path: Path | None, header: TraceHeader, *, chunk_steps: int | None = None) -> None:
+        _check_size(header.layers, words_at(header.prefill_tokens, 0), 1)
         self.header = header
         self.steps = 0
         self._chunk_steps = chunk_steps or chunk_steps_for(header.layers, words_at(header.prefill_tokens, 0))
@@ -101,10 +102,10 @@ class TraceWriter:
             self._flush()
         self._collect()
         self._thread.shutdown()
-        self._closed = True
         self.header = replace(self.header, parameters={**self.header.parameters, **parameters})
         contents = Contents(self.steps, self._chunk_steps, self._skipped, self._sink.nbytes, self._checksums)
         store = self._sink.finish(encode_block(self.header, contents))
+        self._closed = True
         return CodedTrace(self.header, contents, store, tuple(self._chunks))
 
     def discard(self) -> None:
@@ -116,13 +117,9 @@ class TraceWriter:
 
     def _room(self) -> SkipBits:
         """Bits of the chunk that begins: zeros beyond what each step writes."""
-        words = words_at(self.header.prefill_tokens, self.steps + self._chunk_steps - 1)
-        nbytes = 8 * self._chunk_steps * self.header.layers * words
-        if nbytes > LARGEST_BYTES:
-            steps = f"{self._chunk_steps:,} steps from {self.steps:,} on"
-            raise UserError(
-                f"{steps} take {format_bytes(nbytes)}, and a trace holds {format_bytes(LARGEST_BYTES)} of them"
-            )
+        end = self.steps + self._chunk_steps
+        _check_size(self.header.layers, words_at(self.header.prefill_tokens, end), self._chunk_steps)
+        words = words_at(self.header.prefill_tokens, end - 1)
         return np.zeros((self._chunk_steps, self.header.layers, words), np.uint64)
 
     def _flush(self) -> None:
@@ -163,3 +160,14 @@ def _compressed(bits: SkipBits) -> tuple[bytes, int]:
     # Changes are as good as random: what helps is the coding of bytes, and a search for repeats only costs.
     settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=17, hash_log=6, min_match=7)
     return zstandard.ZstdCompressor(compression_params=settings).compress(changes.data), count(bits)
+
+
+def _check_size(layers: int, words: int, steps: int) -> None:
+    """Raise UserError where a chunk would be larger than those that are read."""
+    nbytes = 8 * steps * layers * words
+    if nbytes > LARGEST_BYTES:
+        told = f"{steps:,} steps of" if steps > 1 else "a step of"
+        raise UserError(
+            f"{told} {words * WORD_BITS:,} tokens at {layers:,} layers take {format_bytes(nbytes)},"
+            f" and a trace holds {format_bytes(LARGEST_BYTES)} of them at once: take fewer tokens or layers"
+        )
