@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from penstock.cli import main
+from penstock.cli.trace_table import table
 from penstock.trace.coded import CodedTrace
+from penstock.trace.info import inspect
 
 SIZE = ["--prefill-tokens", "300", "--steps", "40", "--layers", "3"]
 
@@ -119,7 +121,36 @@ def test_a_broken_trace_is_one_line(made: Path, capsys: pytest.CaptureFixture[st
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace"]) == 0
-    assert "penstock trace import study.txt study.skip --prefill-tokens 1024\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "penstock trace import study.txt study.skip --prefill-tokens 1024\n" in out
+    assert "penstock trace record demo -i book.txt" in out
     for command in ("synth", "import", "info"):
         assert main(["trace", command, "--help"]) == 0
         assert "Examples:\n  penstock trace" in capsys.readouterr().out
+
+
+def test_a_layer_keeps_its_number_where_others_read_nothing(tmp_path: Path) -> None:
+    text, path = tmp_path / "a.txt", tmp_path / "a.skip"
+    text.write_text("4,0,0,[],1\n4,1,0,[0],0\n4,2,0,[],0\n5,0,0,[],1\n5,1,0,[1,2],0\n5,2,0,[0],0\n")
+    assert main(["trace", "import", str(text), str(path), "--prefill-tokens", "4"]) == 0
+    lines = dict(enumerate(label + text for label, text in table(inspect(CodedTrace.open(path)))))
+    (spread,) = [lines[number + 1] for number, line in lines.items() if line.startswith("overlap")]
+    assert spread.startswith("by layer 33.3 % (layer 1) to 75.0 % (layer 2), ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["import", "a.txt", "a.txt", "--prefill-tokens", "4"], "FILE a.txt would be written over TEXT a.txt"),
+        (["info", "a.png", "--plot", "a.png"], "--plot a.png would be written over FILE a.png"),
+        (["synth", "a.toml", "--scenario", "./a.toml", "--skip", "0.3"], "would be written over --scenario ./a.toml"),
+    ],
+)
+def test_what_is_read_is_not_written_over(
+    arguments: list[str], said: str, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made.parent)
+    for name in ("a.txt", "a.png", "a.toml"):
+        Path(name).write_bytes(made.read_bytes())
+    assert said in refused(arguments, capsys)
+    assert all(Path(name).read_bytes() == made.read_bytes() for name in ("a.txt", "a.png", "a.toml"))

@@ -103,6 +103,10 @@ def test_standard_input_is_a_text(
         (["--prompt", "So", "--rule", "best"], "--rule best is none of"),
         (["--prompt", "So", "--output", "missing/run.skip"], "create the directory first"),
         (["--prompt", "So", "--sinks", "-1"], "--sinks"),
+        (
+            ["-i", "latin.txt", "--output", "./latin.txt"],
+            "--output ./latin.txt would be written over --input latin.txt",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

@@ -45,7 +45,7 @@ app.command(
 app.command(
     "simulate", cls=options.Command, epilog=simulate.EXAMPLES, short_help="replay placement and migration of KV"
 )(simulate.simulate)
-app.add_typer(trace.app, name="trace", short_help="make, import and look at skip traces")
+app.add_typer(trace.app, name="trace", short_help="make, record, import and look at skip traces")
 
 
 @app.callback(invoke_without_command=True)

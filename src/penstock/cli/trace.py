@@ -1,4 +1,4 @@
-"""``penstock trace``: make, import and look at skip traces, which say what tokens each step of a decode passes over."""
+"""``penstock trace``: make, record, import and look at skip traces: what tokens each step of a decode passes over."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +22,10 @@ EXAMPLES = """\
 \b
 Examples:
   penstock trace synth made.skip --prefill-tokens 2048 --steps 1024 --layers 32 --skip 0.3
-  penstock trace info made.skip --plot made.png
+  penstock trace record demo -i book.txt --prompt-tokens 600 --max-tokens 257 --output book.skip
   penstock trace import study.txt study.skip --prefill-tokens 1024
+  penstock trace info made.skip --plot made.png
+  penstock simulate mine.toml --trace book.skip
 """
 
 SYNTH_EXAMPLES = """\
@@ -54,7 +56,7 @@ CHAIN = "How it skips"
 
 app = typer.Typer(
     name="trace",
-    help="Make, import and look at skip traces: what tokens each step of a decode passes over, layer by layer.",
+    help="Make, record, import and look at skip traces: what tokens each step of a decode passes over at each layer.",
     epilog=EXAMPLES,
     add_completion=False,
     rich_markup_mode=None,
@@ -147,6 +149,7 @@ def synth(
     from penstock.trace.skip_trace import TraceShape
     from penstock.trace.synth import synth as make
 
+    refuse_overwriting({"FILE": file}, {"--scenario": scenario})
     sizes = {"prefill_tokens": prefill_tokens, "steps": steps, "layers": layers}
     rates = {"overlap": overlap, "correlation": correlation, "sinks": sinks, "recent": recent, "seed": seed}
     if scenario is not None:
@@ -202,6 +205,7 @@ def info(file: MadeTrace, plot: Plot = None, json_: Json = False) -> None:
 
     if plot is not None and Path(plot).suffix.lower() not in (".png", ".svg"):
         raise UserError(f"--plot {plot} is neither .png nor .svg: name a file of one of these kinds")
+    refuse_overwriting({"--plot": plot}, {"FILE": file})
     trace = CodedTrace.open(file)
     with _progress("counting", 8 * trace.shape.layers * trace.shape.words, json_) as progress:
         found = inspect(trace, progress)

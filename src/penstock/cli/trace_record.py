@@ -1,6 +1,7 @@
 """``penstock trace record``: a skip trace from a real run."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from penstock.cli import options
 from penstock.cli.console import stderr_display
 from penstock.cli.figures import count
+from penstock.cli.overwrites import refuse_overwriting
 from penstock.cli.prompts import Prompt, read_prompts
 from penstock.cli.run_flags import Flags, run_flags
 from penstock.cli.summary import summary
@@ -88,9 +90,10 @@ def record(
     how: Flags,
 ) -> None:
     """Generate for one prompt, and write which cached tokens each step could have passed over at each layer."""
-    path = Path(output)
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    refuse_overwriting({"--output": output}, {"--input": input, "MODEL": model})
+    if os.path.isdir(output) or not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise UserError(f"--output {output} is not a file in a directory that exists; create the directory first")
+    path = Path(output)
     asked, is_text = _prompt(prompt, input)
 
     from penstock.engine.skip_rule import Selection, parse_rule
@@ -122,6 +125,10 @@ def record(
 
 def _prompt(text: str | None, source: str | None) -> tuple[Prompt, bool]:
     """The prompt, and whether it is the whole text of a file."""
+    if text is None and source is None:
+        raise UserError("no prompt: give --prompt TEXT, or -i FILE with a text to go on from")
+    if text is not None and source is not None:
+        raise UserError("the prompt comes from --prompt or from -i, not both: leave one of them out")
     if source is None or text is not None or source.endswith(".jsonl"):
         return read_prompts([] if text is None else [text], source)[0], False
     name = "standard input" if source == "-" else source

@@ -1,6 +1,6 @@
 """What a trace holds, as the lines of ``penstock trace info``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from penstock.cli import figures
@@ -33,7 +33,7 @@ def table(info: "TraceInfo") -> Iterator[tuple[str, str]]:
         yield "overlap", "none: nothing is read twice"
     else:
         yield "overlap", f"{percent(info.overlap)} of what a step reads, the next one reads too"
-        yield "", f"by layer {_spread([share for share in info.overlap_of_layers if share is not None])}"
+        yield "", f"by layer {_spread(info.overlap_of_layers)}"
     if info.correlation is not None:
         yield "layers", f"neighbours skip alike: correlation {info.correlation:.2f}"
     yield "bytes", f"{format_bytes(info.coded_bytes)} for {format_bytes(info.raw_bytes)} of bits"
@@ -48,12 +48,13 @@ def _said(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
-def _spread(shares: list[float]) -> str:
-    """Where shares lie: ``27.1 % (layer 3) to 31.0 % (layer 12), standard deviation 0.9 %``."""
-    low, high = min(shares), max(shares)
-    if percent(low) == percent(high):
-        return f"{percent(low)} everywhere"
-    mean = sum(shares) / len(shares)
-    deviation = (sum((share - mean) ** 2 for share in shares) / len(shares)) ** 0.5
-    ends = [f"{percent(end)} (layer {shares.index(end)})" for end in (low, high)]
+def _spread(shares: Sequence[float | None]) -> str:
+    """Where shares of layers lie: ``27.1 % (layer 3) to 31.0 % (layer 12), standard deviation 0.9 %``."""
+    known = {layer: share for layer, share in enumerate(shares) if share is not None}
+    low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+    if percent(known[low]) == percent(known[high]):
+        return f"{percent(known[low])} everywhere"
+    mean = sum(known.values()) / len(known)
+    deviation = (sum((share - mean) ** 2 for share in known.values()) / len(known)) ** 0.5
+    ends = [f"{percent(known[layer])} (layer {layer})" for layer in (low, high)]
     return f"{ends[0]} to {ends[1]}, standard deviation {percent(deviation)}"
