@@ -18,7 +18,7 @@ cpu = "208GiB"
 disk = 1500000000000
 
 [links]
-"disk→cpu" = { bytes_per_s = "2GB/s", latency_s = "80us" }
+"disk→cpu" = { bytes_per_s = "2GB/s", latency_s = "80us", kv_bytes_per_s = "700MB/s", jitter = 0.25 }
 "cpu→disk" = "1GB/s"
 "cpu->gpu" = 12.9e9
 source."cpu->gpu" = "bandwidthTest"
@@ -59,7 +59,7 @@ def test_a_file_is_read_as_written(tmp_path: Path) -> None:
     machine = load_machine(path)
     assert machine.name == "mine"
     assert machine.memory == {"gpu": 16 * 10**9, "cpu": 208 * 2**30, "disk": 1500 * 10**9}
-    assert machine.links["disk→cpu"] == Link(2e9, 8e-5)
+    assert machine.links["disk→cpu"] == Link(2e9, 8e-5, kv_bytes_per_s=7e8, jitter=0.25)
     assert machine.links["cpu→gpu"] == Link(12.9e9)
     assert machine.links["gpu→cpu"] == Link(512 * 2**20)
     assert machine.source == {"links.cpu→gpu": "bandwidthTest"}
@@ -90,6 +90,7 @@ def test_a_file_is_read_as_written(tmp_path: Path) -> None:
         ('"1GB/s"', "2026-01-01", "links.cpu→disk is datetime.date(2026, 1, 1): give bytes per second"),
         ('"1GB/s"', f"1{'0' * 400}", "links.cpu→disk is 1000"),
         ('"80us"', '"-80us"', "links.disk→cpu.latency_s is '-80us': give zero or more seconds"),
+        ("0.25", "1.0", "links.disk→cpu.jitter is 1.0: give a number from 0 to less than 1"),
         ("latency_s", "lag", "links.disk→cpu.lag is not known: give bytes_per_s and, if you like, latency_s"),
         ('bytes_per_s = "2GB/s", ', "", "links.disk→cpu.bytes_per_s is missing: give bytes_per_s"),
         ('"cpu→disk"', '"disk→gpu"', "links.disk→gpu is not known: give 'disk→cpu', 'cpu→gpu', 'gpu→cpu' or"),
@@ -173,7 +174,8 @@ def test_what_is_dumped_reads_well(tmp_path: Path) -> None:
     text = dump_machine(load_machine(path))
     assert 'cpu = "208GiB"' in text
     assert '"cpu→gpu" = "12.9GB/s"\nsource."cpu→gpu" = "bandwidthTest"\n' in text
-    assert '"disk→cpu" = { bytes_per_s = "2GB/s", latency_s = "80us" }' in text
+    link = '{ bytes_per_s = "2GB/s", latency_s = "80us", kv_bytes_per_s = "700MB/s", jitter = 0.25 }'
+    assert f'"disk→cpu" = {link}' in text
     assert '    [64.5, "4.3TFLOP/s"],\n' in text
     assert "sweep_s" not in text and "inf" not in text
 

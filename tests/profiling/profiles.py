@@ -23,7 +23,7 @@ def profile(form: str = "long", host: Host = HERE, mount: str = "/") -> Profile:
         logit_s=2e-10,
         expert_s=2.2e-4,
     )
-    read, write = Link(1.4e9, 2.1e-4), Link(8e8, 1e-4)
+    read, write = Link(1.4e9, 2.1e-4, jitter=0.125), Link(8e8, 1e-4)
     machine = Machine(
         host.name,
         {"cpu": 24 << 30, "disk": 100 << 30},

@@ -10,6 +10,7 @@ from penstock.model.pages import SECTOR, Extent
 from penstock.profiling.disk import (
     Loaded,
     Streamer,
+    jitter,
     link_of_pages,
     measure_read,
     mixed_pages,
@@ -61,7 +62,17 @@ def test_slow_pages_of_a_window_count_and_a_window_disturbed_by_others_does_not(
     calm = [Loaded(1000, seconds) for seconds in (1.0, 1.0, 4.0)]
     disturbed = [Loaded(1000, 50.0)]
     assert page_times([calm, disturbed, calm]) == {1000: pytest.approx(2.0)}
-    assert link_of_pages([calm, disturbed, calm]) == Link(pytest.approx(500.0))
+    assert link_of_pages([calm, disturbed, calm]) == Link(pytest.approx(500.0), jitter=pytest.approx(2 / 3))
+
+
+def test_how_far_pages_lie_from_the_mean_of_their_size() -> None:
+    steady = [Loaded(n, n / 1000) for n in (1000, 250, 1000, 250)]
+    assert jitter([steady]) == 0
+    unsteady = [*(Loaded(1000, seconds) for seconds in (0.8, 1.2)), *(Loaded(250, seconds) for seconds in (0.3, 0.5))]
+    assert jitter([unsteady]) == pytest.approx((0.2 + 0.2 + 0.25 + 0.25) / 4)
+    assert jitter([unsteady, steady, unsteady]) == pytest.approx(0.225)
+    assert jitter([[Loaded(1000, 1.0)], []]) == 0  # nothing to compare with
+    assert jitter([[Loaded(1000, seconds) for seconds in (*[0.001] * 99, 100.0)]]) < 1
 
 
 def test_a_stream_can_be_held_up(pages: list[Extent]) -> None:

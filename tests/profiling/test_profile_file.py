@@ -42,7 +42,11 @@ def test_it_lies_in_the_user_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_person_can_read_it(tmp_path: Path) -> None:
     text = save_profile(profile(), tmp_path / "profile.json").read_text()
     assert json.loads(text)["machine"]["processors"]["cpu"]["attention"] == {"1": 1.6e10, "256": 1.1e11}
-    assert json.loads(text)["machine"]["links"]["disk→cpu"] == {"bytes_per_s": 1.4e9, "latency_s": 2.1e-4}
+    assert json.loads(text)["machine"]["links"]["disk→cpu"] == {
+        "bytes_per_s": 1.4e9,
+        "latency_s": 2.1e-4,
+        "jitter": 0.125,
+    }
 
 
 def _links(data: Any) -> Any:

@@ -146,7 +146,8 @@ def lines(profile: "Profile") -> Iterator[str]:
         yield from _processor(tier, processor)
     yield ""
     for name, link in machine.links.items():
-        yield f"{name:<16}{format_rate(link.bytes_per_s):<12}{_small(link.latency_s)} latency"
+        unsteady = f", give or take {link.jitter:.0%} a page" if link.jitter else ""
+        yield f"{name:<16}{format_rate(link.bytes_per_s):<12}{_small(link.latency_s)} latency{unsteady}"
     for mount, disk in profile.disks.items():
         parts = [f"read {format_rate(disk.read.bytes_per_s)}"]
         if disk.write and disk.kv_read and disk.kv_write:

@@ -47,13 +47,15 @@ class Link:
 
     staging_bytes_per_s: at which KV is first copied to where the link can fetch it, by the thread that else launches
     the layers' products. Infinite where KV rests there already, as pinned memory. kv_bytes_per_s: of KV blocks, which
-    are small and in no order; None where that makes no difference.
+    are small and in no order; None where that makes no difference. jitter: how far the time of a page lies from the mean
+    time, as a part of it and in the mean.
     """
 
     bytes_per_s: float
     latency_s: float = 0.0
     staging_bytes_per_s: float = math.inf
     kv_bytes_per_s: float | None = None
+    jitter: float = 0.0
 
     def seconds(self, nbytes: float, transfers: int = 1) -> float:
         """Time to carry so many bytes in so many transfers."""

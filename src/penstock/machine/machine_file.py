@@ -86,6 +86,8 @@ class _LinkTable(_Table):
     bytes_per_s: _Bandwidth
     latency_s: _Seconds = 0.0
     staging_bytes_per_s: _Bandwidth = math.inf
+    kv_bytes_per_s: _Bandwidth | None = None
+    jitter: _Part = 0.0
 
     @model_validator(mode="before")
     @classmethod
@@ -278,6 +280,10 @@ def _link(link: Link) -> object:
         beside["latency_s"] = quantities.SECONDS.write(link.latency_s)
     if link.staging_bytes_per_s != math.inf:
         beside["staging_bytes_per_s"] = quantities.BANDWIDTH.write(link.staging_bytes_per_s)
+    if link.kv_bytes_per_s is not None:
+        beside["kv_bytes_per_s"] = quantities.BANDWIDTH.write(link.kv_bytes_per_s)
+    if link.jitter:
+        beside["jitter"] = link.jitter
     return {"bytes_per_s": bandwidth, **beside} if beside else bandwidth
 
 

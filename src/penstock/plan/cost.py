@@ -56,7 +56,8 @@ class SweepCost:
         self._placed, placed_of = distinct(list(zip(self._kinds.page_of, resting, strict=True)))
         self._placed_number = Counter(placed_of)
         streams = [home != self._compute for home in resting]
-        self._overlap = Overlap(self._kinds, placed_of, streams, policy.slots)
+        disk = machine.links.get("disk→cpu")
+        self._overlap = Overlap(self._kinds, placed_of, streams, policy.slots, disk.jitter if disk else 0.0)
         # only of experts does it depend on the sweep how much of a page comes
         self._carried = [
             None if self._kinds.pages[kind].experts else self._page_carried(kind, home, 0.0)

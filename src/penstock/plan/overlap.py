@@ -15,11 +15,13 @@ class Overlap:
     """Overlap of one model's pages where they rest.
 
     placed_of: for each page of the order, which kind it is of those that differ in page or home. streams: whether each
-    comes through a slot.
+    comes through a slot. jitter: of reads from disk.
     """
 
-    def __init__(self, kinds: Kinds, placed_of: Sequence[int], streams: Sequence[bool], slots: int) -> None:
-        self._slots = slots
+    def __init__(
+        self, kinds: Kinds, placed_of: Sequence[int], streams: Sequence[bool], slots: int, jitter: float
+    ) -> None:
+        self._slots, self._jitter = slots, jitter
         shown = kinds.shown(_ENOUGH)
         self._placed_of, self._streams = placed_of[:shown], streams[:shown]
         self._joint_of = {at: joint for at, joint in kinds.joint_of.items() if at < shown}
@@ -60,7 +62,7 @@ class Overlap:
             compute, read, upload, _, _, streams = order[at]
             more, portion_read, portion_upload = portions[joint]
             order[at] = (compute + more, read, upload, portion_read, portion_upload, streams)
-        return max(1.0, pipelined(order, self._slots, steps[-1] / _STEPS))
+        return max(1.0, pipelined(order, self._slots, steps[-1] / _STEPS, self._jitter))
 
 
 def sums(kinds: Iterable[Busy], number: Mapping[int, int]) -> Busy:

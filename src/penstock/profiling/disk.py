@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
@@ -22,6 +22,7 @@ PAGE_BYTES = 64 << 20  # of a page of a large model
 _PARTS = 4  # of it, which a page of a middling model has
 _WINDOW_S = 0.5  # in which some pages of either size come
 _LEAST_WINDOWS = 3
+_MOST_JITTER = 0.9  # so that no page comes before it was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +161,31 @@ def link_of_pages(windows: Sequence[Sequence[Loaded]]) -> Link:
 
     The mean, because whoever waits for a disk waits for its slow pages too; the median, because others use it as well.
     """
-    times = page_times(windows)
+    times, unsteady = page_times(windows), jitter(windows)
     line = fit_line(list(times), list(times.values())) if len(times) > 1 else None
     if line is None or not line.each_s:
         nbytes = max(times)
-        return Link(nbytes / times[nbytes])
-    return Link(1 / line.each_s, line.fixed_s)
+        return Link(nbytes / times[nbytes], jitter=unsteady)
+    return Link(1 / line.each_s, line.fixed_s, jitter=unsteady)
+
+
+def jitter(windows: Sequence[Sequence[Loaded]]) -> float:
+    """How far pages' times lie from the mean of their size in their window, as a part of it: the mean of a window, the
+    median of the windows; 0 where no window has two pages of a size."""
+    found = []
+    for window in windows:
+        apart = [abs(page.seconds / mean(times) - 1) for page, times in _beside_others(window)]
+        if apart:
+            found.append(mean(apart))
+    return min(_MOST_JITTER, median(found)) if found else 0.0
+
+
+def _beside_others(window: Sequence[Loaded]) -> Iterator[tuple[Loaded, list[float]]]:
+    """Each page that is not the only one of its size, and the seconds of all pages of its size."""
+    for page in window:
+        times = [other.seconds for other in window if other.nbytes == page.nbytes]
+        if len(times) > 1:
+            yield page, times
 
 
 def page_times(windows: Sequence[Sequence[Loaded]]) -> dict[int, float]:

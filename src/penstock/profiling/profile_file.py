@@ -32,9 +32,11 @@ class _Link(_Form):
     latency_s: _Seconds = 0.0
     staging_bytes_per_s: _Rate | None = None
     kv_bytes_per_s: _Rate | None = None
+    jitter: float = Field(default=0.0, ge=0, lt=1)
 
     def value(self) -> Link:
-        return Link(self.bytes_per_s, self.latency_s, self.staging_bytes_per_s or math.inf, self.kv_bytes_per_s)
+        staging = self.staging_bytes_per_s or math.inf
+        return Link(self.bytes_per_s, self.latency_s, staging, self.kv_bytes_per_s, self.jitter)
 
 
 class _Processor(_Form):

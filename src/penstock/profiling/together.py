@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from statistics import fmean, median
 
@@ -11,7 +11,7 @@ import torch
 from penstock.engine.linear import Widening
 from penstock.machine.machine import Link
 from penstock.model.pages import Extent
-from penstock.profiling.disk import Loaded, Streamer, link_of_pages, mixed_pages, page_times
+from penstock.profiling.disk import Loaded, Streamer, jitter, link_of_pages, mixed_pages, page_times
 from penstock.profiling.place import Place
 
 TOKENS, WIDTH = 256, 2048
@@ -21,7 +21,7 @@ _LEAST_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """read: of the disk alone. compute_loses, disk_loses: the parts of their speed while the other is busy."""
+    """read: of the disk alone; its jitter is of pages that come beside products, as in runs. compute_loses, disk_loses: the parts of their speed while the other is busy."""
 
     read: Link
     compute_loses: float
@@ -51,7 +51,8 @@ def measure_together(
     compute_loses = lost(*(1 / median(products[how]) for how in ("alone", "beside")))
     alone, beside = (page_times(pages[how]) for how in ("alone", "beside"))
     slower = [lost(1 / alone[size], 1 / beside[size]) for size in alone.keys() & beside.keys()]
-    return Together(link_of_pages(pages["alone"]), compute_loses, fmean(slower) if slower else 0.0)
+    read = replace(link_of_pages(pages["alone"]), jitter=jitter(pages["beside"]))
+    return Together(read, compute_loses, fmean(slower) if slower else 0.0)
 
 
 def _each_s(work: Callable[[], None], budget_s: float) -> float:
