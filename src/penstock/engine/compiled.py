@@ -1,5 +1,6 @@
 """What compiled kernels share: where their code is kept, and the threads that a call's work is cut among."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -27,5 +28,27 @@ def in_threads(work: Callable[[int, int], None], cuts: Sequence[int]) -> None:
     first, *rest = pairwise(cuts)
     others = [_threads(len(rest)).submit(work, *part) for part in rest]
     work(*first)
+    for other in others:
+        other.result()
+
+
+def in_turn(work: Callable[[int, int, int], None], cuts: Sequence[int], threads: int) -> None:
+    """Do ``work(thread, start, stop)`` between all neighbouring ``cuts``; work releases the GIL.
+
+    Each thread takes the next part when it has done one: a core that the disk or somebody else needs for a while then
+    holds up the others by a part at most, not by all that it lost.
+    """
+    left = deque(pairwise(cuts))
+
+    def take(thread: int) -> None:
+        while left:
+            try:
+                part = left.popleft()
+            except IndexError:  # another thread was faster
+                return
+            work(thread, *part)
+
+    others = [_threads(threads - 1).submit(take, thread) for thread in range(1, threads)]
+    take(0)
     for other in others:
         other.result()

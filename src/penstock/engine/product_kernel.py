@@ -19,7 +19,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from penstock.engine.compiled import in_threads
+from penstock.engine.compiled import in_threads, in_turn
 from penstock.engine.vectors import LANES, STORED, WIDE, Emitter, Integer, element_bytes, pieces
 
 ROWS = 14 if WIDE else 6  # of weights in a tile: times 2 vectors of tokens, what the registers hold
@@ -31,6 +31,7 @@ PANEL_STRIDE = 4 * (DEPTH + 16)  # bytes from row to row: not a power of two, so
 BAND_STRIDE = 4 * (CHUNK + 16)
 FEWEST = 4  # tokens: for fewer, widening first and one product of a vector is faster
 AHEAD = 2  # rows of weights prefetched during a tile
+PARTS = 8  # of a product for each thread, to be taken in turn
 LINE = 64  # bytes of a cache line, to which vectors are aligned
 
 
@@ -251,17 +252,18 @@ class Multiplier:
         in_threads(lambda start, stop: pack(tokens, packed, start, stop), cuts)
 
     def _multiply(self, kernel: Callable[..., None], packed: Any, weights: Any, out: Any) -> None:
-        panels = -(-len(weights) // ROWS)
-        parts = min(panels, torch.get_num_threads())
-        cuts = [min(panels * p // parts * ROWS, len(weights)) for p in range(parts + 1)]
-        while len(self._scratch) < parts:
+        bands = -(-len(weights) // BAND)
+        threads = min(bands, torch.get_num_threads())
+        parts = min(bands, threads * PARTS)
+        cuts = [min(bands * p // parts * BAND, len(weights)) for p in range(parts + 1)]
+        while len(self._scratch) < threads:
             self._scratch.append((_aligned(ROWS, PANEL_STRIDE // 4), _aligned(BAND, BAND_STRIDE // 4)))
         registers = (0,) * ROWS, (0,) * 2, (0,)
 
-        def work(start: int, stop: int) -> None:
-            kernel(*registers, packed, weights, out, *self._scratch[cuts.index(start)], start, stop)
+        def work(thread: int, start: int, stop: int) -> None:
+            kernel(*registers, packed, weights, out, *self._scratch[thread], start, stop)
 
-        in_threads(work, cuts)
+        in_turn(work, cuts, threads)
 
 
 def _aligned(rows: int, columns: int) -> npt.NDArray[np.float32]:
