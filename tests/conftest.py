@@ -14,8 +14,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "numba"))
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where torch finds no CUDA device; torch is imported only if there are such tests."""
+    """Let one worker have all that needs the simulator's kernels, which else are compiled once in each; skip tests
+    marked ``gpu`` where torch finds no CUDA device: it is imported only if there are such tests."""
+    for item in items:
+        if item.path.parent.name == "sim" or item.path.name == "test_simulate.py":
+            item.add_marker(pytest.mark.xdist_group("kernels"))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
