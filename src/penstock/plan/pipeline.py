@@ -20,8 +20,8 @@ def pipelined(steps: Sequence[Step], slots: int, fixed: float, jitter: float = 0
     """Seconds of a sweep amid sweeps like it: the second of two, which has what the first fetched ahead at its end.
 
     steps: of each page the seconds of its compute, of its read from disk and its upload, of the portions carried beside
-    it over the same two links, and whether it streams. fixed: seconds that follow the last. jitter: how far the reads of
-    pages lie from their mean, as a part of it.
+    it over the same two links, and whether it streams. fixed: seconds that follow the last. jitter: how far the
+    reads of pages lie from their mean, as a part of it.
     """
     times = (1 - jitter, 1 + jitter)
     load = 0

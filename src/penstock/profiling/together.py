@@ -21,7 +21,8 @@ _LEAST_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """read: of the disk alone; its jitter is of pages that come beside products, as in runs. compute_loses, disk_loses: the parts of their speed while the other is busy."""
+    """read: of the disk alone; its jitter is of pages that come beside products, as in runs. compute_loses, disk_loses:
+    the parts of their speed while the other is busy."""
 
     read: Link
     compute_loses: float
