@@ -47,7 +47,7 @@ class Link:
 
     staging_bytes_per_s: at which KV is first copied to where the link can fetch it, by the thread that else launches
     the layers' products. Infinite where KV rests there already, as pinned memory. kv_bytes_per_s: of KV blocks, which
-    are small and in no order; None where that makes no difference. jitter: how far the time of a page lies from the mean
+    are small and in no order; None where that makes no difference. jitter: how far a page's time lies from the mean
     time, as a part of it and in the mean.
     """
 
