@@ -1,8 +1,10 @@
 """How the simulator's figures look: two themes, and one colour and line for a policy wherever it is drawn."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+
+from penstock import drawing
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ _BY_POLICY = {
     "look-ahead-batch-layer": "#009E73",
     "alpha": "#D55E00",
     "lru": "#CC79A7",
+    "belady": "#7E6BC9",
 }
-_OTHERS = ("#7E6BC9", "#C94F7C", "#7A9A01", "#C2A500", "#5D8AA8")
+_OTHERS = ("#C94F7C", "#7A9A01", "#C2A500", "#5D8AA8", "#6A7B3C")
 _LINES = ("solid", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 
 Dashes = str | tuple[float, tuple[float, ...]]
@@ -70,19 +73,15 @@ def recoloured(svg: str, old: Theme, new: Theme) -> str:
 
 
 def base_name(policy: str) -> str:
-    """A policy's name without its options."""
-    return policy.partition("(")[0]
+    """A policy's name without its options: ``alpha`` of ``alpha:window=4``, ``mine.py:Mine`` of ``mine.py:Mine``."""
+    file, mark, name = policy.rpartition(".py:")
+    return f"{file}{mark}{name.partition(':')[0]}"
 
 
-@contextmanager
-def drawn_in(theme: Theme) -> Iterator[None]:
+def drawn_in(theme: Theme) -> AbstractContextManager[None]:
     """Settings of matplotlib that hold inside only."""
-    import matplotlib
-
-    with matplotlib.rc_context(
+    return drawing.style(
         {
-            "font.family": "DejaVu Sans",
-            "font.size": 10,
             "figure.facecolor": theme.paper,
             "savefig.facecolor": theme.paper,
             "axes.facecolor": theme.paper,
@@ -91,14 +90,13 @@ def drawn_in(theme: Theme) -> Iterator[None]:
             "axes.edgecolor": theme.faint,
             "xtick.color": theme.ink,
             "ytick.color": theme.ink,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
+            "axes.titleweight": "normal",
             "axes.titlesize": 10.5,
+            "axes.titlepad": 6,
             "axes.titlelocation": "left",
             "grid.color": theme.faint,
             "grid.linewidth": 0.6,
             "legend.frameon": False,
-            "svg.hashsalt": "penstock",
+            "legend.fontsize": 9,
         }
-    ):
-        yield
+    )

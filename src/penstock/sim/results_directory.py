@@ -37,14 +37,14 @@ class ResultsDirectory:
             path.mkdir(parents=True, exist_ok=True)
             self._check_head(study)
             self._lines = os.open(path / _LINES, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            try:
+                self._lock()
+                self._read()
+            except (OSError, UserError):
+                os.close(self._lines)
+                raise
         except OSError as error:
             raise UserError(f"--output {path} cannot be written ({error.strerror}): use another directory") from error
-        try:
-            self._lock()
-            self._read()
-        except UserError:
-            os.close(self._lines)
-            raise
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +112,7 @@ class ResultsDirectory:
             try:
                 record = json.loads(line)
                 row, curve = Row(**record["row"]), _read_curve(record["curve"])
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError):
                 raise UserError(
                     f"{self.path / _LINES}, line {number}, is no result: delete that line, and its run is made again"
                 ) from None
