@@ -1,7 +1,10 @@
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +21,12 @@ def small(tmp_path: Path) -> str:
     path = tmp_path / "small.json"
     path.write_text(json.dumps(document()))
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels, whether or not they are: what is told of those that are not would stand in every output."""
+    monkeypatch.setattr("penstock.sim.kernel_cache.is_compiled", lambda: True)
 
 
 def rows(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, object]]:
@@ -75,7 +84,7 @@ def test_several_settings_make_several_tables(small: str, capsys: pytest.Capture
     assert main(["simulate", small, "--skip", "0,0.5", "--sweep", "hbm=1000,2000", "--migration", "alpha"]) == 0
     titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("small · ")]
     assert len(titles) == 4
-    assert "bandwidths.hbm 2,000" in titles[-1]
+    assert "bandwidths.hbm 2 kB/s" in titles[-1]
 
 
 def test_output_keeps_tables_and_a_report(small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,6 +131,9 @@ def test_steps_sum_to_the_run(small: str, tmp_path: Path, suffix: str, capsys: p
         (["SMALL", "--steps", "steps.txt"], "must end in .csv or .parquet"),
         (["SMALL", "--steps", "steps.csv"], "for one run, and this command names 60"),
         (["SMALL", "--bound", "lb3"], "lb2 is the only one"),
+        (["SMALL", "--output", ""], "--output has no name"),
+        (["SMALL", "--steps", "steps.csv", "--trace", "./steps.csv"], "would be written over --trace ./steps.csv"),
+        (["SMALL", "--steps", "./results.csv", "--output", "."], "results.csv would be written over --steps"),
         (
             ["SMALL", "--sweep", "window=1,2", "--migration", "none", "--placement", "prefer-hbm"],
             "has the option window",
@@ -195,3 +207,67 @@ def test_progress_suits_what_reads_it() -> None:
     assert live.endswith("\r\x1b[2K")
     assert lines.splitlines() == ["50 %   12.0 s left", "100 %   0 ms left"]
     assert [json.loads(line)["done"] for line in records.splitlines()] == [0, 25, 50, 75, 100]
+
+
+def test_waiting_is_told_in_place_on_a_terminal_and_once_elsewhere() -> None:
+    streams = (Terminal(), io.StringIO(), io.StringIO())
+    for stream, as_json in zip(streams, (False, False, True), strict=True):
+        shown = SimulationProgress(stream, as_json, lambda: 0.0)
+        shown.wait("making traces")
+        shown.wait("compiling kernels", is_long=True)
+        shown.steps(1, 4)
+        shown.close()
+    live, lines, records = (stream.getvalue() for stream in streams)
+    assert live.startswith("\r\x1b[2K making traces …\r\x1b[2K compiling kernels …\r\x1b[2K ━")
+    assert live.endswith("\r\x1b[2K")
+    assert lines == "compiling kernels\n"
+    first, second = map(json.loads, records.splitlines())
+    assert first == {"kind": "note", "text": "compiling kernels"} and second["done"] == 1
+
+
+@pytest.mark.parametrize(("is_compiled", "own", "told"), [(True, False, 0), (False, False, 1), (False, True, 0)])
+def test_compiling_is_told_where_kernels_are_new(
+    small: str,
+    tmp_path: Path,
+    is_compiled: bool,
+    own: bool,
+    told: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("penstock.sim.kernel_cache.is_compiled", lambda: is_compiled)
+    file = tmp_path / "mine.py"
+    file.write_text("class Mine:\n    def in_hbm(self, view):\n        return True\n")
+    placement = f"{file}:Mine" if own else "prefer-hbm"
+    words = ["simulate", small, "--placement", placement, "--migration", "none", "--output", str(tmp_path / "out")]
+    for times in (told, 0):  # what is finished needs no kernels
+        assert main(words) == 0
+        assert capsys.readouterr().err.count("compiling kernels, once for this version: about a minute\n") == times
+
+
+def test_a_report_that_cannot_be_written_is_one_line(
+    small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (out / "times.png").mkdir(parents=True)
+    words = [small, "--placement", "prefer-hbm", "--migration", "none", "--output", str(out)]
+    assert "cannot be written (Is a directory): make room" in complaint(capsys, *words)
+    (out / "times.png").rmdir()
+    assert main(["simulate", *words]) == 0
+    assert "1 run, 1 of them done before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_what_processes_share_goes_when_a_simulation_is_ended(tmp_path: Path, how: signal.Signals) -> None:
+    shared = tmp_path / "temporary"
+    shared.mkdir()
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps(document(prefill_tokens=4000, decode_tokens=20_000, layers=4, hbm_capacity_bytes=9000)))
+    words = [str(path), "--migration", "none,alpha", "--skip", "0.4,0.5", "--jobs", "2"]
+    command = [sys.executable, "-m", "penstock", "simulate", *words]
+    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(shared)}, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(shared.glob("*/*.skip*")):
+        time.sleep(0.02)
+    process.send_signal(how)
+    assert process.wait(20) == 128 + how
+    assert list(shared.iterdir()) == []

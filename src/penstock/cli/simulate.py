@@ -1,9 +1,12 @@
 """``penstock simulate``: placement and migration of KV on two memories, beside what no policy can beat."""
 
 import json
+import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Container
+from contextlib import closing, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +14,14 @@ import typer
 
 from penstock.cli import options
 from penstock.cli.options import option
+from penstock.cli.overwrites import refuse_overwriting
 from penstock.cli.simulate_progress import SimulationProgress
 from penstock.errors import UserError
 from penstock.units import format_seconds
 
 if TYPE_CHECKING:
     from penstock.sim.results_directory import ResultsDirectory
-    from penstock.sim.study import Choice, Study
+    from penstock.sim.study import Study
     from penstock.sim.study_run import Outcome
 
 EXAMPLES = """\
@@ -128,83 +132,79 @@ def simulate(
 
     Without --placement and --migration every pair runs at each of the scenario's skip levels.
     """
+    _check_names(scenario, trace, output, steps, bound)
+    from penstock.cli.simulate_study import choice_of, study_asked
+
+    chosen = choice_of(placement or [], migration or [], policy or [], skip, bound is not None)
+    flags = {"trace.file": trace, "passive": passive, "mode": mode}
+    study, swept_options = study_asked(scenario, set_ or [], flags, chosen, sweep or [])
+    with closing(SimulationProgress(sys.stderr, json_)) as shown:
+        for warning in study.warnings:
+            shown.note(f"{study.name}: {warning}")
+        if steps is not None:
+            _write_steps(study, steps, shown)
+        outcome, report_s = _results(study, output, jobs or 0, shown)
+        shown.close()
+        if json_:
+            print(json.dumps(outcome.frame.to_dicts()))
+        else:
+            from penstock.cli.simulate_table import answer
+
+            for line in answer(outcome.frame, swept_options):
+                print(line)
+        shown.note(_account(study, outcome, report_s, output))
+
+
+def _check_names(scenario: str, trace: str | None, output: str | None, steps: str | None, bound: str | None) -> None:
+    """Raise UserError for what could only be written after all that is asked for has run."""
+    if output == "":
+        raise UserError("--output has no name: give a directory, or leave it out")
     if steps is not None:
         from penstock.cli.simulate_steps import check_steps
 
         check_steps(Path(steps))
+        table = os.path.join(output, "results.csv") if output else None
+        refuse_overwriting({"--steps": steps, "--output": table}, {"SCENARIO": scenario, "--trace": trace})
     if bound not in (None, "lb2"):
         raise UserError(f"--bound {bound}: lb2 is the only one that is asked for; the others are always there")
-    shown = SimulationProgress(sys.stderr, json_)
-    settings = {"trace.file": trace, "passive": passive, "mode": mode}
-    chosen = _chosen(placement or [], migration or [], policy or [], skip, bound is not None)
-    study, swept_options = _study(scenario, set_, settings, chosen, sweep)
-    for warning in study.warnings:
-        shown.note(f"{study.name}: {warning}")
-    if steps is not None:
-        from penstock.cli.simulate_steps import write_steps
 
-        lines = write_steps(study, Path(steps))
-        shown.note(f"{steps}: {lines:,} steps")
+
+def _tell_what_comes(study: "Study", done: Container[str], shown: SimulationProgress, what: str) -> None:
+    """Say what goes on before the first step is simulated: nothing else moves, for a minute where kernels are new."""
+    from penstock.sim.kernel_cache import is_compiled
+
+    left = [pair for cell in study.cells for pair in cell.pairs if cell.row_id(pair) not in done]
+    has_kernels = any(".py:" not in "".join(pair.texts) for pair in left)
+    if has_kernels and find_spec("numba") is not None and not is_compiled():
+        shown.wait("compiling kernels, once for this version: about a minute", is_long=True)
+    elif left:
+        shown.wait(what)
+
+
+def _write_steps(study: "Study", steps: str, shown: SimulationProgress) -> None:
+    from penstock.cli.simulate_steps import write_steps
+
+    if study.runs != 1:
+        raise UserError(
+            f"--steps {steps} is for one run, and this command names {study.runs}: "
+            "choose with --placement NAME --migration NAME --skip LEVEL"
+        )
+    _tell_what_comes(study, (), shown, "writing every step")
+    lines = write_steps(study, Path(steps))
+    shown.note(f"{steps}: {lines:,} steps")
+
+
+def _results(study: "Study", output: str | None, jobs: int, shown: SimulationProgress) -> "tuple[Outcome, float]":
+    """What came of all runs, and the seconds that a report of them took."""
     from penstock.sim.results_directory import ResultsDirectory
 
     with nullcontext() if output is None else ResultsDirectory(Path(output), study) as directory:
-        outcome = _run(study, directory, jobs or 0, shown)
-        report_s = 0.0 if directory is None else _write(outcome, directory)
-    if json_:
-        print(json.dumps(outcome.frame.to_dicts()))
-    else:
-        from penstock.cli.simulate_table import answer
-
-        for line in answer(outcome.frame, swept_options):
-            print(line)
-    shown.note(_account(study, outcome, report_s, output))
-
-
-def _chosen(placement: list[str], migration: list[str], own: list[str], skip: str | None, lb2: bool) -> "Choice":
-    """What of the scenario is run; a person's own policy stands beside those named on its side, or alone."""
-    from penstock.sim.overrides import read_value
-    from penstock.sim.pairing import split_policies
-    from penstock.sim.policy import MigrationPolicy, PlacementPolicy
-    from penstock.sim.registry import load_policy
-    from penstock.sim.study import Choice
-
-    placing, moving = list(split_policies(placement)), list(split_policies(migration))
-    for text in own:
-        made = load_policy(text)
-        if not isinstance(made, PlacementPolicy | MigrationPolicy):
-            raise UserError(f"--policy {text} is no policy: it needs a method in_hbm(self, view) or moves(self, view)")
-        placing += [text] if isinstance(made, PlacementPolicy) else []
-        moving += [text] if isinstance(made, MigrationPolicy) else []
-    levels = None if skip is None else [read_value(level) for level in skip.split(",")]
-    return Choice(placing or None, moving or None, levels, lb2)
-
-
-def _study(
-    scenario: str,
-    set_: list[str] | None,
-    flags: dict[str, str | None],
-    chosen: "Choice",
-    sweep: list[str] | None,
-) -> "tuple[Study, list[str]]":
-    """What is to be run, and the swept keys that are options of policies."""
-    from penstock.sim.overrides import read_settings, read_sweeps, with_settings
-    from penstock.sim.shipped import document_of
-    from penstock.sim.study import study_of
-
-    settings = read_settings("--set", set_ or [])
-    for key, value in flags.items():
-        if value is not None and key in settings:
-            raise UserError(f"--set {key}={settings[key]} and --{key.partition('.')[0]} {value}: use one of them")
-    settings |= {key: value for key, value in flags.items() if value is not None}
-    document = with_settings(document_of(scenario), settings)
-    if "trace.file" in settings:
-        document.pop("skip", None)
-        document.pop("skip_levels", None)
-    sweeps = read_sweeps("--sweep", sweep or [])
-    for key in sweeps.keys() & settings.keys():
-        raise UserError(f"{key} is set to {settings[key]} and swept: leave one out")
-    own = [key.removeprefix("options.") for key in sweeps if key.startswith("options.") or key == "budget"]
-    return study_of(document, scenario, chosen, sweeps), own
+        _tell_what_comes(study, () if directory is None else directory.done, shown, "making traces and bounds")
+        outcome = _run(study, directory, jobs, shown)
+        if directory is None:
+            return outcome, 0.0
+        shown.wait("drawing the report")
+        return outcome, _write(study, outcome, directory)
 
 
 def _run(study: "Study", directory: "ResultsDirectory | None", jobs: int, shown: SimulationProgress) -> "Outcome":
@@ -225,14 +225,24 @@ def _run(study: "Study", directory: "ResultsDirectory | None", jobs: int, shown:
         shown.close()
 
 
-def _write(outcome: "Outcome", directory: "ResultsDirectory") -> float:
+def _write(study: "Study", outcome: "Outcome", directory: "ResultsDirectory") -> float:
     """Write tables and report, and return the seconds that it took."""
     from penstock.sim.report import write_report
     from penstock.sim.table import write_table
 
     start_s = time.perf_counter()
-    write_table(directory.path, outcome.frame)
-    write_report(directory.path, outcome.frame, outcome.curves)
+    cells = [cell for cell in study.cells for _ in cell.pairs]
+    best_shares = {
+        row.id: float(cell.scenario.memories.best_share) for cell, (row, _) in zip(cells, outcome.rows, strict=True)
+    }
+    try:
+        write_table(directory.path, outcome.frame)
+        write_report(directory.path, outcome.frame, outcome.curves, best_shares)
+    except OSError as error:
+        raise UserError(
+            f"--output {directory.path} cannot be written ({error.strerror or error}): make room and start again, "
+            "what is finished is kept there"
+        ) from error
     return time.perf_counter() - start_s
 
 

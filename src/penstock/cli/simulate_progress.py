@@ -28,6 +28,13 @@ class SimulationProgress:
         self.close()
         self._print(json.dumps({"kind": "note", "text": text}) if self._as_json else text)
 
+    def wait(self, text: str, is_long: bool = False) -> None:
+        """What goes on while no step is done: in place on a terminal; elsewhere a note, of what takes long alone."""
+        if self._live:
+            self._draw(f"{text} …")
+        elif is_long:
+            self.note(text)
+
     def steps(self, done: int, total: int) -> None:
         """So many token steps are done of those of all runs; cheap enough to be told often."""
         now = self._clock()
@@ -44,18 +51,21 @@ class SimulationProgress:
         told = f"{100 * part:3.0f} %" + (f"   {format_seconds(left_s)} left" if left_s is not None else "")
         if self._live:
             filled = round(30 * part)
-            self._stream.write(f"\r\x1b[2K {'━' * filled}{'╌' * (30 - filled)} {told}")
-            self._stream.flush()
-            self._drawn = True
+            self._draw(f"{'━' * filled}{'╌' * (30 - filled)} {told}")
         else:
             self._print(told.strip())
 
     def close(self) -> None:
-        """Take the bar away; calling it again does nothing."""
+        """Take away what is drawn in place; calling it again does nothing."""
         if self._drawn:
             self._stream.write("\r\x1b[2K")
             self._stream.flush()
             self._drawn = False
+
+    def _draw(self, text: str) -> None:
+        self._stream.write(f"\r\x1b[2K {text}")
+        self._stream.flush()
+        self._drawn = True
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)

@@ -6,13 +6,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numba
-
 from penstock.directories import cache_directory
+
+_HERE = Path(__file__).parent
 
 
 def part(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function for others that are compiled: none from Python, which saves half of the work."""
+    import numba
+
     compiled: Callable[..., Any] = numba.njit(
         function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
     )
@@ -21,14 +23,25 @@ def part(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def kept(function: Callable[..., None]) -> Callable[..., None]:
     """Compile a function when it is first called, or take it from the disk; it runs without the interpreter's lock."""
-    # numba looks at this function's own file to see whether what it kept is still true, not at those it calls into.
-    here = Path(__file__).parent
-    sources = sha256(b"".join(path.read_bytes() for path in [here / "prices.py", *sorted(here.glob("kernel_*.py"))]))
-    base = Path(os.environ.get("NUMBA_CACHE_DIR") or cache_directory() / "numba")
+    import numba
+
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(base / sources.hexdigest()[:12])
+    numba.config.CACHE_DIR = str(_home())
     try:
         compiled: Callable[..., None] = numba.njit(function, cache=True, nogil=True, error_model="numpy")
     finally:
         numba.config.CACHE_DIR = before
     return compiled
+
+
+def is_compiled() -> bool:
+    """Whether the kernels as they are were compiled here before, by the names and times of files; without numba."""
+    source_s = (_HERE / "kernel_step.py").stat().st_mtime
+    return any(index.stat().st_mtime >= source_s for index in _home().rglob("kernel_step.*.nbi"))
+
+
+def _home() -> Path:
+    """The directory of these sources: numba looks at a function's own file alone to see whether it is as it was."""
+    sources = [_HERE / "prices.py", *sorted(_HERE.glob("kernel_*.py"))]
+    base = Path(os.environ.get("NUMBA_CACHE_DIR") or cache_directory() / "numba")
+    return base / sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
