@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import cast
 
 from penstock.errors import UserError
+from penstock.sim.shared_directory import shared_directory
 from penstock.sim.study import Cell
 from penstock.sim.trace_source import one_at_a_time
 from penstock.sim.worker import Finished, Progress, Task, Worker
@@ -31,7 +31,7 @@ def run_tasks(cells: Sequence[Cell], tasks: Sequence[Task], jobs: int, progress:
         for task in tasks:
             yield worker.run(task, progress)
         return
-    with TemporaryDirectory(prefix="penstock-") as shared, _Pool(cells, jobs, Path(shared)) as pool:
+    with shared_directory() as shared, _Pool(cells, jobs, shared) as pool:
         yield from pool.run(tasks, progress)
 
 
