@@ -9,7 +9,8 @@ from penstock.errors import UserError
 from penstock.machine.machine import Link
 from penstock.plan.baseline import baseline, check_expressible, flexgen_policy, opt_shape
 from penstock.plan.case import Case
-from penstock.plan.flexgen import FlexGenPolicy, predict_flexgen
+from penstock.plan.flexgen import predict_flexgen
+from penstock.plan.flexgen_group import FlexGenPolicy
 from penstock.plan.policy import Policy, Shares
 from penstock.plan.types import Ledger, Length
 

@@ -4,7 +4,8 @@ import pytest
 
 from penstock.errors import UserError
 from penstock.machine.machine import Curve, Link, Machine, Processor
-from penstock.plan.flexgen import FlexGenPolicy, OptShape, best_flexgen, predict_flexgen
+from penstock.plan.flexgen import best_flexgen, predict_flexgen
+from penstock.plan.flexgen_group import FlexGenPolicy, OptShape
 from penstock.plan.linear import Infeasible
 from penstock.plan.policy import Shares
 

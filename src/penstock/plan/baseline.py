@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from penstock.errors import UserError
 from penstock.machine.machine import Machine
 from penstock.plan.case import Case
-from penstock.plan.flexgen import FlexGenPolicy, FlexGenPrediction, OptShape, best_flexgen, predict_flexgen
+from penstock.plan.flexgen import FlexGenPrediction, best_flexgen, predict_flexgen
+from penstock.plan.flexgen_group import FlexGenPolicy, OptShape
 from penstock.plan.linear import Infeasible
 from penstock.plan.policy import TIERS, Policy, Tier
 from penstock.plan.shape import ModelShape
