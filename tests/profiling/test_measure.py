@@ -3,10 +3,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from penstock.engine.linear import Widening
+from penstock.memory.device import CpuDevice
 from penstock.model.pages import Extent
 from penstock.profiling import measure
 from penstock.profiling.measure import LONG, SHORT, Form, measure_machine, measure_profile, with_disks
+from penstock.profiling.place import Place
 from penstock.profiling.profile import stale_reasons
 from penstock.profiling.profile_file import load_profile, save_profile
 
@@ -39,7 +43,7 @@ def test_a_profile_of_this_host(tmp_path: Path) -> None:
         tmp_path,
         TINY,
         lambda what, part: said.append((what, part)),
-        room_bytes=8 * MIB,
+        {"cpu": 8 * MIB},
     )
     machine, cpu = found.machine, found.machine.processors["cpu"]
     assert {"disk→cpu", "cpu→disk"} <= machine.links.keys()
@@ -73,7 +77,7 @@ def test_forms_and_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for arguments in ({}, {"short": True}, {"budget_s": 20.0}, {"budget_s": 5.0, "short": True}):
         with pytest.raises(Stop):
             measure_machine(None, tmp_path, **arguments)
-    assert [(form.name, form.budget_s) for form in asked] == [("long", 60), ("short", 15), ("long", 20), ("short", 5)]
+    assert [(form.name, form.budget_s) for form in asked] == [("long", 54), ("short", 15), ("long", 20), ("short", 5)]
     assert (LONG.tokens[-1], SHORT.tokens[-1]) == (4096, 1024)
 
 
@@ -86,3 +90,27 @@ def test_later_steps_pay_for_what_took_longer(monkeypatch: pytest.MonkeyPatch) -
     assert steps.begin("second", 0.2) < 0.5
     now[0] = 20.0
     assert steps.begin("third", 0.1) == 0.0
+
+
+def test_compiling_is_part_of_the_time_up_to_a_third_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: 100.0)
+
+    def left(compiling_s: float) -> float:
+        return measure._Steps(30.0, lambda what, part: None, compiling_s).begin("all", measure._ALL) / measure._ALL
+
+    assert left(0.0) == left(3.0) == pytest.approx(30.0)  # making models and files has a part of its own
+    assert left(10.0) * measure._ALL == left(60.0) * measure._ALL == pytest.approx(20.0)
+
+
+def test_warming_up_runs_the_kernel_that_many_tokens_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[int, int]] = []
+    linear = Widening.linear
+
+    def seen(self: Widening, x: torch.Tensor, weight: torch.Tensor, bias: None) -> torch.Tensor:
+        ran.append((x.shape[1], weight.shape[0]))
+        return linear(self, x, weight, bias)
+
+    monkeypatch.setattr(Widening, "linear", seen)
+    place = Place(CpuDevice(), cpu_bfloat16=False, cache_bytes=1 << 16, room_bytes=1 << 26)
+    measure._warm_up(place, TINY)
+    assert ran and all(tokens >= 4 and width >= 512 for tokens, width in ran)

@@ -71,6 +71,13 @@ MISTAKES: list[tuple[Callable[[Any], object], str]] = [
     (lambda d: _cpu(d).pop("visit_s"), "machine.processors.cpu.visit_s is missing"),
     (lambda d: d["machine"].update(compute_loses=1.5), "machine.compute_loses is 1.5"),
     (lambda d: d["machine"].update(speed=1), "machine.speed is not known here"),
+    (lambda d: _links(d).pop("disk→cpu"), "machine.links.disk→cpu is missing; mend it"),
+    (
+        lambda d: d["machine"]["processors"].update(gpu=d["machine"]["processors"].pop("cpu")),
+        "machine.processors.cpu is",
+    ),
+    (lambda d: d["machine"]["processors"].update(gpu=_cpu(d)), "machine.memory.gpu is missing"),
+    (lambda d: d["machine"]["memory"].pop("cpu"), "machine.memory.cpu is missing"),
     (lambda d: d.pop("host"), "host is missing"),
     (lambda d: d.update(measured="yesterday"), "measured is 'yesterday'"),
 ]

@@ -1,13 +1,15 @@
 """Measuring a host within a given time: every part in turn, joined to a Machine and a Profile."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
+from penstock.errors import UserError
 from penstock.machine.limits import free_disk_bytes, memory_limit_bytes
 from penstock.machine.machine import Link, LinkName, Machine, Processor
 from penstock.memory.allocator import give_back_at_once
@@ -21,6 +23,7 @@ from penstock.profiling.disks import measured_disks
 from penstock.profiling.place import Place
 from penstock.profiling.profile import Host, Profile, gpu_name, now_utc, versions
 from penstock.profiling.together import measure_together
+from penstock.units import format_bytes
 
 Progress = Callable[[str, float], None]
 
@@ -28,15 +31,18 @@ Progress = Callable[[str, float], None]
 _PRODUCTS, _ATTENTION, _TRAFFIC, _UNPACKING, _OVERHEADS = 0.25, 0.1, 0.02, 0.01, 0.08
 _DISKS, _TOGETHER, _COPIES = 0.14, 0.18, 0.02
 _ALL = _PRODUCTS + _ATTENTION + _TRAFFIC + _UNPACKING + _OVERHEADS + _DISKS + _TOGETHER + 2 * _COPIES
+_COMPILING = 1 / 3  # of the time, at most: what kernels take beyond that, once after an installation, comes on top
+_LEAST_ROOM: Mapping[Tier, int] = MappingProxyType({"gpu": 256 << 20, "cpu": 256 << 20, "disk": 128 << 20})
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """How much is measured, and in what time.
 
-    budget_s: for all of it, besides compiling kernels once. auto_only: no arithmetics but those that ``--dtype auto``
-    chooses here. tokens, width: of products. keys: of a row in decode. spans: query tokens of prefill. layers: of the
-    tiny models that overheads are measured with. file_bytes, kv_bytes: written to a disk at most.
+    budget_s: for all of it, with compiling kernels as far as that takes a third. auto_only: no arithmetics but those
+    that ``--dtype auto`` chooses here. tokens, width: of products. keys: of a row in decode. spans: query tokens of
+    prefill. layers: of the tiny models that overheads are measured with. file_bytes, kv_bytes: written to a disk at
+    most. copied_bytes: of host memory, in one copy.
     """
 
     name: str
@@ -51,8 +57,28 @@ class Form:
     kv_bytes: int = 256 << 20
     copied_bytes: int = 128 << 20
 
+    def within(self, room: Mapping[Tier, int]) -> "Form":
+        """The form with no more written and copied than a part of so many bytes of each tier.
 
-LONG = Form("long", 60.0, False, products.LONG_TOKENS)
+        Raises UserError where that is too little to measure in.
+        """
+        for tier, least in _LEAST_ROOM.items():
+            if room.get(tier, least) < least:
+                raise UserError(
+                    f"measuring this host takes {format_bytes(least)} of {tier}, and the budget leaves"
+                    f" {format_bytes(max(0, room[tier]))}: run penstock profile first, which has none, or give more"
+                )
+        cpu, disk = room.get("cpu", 4 * self.copied_bytes), room.get("disk", 4 * self.file_bytes)
+        return replace(
+            self,
+            copied_bytes=min(self.copied_bytes, cpu // 4),
+            file_bytes=min(self.file_bytes, disk // 2),
+            kv_bytes=min(self.kv_bytes, disk // 4),
+        )
+
+
+# with the start of Python and torch, a minute
+LONG = Form("long", 54.0, False, products.LONG_TOKENS)
 SHORT = Form("short", 15.0, True, products.SHORT_TOKENS, file_bytes=1 << 30, kv_bytes=96 << 20)
 
 
@@ -73,24 +99,25 @@ def measure_profile(
     offload_dir: Path,
     form: Form = LONG,
     progress: Progress = lambda what, part: None,
-    room_bytes: int | None = None,
+    rooms: Mapping[Tier, int] | None = None,
 ) -> Profile:
     """Measure this host, its gpu where there is one, and the disks of a checkpoint, page cache and ``offload_dir``.
 
     checkpoint: where weights are read from; None: from a file that is written to ``offload_dir`` for it and removed.
-    progress: called with what is measured next and the part of all that is done. room_bytes: of memory that matrices
-    and KV may take, by default a quarter of what is free. Raises UserError where a disk cannot be measured.
+    progress: called with what is measured next and the part of all that is done. rooms: bytes of cpu and gpu memory
+    that matrices and KV may take, by default a quarter of what is free. What takes longer than it should shortens what
+    comes after it. Raises UserError where a disk cannot be measured.
     """
     give_back_at_once()
-    started, extra = time.perf_counter(), dict[str, float]()
+    started, extra, rooms = time.perf_counter(), dict[str, float](), rooms or {}
     with ExitStack() as opened:
-        cpu, device = Place.of(CpuDevice(), room_bytes), open_device("auto")
+        cpu, device = Place.of(CpuDevice(), rooms.get("cpu")), open_device("auto")
         opened.callback(device.close)
-        places = [cpu, Place.of(device)] if device.compute_tier == "gpu" else [cpu]
+        places = [cpu, Place.of(device, rooms.get("gpu"))] if device.compute_tier == "gpu" else [cpu]
         progress("compiling kernels", 0.0)
         for place in places:
             _warm_up(place, form)
-        steps = _Steps(form.budget_s, progress)
+        steps = _Steps(form.budget_s, progress, time.perf_counter() - started)
         processors = {p.device.compute_tier: _processor(p, form, steps, len(places), extra) for p in places}
         extra["host_copy_bytes_per_s"] = copies.host_copy_rate(steps.begin("host copy", _COPIES), form.copied_bytes)
         links = _device_links(device, steps, extra)
@@ -127,9 +154,9 @@ def with_disks(
 class _Steps:
     """Tells what is measured next, and gives each step its part of the time; less where earlier ones took longer."""
 
-    def __init__(self, budget_s: float, progress: Progress) -> None:
+    def __init__(self, budget_s: float, progress: Progress, compiling_s: float = 0.0) -> None:
         self._budget_s, self._progress, self._given, self._begun = budget_s, progress, 0.0, 0.0
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - min(compiling_s, _COMPILING * budget_s)
 
     def begin(self, what: str, share: float) -> float:
         """Seconds that a step may take."""
@@ -147,7 +174,8 @@ class _Steps:
 
 def _warm_up(place: Place, form: Form) -> None:
     """Run everything once in small: kernels are compiled, which takes seconds once and is no matter of speed."""
-    products.measure_products(place, place.arithmetics(form.auto_only), (1, 4), 0.0, 512)  # narrow ones take no kernel
+    # fewer tokens, and narrower matrices, take no kernel
+    products.measure_products(place, place.arithmetics(form.auto_only), (4,), 0.0, 512)
     attention.measure_attention(place, 0.0, rows=2, keys=(4, 8), spans=(4,))
     traffic.measure_traffic(place, 0.0, tokens=4, hidden=64, ffn=64)
 

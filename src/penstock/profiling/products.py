@@ -36,25 +36,32 @@ def measure_products(
 def product_curve(
     place: Place, arithmetic: Arithmetic, tokens: Sequence[int], budget_s: float, width: int = WIDTH
 ) -> Curve:
-    """One arithmetic's FLOP/s by tokens, in ascending order; a size that would take longer than all is left out."""
+    """One arithmetic's FLOP/s by tokens, in ascending order.
+
+    A size whose product would take longer than its part of the time is measured with fewer of the outputs, which makes
+    no difference to its rate; one that would still take longer than all is left out.
+    """
     count = place.copies(width * width * arithmetic.stored.itemsize)
     weights = place.noise(count * width * width, arithmetic.stored).view(count, width, width)
     widening = Widening(arithmetic.compute, place.device.torch_device)
-    in_turn = cycle(weights)
+    in_turn, share_s = cycle(weights), budget_s / len(tokens)
     points: list[tuple[float, float]] = []
 
-    def measured(number: int, seconds: float) -> float:
+    def measured(number: int, outputs: int, seconds: float) -> float:
         hidden = place.noise(number * width, arithmetic.compute).view(1, number, width)
 
         def product() -> None:
-            widening.linear(hidden, next(in_turn), None)
+            widening.linear(hidden, next(in_turn)[:outputs], None)
             place.settle()
 
-        return 2.0 * number * width * width / median_s(product, seconds)
+        return 2.0 * number * width * outputs / median_s(product, seconds)
 
     for number in tokens:
         fastest = max((rate for _, rate in points), default=math.inf)
-        if 2.0 * number * width * width / fastest > budget_s:
+        each_s, outputs = 2.0 * number * width / fastest, width
+        while outputs > _LEAST_WIDTH and each_s * outputs > share_s:
+            outputs //= 2
+        if each_s * outputs > budget_s:
             break
-        points.append((float(number), measured(number, budget_s / len(tokens))))
+        points.append((float(number), measured(number, outputs, share_s)))
     return Curve(tuple(points))

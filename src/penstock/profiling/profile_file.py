@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from penstock.directories import cache_directory
 from penstock.errors import UserError
@@ -69,6 +69,18 @@ class _Machine(_Form):
     compute_loses: float = Field(ge=0, lt=1)
     disk_loses: float = Field(ge=0, lt=1)
     source: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> "_Machine":
+        """A host has a cpu and a disk, and a gpu's links where it has one."""
+        needed = ["memory.cpu", "memory.disk", "processors.cpu", "links.disk→cpu", "links.cpu→disk"]
+        if "gpu" in self.processors:
+            needed += ["memory.gpu", "links.cpu→gpu", "links.gpu→cpu"]
+        for place in needed:
+            table, key = place.split(".")
+            if key not in getattr(self, table):
+                raise ValueError(f"{place} is missing")
+        return self
 
     def value(self) -> Machine:
         return Machine(
@@ -187,6 +199,8 @@ def _told(error: ValidationError) -> str:
         return f"{place} is missing"
     if first["type"] == "extra_forbidden":
         return f"{place} is not known here"
+    if first["type"] == "value_error":
+        return f"{place}.{message.removeprefix('Value error, ')}"
     if isinstance(first["input"], Mapping | list):
         return f"{place}: should be {message}"
     text = repr(first["input"])
