@@ -1,6 +1,6 @@
 """From a question to a plan: the model's shape, a machine, budgets, and a search that joins them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +23,12 @@ from penstock.plan.given import given_placement
 from penstock.plan.plan import Plan
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.question import Question
-from penstock.plan.reasons import explain, priced
+from penstock.plan.reasons import decided, explain, priced
+from penstock.plan.remarks import bounds, job, too_long
+from penstock.plan.rule import check_asked, decide
 from penstock.plan.shape import ModelShape
-from penstock.plan.types import Ledger, Length
-from penstock.profiling.measure import SHORT, measure_profile, with_disks
-from penstock.profiling.profile import Profile, stale_reasons
-from penstock.profiling.profile_file import load_profile, save_profile
+from penstock.plan.types import Ledger
+from penstock.profiling import here
 
 Event = Callable[[Mapping[str, Any]], None]
 
@@ -51,7 +51,7 @@ class Planner:
             shape=model_shape(self.model),
             machine=self.machine,
             ledger=self.ledger,
-            lengths=[Length(prompt, generated) for prompt, generated in question.requests],
+            lengths=question.rows_of_job(sharing=not self.model.anatomy.recurrent),
             asked=question.asked,
             groups=[group.spec(self.model.block_tokens, self.model.precision.kv) for group in self.model.groups],
             chunking=not self.model.anatomy.recurrent,
@@ -60,12 +60,12 @@ class Planner:
             kv_bits=question.kv_bits,
             no_disk=question.no_disk or "disk" not in self.machine.memory,
             latency=question.objective == "latency",
-            token_s=question.latency_s / question.job.mean_tokens if question.latency_s else None,
+            token_s=question.most_sweep_s,
         )
 
 
 def make_plan(model: str, question: Question, on_event: Event = lambda event: None) -> Plan:
-    """The best plan for a question; on a machine that is not this host, also the price of a policy that is all given.
+    """The best plan for a question, or the price of a policy that is all given, also of one that does not fit.
 
     on_event: as ``LLM``'s. Nothing is downloaded but a config, and nothing is loaded. Raises UserError for a model that
     cannot run, a machine that is none, and budgets that nothing fits, with the least that would do.
@@ -76,27 +76,59 @@ def make_plan(model: str, question: Question, on_event: Event = lambda event: No
     if by_flexgen:
         check_expressible(case)  # before a search that would be for nothing
     cannot = _cannot(question, met.machine)
-    if _is_given(question) and not met.here:
-        plan = priced(case, met.machine, _job(question), given_placement(case))
-    else:
-        plan = explain(case, met.machine, _job(question))
+    runs = met.here and cannot is None
+    plan = _given(case, question, runs) if question.is_given else _searched(case, question)
     if by_flexgen:
         plan = replace(plan, baseline=baseline(case, plan.policy))
+    notes = (*plan.notes, *bounds(question, plan.predicted), *too_long(question, met.model.context))
+    plan = replace(plan, notes=notes)
     return replace(plan, placement=None, why_not=cannot) if cannot else plan
 
 
+def _given(case: Case, question: Question, runs: bool) -> Plan:
+    """A policy that leaves nothing to search: what a run on this host makes of it, where one would take it."""
+    if runs:
+        try:
+            placement = decide(case.shape.footprint, case.job, case.ledger, case.asked, case.compute, 0)
+        except UserError as refusal:
+            return _refused(case, question, refusal)
+        return decided(case, case.machine, job(question), placement)
+    return priced(case, case.machine, job(question), given_placement(case))
+
+
+def _searched(case: Case, question: Question) -> Plan:
+    """The best plan; where nothing fits with what a person fixed, that is priced as it stands."""
+    try:
+        return explain(case, case.machine, job(question))
+    except UserError as refusal:
+        if not question.has_wishes:
+            raise
+        return _refused(case, question, refusal)
+
+
+def _refused(case: Case, question: Question, refusal: UserError) -> Plan:
+    """The price of what a run refuses, with the reason that it would give."""
+    plan = priced(case, case.machine, job(question), given_placement(case))
+    if plan.fits:
+        return replace(plan, placement=None, why_not=str(refusal))
+    return replace(plan, notes=(str(refusal),))
+
+
 def meet(model: str, question: Question, on_event: Event = lambda event: None) -> Planner:
-    """The model and the machine that a question is about."""
+    """The model and the machine that a question is about; what was asked is checked before this host is measured."""
     if question.machine is not None:
         machine = machine_of(question.machine)
-        _check_tiers(question, machine)
-        return Planner(_planned_for(model, question, machine), machine, _ledger(machine, question), False)
+        _check(question, machine.name, machine.memory, machine.compute)
+        plan = _planned_for(model, question, machine)
+        return Planner(plan, machine, _ledger(machine, question, plan), False)
     with closing(open_device(question.device)) as device:
+        compute = device.compute_tier
+        _check(question, "this host", [t for t in TIERS if t != "gpu" or compute == "gpu"], compute)
         plan = _planned_here(model, question, device)
         root = offload_root(question.offload_dir)
-        machine = computing_on(device.compute_tier, host_machine(plan, root, on_event))
-        ledger = Budgets(dict(question.budgets), device, root).ledger(plan.cached_bytes)
-    _check_tiers(question, machine)
+        budgets, cached = Budgets(dict(question.budgets), device, root), _page_cache_bytes(plan, question.disk_memory)
+        machine = computing_on(compute, host_machine(plan, root, on_event, budgets.ledger(cached)))
+        ledger = budgets.ledger(cached)
     if question.no_disk:
         ledger = replace(ledger, budget={**ledger.budget, "disk": 0})
     return Planner(plan, machine, ledger, True)
@@ -118,18 +150,28 @@ def computing_on(compute: Tier, machine: Machine) -> Machine:
     )
 
 
-def _check_tiers(question: Question, machine: Machine) -> None:
-    """Raise UserError where something is to rest, or to be computed, on a tier that the machine does not have."""
+def _check(question: Question, name: str, tiers: Collection[Tier], compute: Tier) -> None:
+    """Raise UserError where something is to rest, or to be computed, on a tier that is not there."""
     given = {"--weights": question.weights, "--kv": question.kv, "--activations": question.activations}
     for flag, shares in given.items():
         for tier in TIERS:
-            if shares is not None and shares.of(tier) > 0 and tier not in machine.memory:
-                there = " and ".join(t for t in TIERS if t in machine.memory)
-                raise UserError(
-                    f"{flag} puts {shares.of(tier):.0%} on {tier}, and {machine.name} has none: use {there}"
-                )
-    if question.attention == "gpu" and machine.compute != "gpu":
-        raise UserError(f"--attention gpu: {machine.name} has no gpu; leave it out")
+            if shares is not None and shares.of(tier) > 0 and tier not in tiers:
+                there = " and ".join(t for t in TIERS if t in tiers)
+                raise UserError(f"{flag} puts {shares.of(tier):.0%} on {tier}, and {name} has none: use {there}")
+    for tier, asked in question.budgets.items():
+        if asked is not None and tier not in tiers:
+            raise UserError(f"--{tier}-memory is given, and {name} has no {tier}: leave it out")
+    if question.attention == "gpu" and compute != "gpu":
+        raise UserError(f"--attention gpu: {name} has no gpu; leave it out")
+    check_asked(question.asked, compute)
+
+
+def shape_and_machine(
+    model: str, question: Question, on_event: Event = lambda event: None
+) -> tuple[ModelShape, Machine]:
+    """A model's shape and the question's machine: this host with the disk that the model is read from."""
+    met = meet(model, question, on_event)
+    return model_shape(met.model), met.machine
 
 
 def shape_of(model: str, question: Question) -> ModelShape:
@@ -158,48 +200,33 @@ def _blueprint(model: str, question: Question, compute: Tier, cpu_bfloat16: bool
     return blueprint(found, chosen, trust_remote_code=trusted, one_group=compute == "gpu")
 
 
-def machine_for(question: Question, on_event: Event = lambda event: None) -> Machine:
-    """The question's machine: the one it names, or this host as it was measured."""
-    if question.machine is not None:
-        return machine_of(question.machine)
-    return host_machine(None, offload_root(question.offload_dir), on_event)
-
-
-def host_machine(plan: Blueprint | None, offload: Path, on_event: Event) -> Machine:
+def host_machine(plan: Blueprint | None, offload: Path, on_event: Event, ledger: Ledger | None = None) -> Machine:
     """This host as measured, with the disks of a checkpoint and of ``offload``; measured now, shortly, for want of it.
 
-    A profile of another machine or of other versions is not used, and that is said.
+    ledger: what a measurement may take, None: what it likes. Raises UserError as ``profiling.here`` does.
     """
-    profile = load_profile()
-    if profile is not None and (reasons := stale_reasons(profile)):
-        on_event({"kind": "note", "text": f"the stored profile is not used: {'; '.join(reasons)}"})
-        profile = None
-    extents = _extents(plan)
-    checkpoint = Path(extents[0].path) if extents else None
-    if profile is None:
-        profile = _measured(extents, offload, on_event)
-    elif profile.lacks(checkpoint, offload):
-        on_event({"kind": "note", "text": "measuring a disk that was not measured before"})
-        try:
-            profile = with_disks(profile, extents or None, offload, SHORT, _progress(on_event))
-            save_profile(profile)
-        except UserError as refusal:
-            on_event({"kind": "note", "text": f"{refusal}; planned as if it were the disk that was measured"})
-    return profile.machine_at(checkpoint, offload)
+    room: here.Room | None = None
+    if ledger is not None:
+        room = {tier: ledger.free(tier) for tier in TIERS if tier != "gpu" or ledger.budget.get(tier)}
+    return here.host_machine(_extents(plan), offload, on_event, room)
 
 
 def stored_machine(plan: Blueprint | None, offload: Path) -> Machine | None:
     """This host as it was measured; None where it was not, or by other versions or on another machine."""
-    profile = load_profile()
-    if profile is None or stale_reasons(profile):
-        return None
-    extents = _extents(plan)
-    return profile.machine_at(Path(extents[0].path) if extents else None, offload)
+    return here.stored_machine(_extents(plan), offload)
 
 
 def _extents(plan: Blueprint | None) -> list[Extent]:
     """Where the model's pages are read from."""
     return [e for page in plan.layout.pages for e in page.extents or ()] if plan is not None else []
+
+
+def _page_cache_bytes(plan: Blueprint, asked: int | None) -> int:
+    """Of the disk's budget, where there is one, what pages take that are not read from the checkpoint as they are."""
+    converted = sum(page.nbytes for page in plan.layout.pages if page.extents is None)
+    if asked is None or converted > asked or plan.source.kind == "random":
+        return 0
+    return converted
 
 
 def planned_source(model: str, trust_remote_code: bool) -> source.Source:
@@ -211,19 +238,6 @@ def planned_source(model: str, trust_remote_code: bool) -> source.Source:
     return source.resolve(model, trust_remote_code=trust_remote_code, random_weights=is_config or bare or on_hub)
 
 
-def _measured(extents: list[Extent], offload: Path, on_event: Event) -> Profile:
-    on_event({"kind": "note", "text": "measuring this host, once, for about 15 s (penstock profile measures longer)"})
-    profile = measure_profile(extents or None, offload, SHORT, _progress(on_event))
-    save_profile(profile)
-    return profile
-
-
-def _progress(on_event: Event) -> Callable[[str, float], None]:
-    return lambda what, part: on_event(
-        {"kind": "load", "what": f"measuring {what}", "done": round(100 * part), "total": 100}
-    )
-
-
 def _computes_bfloat16(machine: Machine) -> bool:
     """Whether its cpu multiplies in bfloat16 faster than in float32."""
     products = machine.processors["cpu"].products if "cpu" in machine.processors else {}
@@ -231,23 +245,18 @@ def _computes_bfloat16(machine: Machine) -> bool:
     return "bfloat16" in products and products["bfloat16"].at(256) > max(wide, default=0.0)
 
 
-def _ledger(machine: Machine, question: Question) -> Ledger:
-    """Budgets as asked, or a machine's own memory less a margin."""
+def _ledger(machine: Machine, question: Question, plan: Blueprint) -> Ledger:
+    """Budgets as asked, or a machine's own memory less a margin, where the checkpoint lies on its disk already."""
     budget: dict[Tier, int] = {}
     for tier in TIERS:
         asked = question.budgets.get(tier)
-        if asked is not None and machine.memory.get(tier) is None:
-            raise UserError(f"--{tier}-memory is given, and {machine.name} has no {tier}: leave it out")
         budget[tier] = int(machine.memory.get(tier, 0) * (1 - _MARGIN)) if asked is None else asked
+    taken: dict[Tier, int] = {"cpu": min(_INTERPRETER, budget["cpu"])}
     if question.no_disk:
         budget["disk"] = 0
-    return Ledger(budget, {"cpu": min(_INTERPRETER, budget["cpu"])})
-
-
-def _is_given(question: Question) -> bool:
-    """Whether weights, KV and batch shape are all fixed, so that there is nothing to search."""
-    shape = question.rows is not None or question.batch_size is not None
-    return question.weights is not None and question.kv is not None and shape
+    elif question.disk_memory is None and "disk" in machine.memory:
+        taken["disk"] = sum(page.nbytes for page in plan.layout.pages)
+    return Ledger(budget, taken)
 
 
 def _cannot(question: Question, machine: Machine) -> str | None:
@@ -257,11 +266,3 @@ def _cannot(question: Question, machine: Machine) -> str | None:
     if question.weight_bits is not None or question.kv_bits is not None:
         return "packed weights and KV are not built yet"
     return None if question.machine is None else f"it is for {question.machine}, not for this host"
-
-
-def _job(question: Question) -> str:
-    requests = question.requests
-    prompt = sum(p for p, _ in requests) / len(requests)
-    new = sum(n for _, n in requests) / len(requests)
-    prompts = "1 prompt" if len(requests) == 1 else f"{len(requests):,} prompts"
-    return f"{prompts} of {prompt:,.0f} tokens, {new:,.0f} to generate"

@@ -115,7 +115,7 @@ def install(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("penstock.planner")
     module.make_plan = make_plan  # type: ignore[attr-defined]  # a module made on the spot
     module.shape_of = lambda model, question: SHAPE  # type: ignore[attr-defined]
-    module.machine_for = lambda question, on_event: MACHINE  # type: ignore[attr-defined]
+    module.shape_and_machine = lambda model, question, on_event: (SHAPE, MACHINE)  # type: ignore[attr-defined]
     module.planned_source = lambda model, trust: SimpleNamespace(  # type: ignore[attr-defined]
         name=model, kind="random" if model.endswith(".json") else "safetensors"
     )

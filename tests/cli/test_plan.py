@@ -85,11 +85,17 @@ def test_the_cost_model_has_a_second_name(planner: Planner) -> None:
         (["--objective", "latency"], "latency", None),
         (["--max-seconds", "2.5"], "latency", 2.5),
         (["--objective", "latency", "--max-seconds", "9"], "latency", 9.0),
+        (["--max-token-seconds", "0.5"], "latency", None),
     ],
 )
 def test_objectives(planner: Planner, flags: list[str], objective: str, latency_s: float | None) -> None:
     asked = question(planner, *flags)
     assert (asked.objective, asked.latency_s) == (objective, latency_s)
+
+
+def test_a_bound_on_each_token(planner: Planner) -> None:
+    asked = question(planner, "--max-token-seconds", "0.5", "--max-seconds", "70", "--sweep-tokens", "128")
+    assert (asked.token_s, asked.latency_s) == (0.5, 70.0)
 
 
 def test_flexgens_form_and_no_disk(planner: Planner) -> None:
@@ -129,6 +135,8 @@ def test_json_has_all_of_it(planner: Planner, capsys: pytest.CaptureFixture[str]
         (["demo", "--objective", "speed"], "'speed' is none of throughput, latency"),
         (["demo", "--max-seconds", "0"], "--max-seconds 0: give a number of seconds above 0"),
         (["demo", "--max-seconds", "nan"], "--max-seconds nan: give a number"),
+        (["demo", "--max-token-seconds", "-1"], "--max-token-seconds -1: give a number of seconds above 0"),
+        (["demo", "--objective", "throughput", "--max-token-seconds", "3"], "--max-token-seconds 3 bounds latency"),
         (["demo", "--no-disk", "--weights", "cpu=50%,disk=50%"], "--no-disk and --weights cpu=50%,disk=50% contradict"),
         (["demo", "--no-disk", "--disk-memory", "1GiB"], "--no-disk and --disk-memory 1GiB contradict"),
         (["demo", "--weights", "cpu=50%"], "sums to 50 %"),
@@ -182,6 +190,7 @@ def test_a_file_of_token_ids_says_the_lengths(planner: Planner, tmp_path: Path) 
     asked = question(planner, "-i", str(source), "--gen-len", "33")
     assert asked.lengths == [(5, 9), (2, 33)]
     assert asked.num_prompts == 2
+    assert asked.prompts is None  # they have nothing in common
     assert (asked.job.longest_prompt, asked.job.longest_tokens, asked.job.mean_tokens) == (5, 35, 25)
 
 

@@ -77,3 +77,10 @@ def test_roof() -> None:
 def test_no_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written: No such file"):
         draw(ALL_IN_MEMORY, tmp_path / "none" / "plan.svg")
+
+
+def test_what_is_read_in_place_is_no_part_of_the_budget() -> None:
+    disk = replace(PLAN.memory["disk"], budget=GIB, in_place=PLAN.memory["disk"].weights)
+    placement = figure(replace(PLAN, memory={**PLAN.memory, "disk": disk})).axes[0]
+    assert sum(bar.get_width() for bar in placement.patches) == pytest.approx(3, abs=1e-3)
+    assert "33.4 GiB weights read in place · 1 GiB free" in [text.get_text() for text in placement.texts]

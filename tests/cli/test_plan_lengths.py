@@ -9,7 +9,7 @@ import pytest
 
 import penstock.model
 from penstock.cli import plan_lengths
-from penstock.cli.plan_lengths import lengths_of
+from penstock.cli.plan_lengths import Prompts, prompts_of
 from penstock.errors import UserError
 
 
@@ -29,14 +29,17 @@ def words(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(flags, model=model)
         return SimpleNamespace(name=model)
 
-    def chat(_: Any, messages: list[dict[str, Any]]) -> list[str]:
-        return [word for message in messages for word in str(message["content"]).split()] + ["a", "b", "c"]
+    def ids(text: str) -> list[int]:
+        return [int.from_bytes(word.encode()[:7]) for word in text.split()]
+
+    def chat(_: Any, messages: list[dict[str, Any]]) -> list[int]:
+        return [token for message in messages for token in ids(str(message["content"]))] + [1, 2, 3]
 
     source.DEMO, source.resolve = "demo", resolve  # type: ignore[attr-defined]  # modules made on the spot
     tokenizer.load = lambda found, **_: asked["tokenizer"]  # type: ignore[attr-defined]
     tokenizer.has_chat_template = lambda own: own is not None  # type: ignore[attr-defined]
     tokenizer.encode_chat = chat  # type: ignore[attr-defined]
-    tokenizer.encode_prompt = lambda _, text: text.split()  # type: ignore[attr-defined]
+    tokenizer.encode_prompt = lambda _, text: ids(text)  # type: ignore[attr-defined]
     for module in (source, tokenizer):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr(penstock.model, module.__name__.split(".")[-1], module, raising=False)
@@ -48,8 +51,12 @@ def written(path: Path, *lines: dict[str, Any]) -> str:
     return str(path)
 
 
+def read(source: str, notes: list[str] | None = None, model: str = "m") -> Prompts:
+    return prompts_of(source, model, 128, False, (notes if notes is not None else []).append)
+
+
 def measured(source: str, notes: list[str] | None = None, model: str = "m") -> list[tuple[int, int]]:
-    return lengths_of(source, model, 128, False, (notes if notes is not None else []).append)
+    return read(source, notes, model).lengths
 
 
 def test_every_form_of_request(words: dict[str, Any], tmp_path: Path) -> None:
@@ -111,3 +118,38 @@ def test_files_without_a_job(words: dict[str, Any], tmp_path: Path) -> None:
         measured(str(tmp_path / "bad.jsonl"))
     with pytest.raises(UserError, match="is a directory"):
         measured(str(tmp_path))
+
+
+HEADER = " ".join(f"word{i}" for i in range(40))
+
+
+def test_prompts_that_begin_alike_come_with_their_tokens(
+    words: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(tmp_path / "in.jsonl", *({"prompt": f"{HEADER} and number {i}"} for i in range(6)))
+    found = read(source)
+    assert found.ids is not None
+    assert [len(ids) for ids in found.ids] == [tokens for tokens, _ in found.lengths] == [46] * 6
+    assert len({tuple(ids[:42]) for ids in found.ids}) == 1 and len({tuple(ids) for ids in found.ids}) == 6
+
+    monkeypatch.setattr(plan_lengths, "ENCODED", 3)
+    estimated = read(source)
+    assert estimated.ids is not None and len(estimated.ids) == 6
+    assert len({tuple(ids[:32]) for ids in estimated.ids}) == 1 and len({tuple(ids) for ids in estimated.ids}) == 6
+    assert [len(ids) for ids in estimated.ids] == [tokens for tokens, _ in estimated.lengths]
+
+
+def test_prompts_that_differ_come_without(words: dict[str, Any], tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", *({"prompt": f"{i} {HEADER}"} for i in range(6)))
+    assert read(source).ids is None
+
+
+def test_of_very_many_prompts_it_is_said_that_nothing_is_shared(
+    words: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_lengths, "MOST_ALIKE", 5)
+    notes: list[str] = []
+    source = written(tmp_path / "in.jsonl", *({"prompt": f"{HEADER} and number {i}"} for i in range(6)))
+    assert read(source, notes).ids is None
+    (said,) = notes
+    assert said.startswith("70% of the tokens of ") and said.endswith("because there are more than 5")

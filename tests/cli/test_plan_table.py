@@ -6,7 +6,8 @@ from tests.cli.fake_planner import GIB, PLAN, POLICY, PREDICTION
 from penstock.cli.plan_json import record
 from penstock.cli.plan_table import table
 from penstock.plan.baseline import Baseline, Said
-from penstock.plan.flexgen import FlexGenPolicy, FlexGenPrediction
+from penstock.plan.flexgen import FlexGenPrediction
+from penstock.plan.flexgen_group import FlexGenPolicy
 from penstock.plan.plan import Gain, Plan, Use
 from penstock.plan.policy import Shares
 
@@ -162,3 +163,16 @@ def test_flexgen_s_model_as_json() -> None:
     assert said["of_policy"]["short"] == {"gpu": 5} and not said["of_policy"]["fits"]
     assert said["of_policy"]["predicted"]["binding_lanes"] == {"prefill": "disk→cpu", "decode": "compute"}
     assert said["assumes"] == ["heads are many"]
+
+
+def test_weights_that_are_read_where_they_lie_are_told_apart() -> None:
+    disk = replace(PLAN.memory["disk"], budget=GIB, in_place=PLAN.memory["disk"].weights)
+    said = lines(replace(PLAN, memory={**PLAN.memory, "disk": disk}))
+    assert "weights               5.1 GiB     18.2 GiB     33.4 GiB   disk: read in place" in said
+    assert "free                  2.2 GiB      4.2 GiB        1 GiB" in said
+
+
+def test_prompts_that_begin_alike_are_told_of() -> None:
+    shared = replace(PREDICTION, prefill_tokens=240_000)
+    said = " ".join(" ".join(lines(replace(PLAN, predicted=shared))).split())
+    assert "75 % of the prompts' tokens are computed once for rows that begin alike" in said

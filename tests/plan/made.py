@@ -1,5 +1,7 @@
 """A made-up model and machine, small enough to reckon with by hand."""
 
+from dataclasses import replace
+
 from penstock.machine.machine import Curve, Link, Machine, Processor
 from penstock.plan.case import Case
 from penstock.plan.shape import AttentionShape, ModelShape, PageShape
@@ -46,3 +48,13 @@ def case(
 ) -> Case:
     ledger = Ledger({"cpu": memory_mib * MIB, "disk": 1 << 40}, {"cpu": 0})
     return Case(shape(), machine(disk_bytes_per_s), ledger, lengths, asked or Asked(), [GroupSpec(BLOCK)])
+
+
+def beside_a_gpu(lengths: list[Length], gpu_mib: int, cpu_mib: int, asked: Asked | None = None) -> Case:
+    """The same with a gpu that computes as fast as the cpu, 1 GB/s away from it, and no room on the disk."""
+    made, host = case(lengths, asked=asked), machine()
+    links = {**host.links, "cpu→gpu": Link(1e9), "gpu→cpu": Link(1e9)}
+    processors = {**host.processors, "gpu": host.processors["cpu"]}
+    both = replace(host, memory={**host.memory, "gpu": 1 << 30}, links=links, processors=processors)
+    ledger = Ledger({"gpu": gpu_mib * MIB, "cpu": cpu_mib * MIB, "disk": 0}, {})
+    return replace(made, machine=both, ledger=ledger)

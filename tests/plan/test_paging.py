@@ -147,11 +147,12 @@ LINK = Link(1e6)
 
 def test_a_shape_on_a_machine() -> None:
     machine = Machine("m", {"cpu": 9000, "disk": 10**6}, {"disk→cpu": LINK, "cpu→disk": LINK}, {"cpu": PROCESSOR})
-    model = paged(shape(), machine, context=20, budgets={"cpu": None, "disk": 5000})
+    model = paged(shape(), machine, context=20, budgets={"cpu": None, "disk": 5})  # layers lie in the checkpoint
     assert (model.layers, model.layer_bytes, model.rest_bytes) == (2, 2000, 464)
     assert (model.row_bytes, model.new_bytes) == ((8 * 20 + 8 * 10) // 2, 8)
-    assert (model.fast, model.slow, model.memory) == ("cpu", "disk", {"cpu": 9000, "disk": 5000})
+    assert (model.fast, model.slow, model.memory) == ("cpu", "disk", {"cpu": 9000, "disk": 10**6})
     assert model.slow_speed is None
+    assert paged(shape(), machine, 20, {"cpu": 0}).memory["cpu"] == 0
     products, attention, traffic = 2 * 2200 / 1e6, 16 * 30 / 1e6, 100 / 1e6
     assert model.compute_s(1) == pytest.approx(products + attention + traffic)
 

@@ -1,46 +1,47 @@
-"""What a plan says of other ways, beside what it says of itself."""
+"""Plans of placements that nobody searched for: what a run makes of them, and what does not fit."""
 
 from dataclasses import replace
 
-import pytest
-from tests.plan.made import case
+from tests.plan.made import MIB, case
 
-from penstock.plan.reasons import gains, runners_up
-from penstock.plan.search import Candidate, Search
-from penstock.plan.types import Length
+from penstock.plan.given import given_placement
+from penstock.plan.policy import Shares
+from penstock.plan.reasons import decided, explain, priced
+from penstock.plan.rule import decide
+from penstock.plan.types import Asked, Length
 
-CASE = case([Length(100, 20)] * 60)
-
-
-def best() -> tuple[Search, list[Candidate]]:
-    search = Search(CASE)
-    return search, search.best()
+CPU = Shares(cpu=1.0)
+LENGTHS = [Length(100, 20)] * 60
 
 
-def runs_slower(candidate: Candidate, times: float) -> Candidate:
-    """The same plan, had its virtual run taken so much longer than its sketch promised."""
-    return replace(candidate, predicted=replace(candidate.predicted, seconds=times * candidate.predicted.seconds))
+def test_the_best_plan_has_everything_that_is_said_of_one() -> None:
+    made = case(LENGTHS)
+    plan = explain(made, made.machine, "a job")
+    assert plan.fits and plan.placement is not None
+    assert plan.gains and plan.runners_up and plan.curve and plan.memory.keys() == {"cpu", "disk"}
 
 
-def test_a_plan_that_was_run_knows_its_sketch() -> None:
-    first = best()[1][0]
-    assert not first.sketched
-    assert first.outline is not None
-    assert first.bias == pytest.approx(first.outline.seconds / first.predicted.seconds)
-    assert runs_slower(first, 2).bias == pytest.approx(first.bias / 2)
+def test_a_decided_placement_is_told_of_as_it_is() -> None:
+    made = case(LENGTHS, asked=Asked(weights=Shares(cpu=0.25, disk=0.75), kv=CPU, rows=16))
+    placement = decide(made.shape.footprint, made.job, made.ledger, made.asked, "cpu", 0)
+    plan = decided(made, made.machine, "a job", placement)
+    assert plan.placement == placement and plan.policy == placement.policy
+    assert plan.predicted.whole and plan.predicted.priced == plan.predicted.sweeps  # a virtual run, no sketch
+    assert plan.gains and {other.name for other in plan.runners_up} >= {"all on the cpu", "one micro-batch per sweep"}
 
 
-def test_gains_are_none_that_a_sketch_only_promises() -> None:
-    first = best()[1][0]
-    slower = runs_slower(first, 2)
-    for gain, halved in zip(gains(CASE, first), gains(CASE, slower), strict=True):
-        assert halved.tok_s == pytest.approx(gain.tok_s / 2)
+def test_a_static_placement_is_told_of_as_it_is() -> None:
+    made = case(LENGTHS, asked=Asked(weights=Shares(disk=1.0), kv=CPU, batch_size=4, num_batches=3))
+    placement = decide(made.shape.footprint, made.job, made.ledger, made.asked, "cpu", 0)
+    plan = decided(made, made.machine, "a job", placement)
+    assert plan.policy.admission == "static" and plan.predicted.rows_mean <= 12
 
 
-def test_other_ways_are_compared_as_sketches() -> None:
-    search, ranked = best()
-    ways = [way.tok_s for way in runners_up(CASE, search, ranked)]
-    halved = [way.tok_s for way in runners_up(CASE, search, [runs_slower(ranked[0], 2), *ranked[1:]])]
-    told = [(a, b) for a, b in zip(ways, halved, strict=True) if a is not None and b is not None]
-    assert len(told) >= 2
-    assert all(b == pytest.approx(a / 2) for a, b in told)
+def test_what_overflows_a_tier_is_priced_and_told_by_how_much() -> None:
+    made = case(LENGTHS, memory_mib=160, asked=Asked(weights=CPU, kv=CPU, rows=16))
+    plan = priced(made, made.machine, "a job", given_placement(made), ["a note"])
+    assert not plan.fits and plan.placement is None
+    assert plan.memory["cpu"].short > 90 * MIB and "of cpu" in str(plan.why_not)
+    assert plan.predicted.total_tok_s > 0 and plan.notes == ("a note",)
+    roomy = replace(made, ledger=replace(made.ledger, budget={"cpu": 160 * MIB + plan.memory["cpu"].short, "disk": 0}))
+    assert priced(roomy, made.machine, "a job", given_placement(roomy)).fits

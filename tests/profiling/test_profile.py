@@ -10,7 +10,7 @@ from penstock.profiling.profile import cpu_model, stale_reasons
 
 
 def test_a_profile_of_this_host_holds() -> None:
-    assert stale_reasons(profile()) == []
+    assert stale_reasons(profile(), HERE) == []
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_another_machine_is_noticed(then: dict[str, object], reason: str) -> Non
 
 def test_another_torch_is_noticed() -> None:
     old = replace(profile(), versions={**profile().versions, "torch": "1.0"})
-    (said,) = stale_reasons(old)
+    (said,) = stale_reasons(old, HERE)
     assert said.startswith("measured with torch 1.0, now ")
 
 

@@ -27,7 +27,9 @@ SAMPLING = "Sampling"
 OUTPUT = "Input and output"
 
 
-def _one_of(*names: str, hidden: tuple[str, ...] = (), optional: bool = False) -> Callable[[Any], Any]:
+def one_of(*names: str, hidden: tuple[str, ...] = (), optional: bool = False) -> Callable[[Any], Any]:
+    """A check that a flag is one of these names; hidden: others that are taken and not told of."""
+
     def check(value: str | None) -> str | None:
         if value not in names + hidden and not (optional and value is None):
             raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}")
@@ -58,7 +60,7 @@ Dtype = Annotated[
         "--dtype",
         "auto (the checkpoint's, where the device computes it), bfloat16, float16 or float32",
         metavar="NAME",
-        callback=_one_of("auto", "bfloat16", "float16", "float32"),
+        callback=one_of("auto", "bfloat16", "float16", "float32"),
     ),
 ]
 Device = Annotated[
@@ -68,7 +70,7 @@ Device = Annotated[
         "--device",
         "what computes: auto (a GPU if there is one), cuda or cpu",
         metavar="NAME",
-        callback=_one_of("auto", "cuda", "cpu", hidden=("emulated",)),
+        callback=one_of("auto", "cuda", "cpu", hidden=("emulated",)),
     ),
 ]
 RandomWeights = Annotated[
@@ -208,94 +210,3 @@ def _is_argument(parameter: Any) -> bool:
 
 
 HELP = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
-
-PLAN = "What is planned"
-
-PlanModel = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="a Hugging Face directory or its config.json, a GGUF file, a hub id, or demo",
-        show_default=False,
-    ),
-]
-PlanInput = Annotated[
-    str | None,
-    option(
-        PLAN,
-        "--input",
-        "the job's own prompts, as run-batch takes them, or a text file with one on each line",
-        metavar="FILE",
-        short=("-i",),
-    ),
-]
-PromptLen = Annotated[int | None, option(PLAN, "--prompt-len", "tokens of a prompt (default: 512)", metavar="N", min=1)]
-GenLen = Annotated[
-    int | None, option(PLAN, "--gen-len", "tokens to generate for each (default: 128)", metavar="N", min=1)
-]
-NumPrompts = Annotated[int | None, option(PLAN, "--num-prompts", "prompts (default: 1000)", metavar="N", min=1)]
-Objective = Annotated[
-    str | None,
-    option(
-        PLAN,
-        "--objective",
-        "throughput, the job's tokens per second (default), or latency, a row's time from start to end",
-        metavar="NAME",
-        callback=_one_of("throughput", "latency", optional=True),
-    ),
-]
-MaxSeconds = Annotated[
-    float | None,
-    option(PLAN, "--max-seconds", "a row may take this long; the most throughput within it", metavar="S"),
-]
-MachineName = Annotated[
-    str | None,
-    option(PLAN, "--machine", "a preset's name or a machine file (default: this host)", metavar="NAME"),
-]
-CostModel = Annotated[
-    str,
-    option(
-        PLAN,
-        "--cost-model",
-        "flexgen: tell beside it what the equations of FlexGen's paper say (default: penstock)",
-        metavar="NAME",
-        short=("--model",),
-        callback=_one_of("penstock", "flexgen"),
-    ),
-]
-Instance = Annotated[
-    str | None,
-    option(PLAN, "--instance", "solve a bare linear program of given sizes and bandwidths, without MODEL", metavar="F"),
-]
-NoDisk = Annotated[bool, option(PLACEMENT, "--no-disk", "let nothing rest on disk")]
-AttentionTier = Annotated[
-    str,
-    option(
-        PLACEMENT,
-        "--attention",
-        "which processor attends to KV: cpu, gpu or auto (default)",
-        metavar="NAME",
-        callback=_one_of("auto", "cpu", "gpu"),
-    ),
-]
-WeightBits = Annotated[
-    int | None, option(PLACEMENT, "--weight-bits", "store and move weights in 4, 8 or 16 bits", metavar="N")
-]
-KvBits = Annotated[int | None, option(PLACEMENT, "--kv-bits", "store and move KV in 4, 8 or 16 bits", metavar="N")]
-Save = Annotated[
-    str | None,
-    option(OUTPUT, "--save", "keep the plan in a file for generate --plan and run-batch --plan", metavar="F"),
-]
-Plot = Annotated[
-    str | None, option(OUTPUT, "--plot", "draw it: a .png or .svg, or a .html page with its tables", metavar="FILE")
-]
-Explain = Annotated[
-    str | None,
-    option(
-        OUTPUT,
-        "--explain",
-        "paging: compare the ways to move layers, for this model and machine, instead of planning",
-        metavar="WHAT",
-        callback=_one_of("paging", optional=True),
-    ),
-]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from penstock.cli import options
+from penstock.cli import options, plan_options
 from penstock.cli.console import Display, stderr_display, width_of
 from penstock.cli.overwrites import refuse_overwriting
 from penstock.errors import UserError
@@ -34,19 +34,20 @@ ATTENTION: Mapping[str, Attention | None] = MappingProxyType({"auto": None, "cpu
 
 
 def plan(
-    model: options.PlanModel = None,
-    input: options.PlanInput = None,
-    prompt_len: options.PromptLen = None,
-    gen_len: options.GenLen = None,
-    num_prompts: options.NumPrompts = None,
-    objective: options.Objective = None,
-    max_seconds: options.MaxSeconds = None,
-    machine: options.MachineName = None,
-    cost_model: options.CostModel = "penstock",
-    instance: options.Instance = None,
-    save: options.Save = None,
-    plot: options.Plot = None,
-    explain: options.Explain = None,
+    model: plan_options.PlanModel = None,
+    input: plan_options.PlanInput = None,
+    prompt_len: plan_options.PromptLen = None,
+    gen_len: plan_options.GenLen = None,
+    num_prompts: plan_options.NumPrompts = None,
+    objective: plan_options.Objective = None,
+    max_seconds: plan_options.MaxSeconds = None,
+    max_token_seconds: plan_options.MaxTokenSeconds = None,
+    machine: plan_options.MachineName = None,
+    cost_model: plan_options.CostModel = "penstock",
+    instance: plan_options.Instance = None,
+    save: plan_options.Save = None,
+    plot: plan_options.Plot = None,
+    explain: plan_options.Explain = None,
     json_: options.Json = False,
     gpu_memory: options.GpuMemory = None,
     cpu_memory: options.CpuMemory = None,
@@ -55,10 +56,10 @@ def plan(
     weights: options.Weights = None,
     kv: options.Kv = None,
     activations: options.Activations = None,
-    no_disk: options.NoDisk = False,
-    attention: options.AttentionTier = "auto",
-    weight_bits: options.WeightBits = None,
-    kv_bits: options.KvBits = None,
+    no_disk: plan_options.NoDisk = False,
+    attention: plan_options.AttentionTier = "auto",
+    weight_bits: plan_options.WeightBits = None,
+    kv_bits: plan_options.KvBits = None,
     rows: options.Rows = None,
     sweep_tokens: options.SweepTokens = None,
     batch_tokens: options.BatchTokens = None,
@@ -89,7 +90,7 @@ def plan(
     try:
         question = Question(
             **_job(model, input, prompt_len, gen_len, num_prompts, trust_remote_code, display),
-            **_aim(objective, max_seconds),
+            **_aim(objective, max_seconds, max_token_seconds),
             **_budgets(gpu_memory, cpu_memory, disk_memory),
             **shares,
             no_disk=no_disk,
@@ -173,23 +174,26 @@ def _job(
     said = {name: value for name, value in given.items() if value is not None}
     if input is None:
         return said
-    from penstock.cli.plan_lengths import lengths_of
+    from penstock.cli.plan_lengths import prompts_of
 
     def note(text: str) -> None:
         display.show({"kind": "note", "text": text})
 
-    lengths = lengths_of(input, model, said.get("gen_len", Question().gen_len), trust_remote_code, note)
-    return {**said, "lengths": lengths, "num_prompts": len(lengths)}
+    prompts = prompts_of(input, model, said.get("gen_len", Question().gen_len), trust_remote_code, note)
+    return {**said, "lengths": prompts.lengths, "prompts": prompts.ids, "num_prompts": len(prompts.lengths)}
 
 
-def _aim(objective: str | None, max_seconds: float | None) -> dict[str, Any]:
+def _aim(objective: str | None, max_seconds: float | None, max_token_seconds: float | None) -> dict[str, Any]:
     """Fields of the question that say what is best."""
-    if max_seconds is not None and not (math.isfinite(max_seconds) and max_seconds > 0):
-        raise UserError(f"--max-seconds {max_seconds:g}: give a number of seconds above 0")
-    if objective == "throughput" and max_seconds is not None:
-        raise UserError(f"--max-seconds {max_seconds:g} bounds latency: use --objective latency with it")
-    aim = objective or ("throughput" if max_seconds is None else "latency")
-    return {"objective": aim, "latency_s": max_seconds}
+    bounds = {"--max-seconds": max_seconds, "--max-token-seconds": max_token_seconds}
+    given = {flag: seconds for flag, seconds in bounds.items() if seconds is not None}
+    for flag, seconds in given.items():
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise UserError(f"{flag} {seconds:g}: give a number of seconds above 0")
+        if objective == "throughput":
+            raise UserError(f"{flag} {seconds:g} bounds latency: use --objective latency with it")
+    aim = objective or ("latency" if given else "throughput")
+    return {"objective": aim, "latency_s": max_seconds, "token_s": max_token_seconds}
 
 
 def _budgets(gpu_memory: str | None, cpu_memory: str | None, disk_memory: str | None) -> dict[str, Any]:
@@ -236,12 +240,11 @@ def _explain(model: str, question: Question, as_json: bool, display: Display) ->
     from penstock.cli.plan_paging import paging_table
     from penstock.plan.paged import paged
     from penstock.plan.paging import compare, rows_held
-    from penstock.planner import machine_for, shape_of
+    from penstock.planner import shape_and_machine
 
     lengths = question.requests
     context = sum(prompt + new // 2 for prompt, new in lengths) // len(lengths)
-    machine = machine_for(question, display.show)
-    shape = shape_of(model, question)
+    shape, machine = shape_and_machine(model, question, display.show)
     layers = paged(shape, machine, context, question.budgets)
     ways = compare(layers, question.rows or min(rows_held(layers), len(lengths)))
     display.close()

@@ -96,13 +96,14 @@ def _bar(axes: "Axes", row: int, use: Use) -> Iterator[str]:
     wide."""
     parts = {
         "taken already": use.taken,
-        "weights": use.weights,
+        "weights": use.weights - use.in_place,
         "KV": use.kv,
         "activations": use.activations,
         "buffers": use.buffers,
         "free": use.free,
     }
-    whole, start, small = max(use.budget, 1), 0.0, list[str]()
+    whole, start = max(use.budget, 1), 0.0
+    small = [f"{format_bytes(use.in_place)} weights read in place"] if use.in_place else []
     for kind, nbytes in parts.items():
         if not nbytes:
             continue

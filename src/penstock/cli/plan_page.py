@@ -38,11 +38,11 @@ def page(plan: Plan, svg: str) -> str:
 
 
 def _tables(plan: Plan) -> Iterator[str]:
-    kinds = ("weights", "kv", "activations", "buffers", "taken", "free", "short", "budget")
+    kinds = ("weights", "in_place", "kv", "activations", "buffers", "taken", "free", "short", "budget")
     tiers = tiers_of(plan)
     yield _table(
         "Where every byte rests",
-        ["", *("KV" if kind == "kv" else kind for kind in kinds)],
+        ["", *({"kv": "KV", "in_place": "read in place"}.get(kind, kind) for kind in kinds)],
         [[tier, *(format_bytes(getattr(plan.memory[tier], kind)) for kind in kinds)] for tier in tiers],
     )
     steady, predicted = plan.predicted.steady, plan.predicted

@@ -20,7 +20,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 _NARROWEST = 40
 _WIDEST = 100
 _SENTENCE = 20  # columns that one is wrapped to at least
-_SAME = 0.005  # a gain below this part is none
+_SAME = 0.005  # a gain, or a share, below this part is none
 _UNITS = {"gpu": ("GiB of gpu", 2**30), "cpu": ("GiB of cpu", 2**30), "disk": ("GiB of disk", 2**30)}
 
 
@@ -95,6 +95,10 @@ def _predicted(plan: Plan, width: int) -> Iterator[Line]:
         f" · prefill {said(predicted.prefill_tok_s)} tok/s · decode {said(predicted.decode_tok_s)} tok/s",
         width,
     )
+    shared = 1 - predicted.prefill_tokens / predicted.tokens_in if predicted.tokens_in else 0.0
+    if shared > _SAME:
+        begins = f"{figures.share(shared)} of the prompts' tokens are computed once for rows that begin alike"
+        yield from labelled("", begins, width)
     if predicted.seconds:
         lane = predicted.binding_lane
         busy = figures.share(predicted.lanes[lane] / predicted.seconds)
@@ -134,6 +138,7 @@ def _memory(plan: Plan, width: int) -> Iterator[Line]:
     tiers = tiers_of(plan)
     uses = [plan.memory[tier] for tier in tiers]
     column = min(13, (width - LABEL) // max(len(tiers), 1))
+    wide = LABEL + column * len(tiers)
 
     def row(label: str, cells: Sequence[str], remark: str = "") -> Line:
         return Line(f"{label:<{LABEL}}{''.join(f'{cell:>{column}}' for cell in cells)}{remark}".rstrip())
@@ -142,9 +147,10 @@ def _memory(plan: Plan, width: int) -> Iterator[Line]:
         return row(label, [format_bytes(n) if n else NOTHING for n in nbytes], remark)
 
     yield row("", tiers)
-    yield sizes("weights", [use.weights for use in uses])
+    read = "   disk: read in place" if any(use.in_place for use in uses) else ""
+    yield sizes("weights", [use.weights for use in uses], read if wide + len(read) <= width else "")
     rows = f"   {figures.count(plan.policy.rows, 'row')}"
-    yield sizes("KV", [use.kv for use in uses], rows if LABEL + column * len(tiers) + len(rows) <= width else "")
+    yield sizes("KV", [use.kv for use in uses], rows if wide + len(rows) <= width else "")
     yield sizes("activations", [use.activations for use in uses])
     yield sizes("buffers", [use.buffers for use in uses])
     if any(use.taken for use in uses):

@@ -17,18 +17,18 @@ def given_placement(case: Case) -> Placement:
     fits there, or else as far below as it must."""
     asked, compute = case.asked, case.compute
     here = Shares.from_mapping({compute: 1.0})
-    rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or case.job.prompts
     static = asked.batch_size is not None
     calls = (asked.batch_size or 0) * case.job.longest_prompt
     batch = asked.batch_tokens or calls or case.shape.footprint.call_tokens
     kv = asked.kv or here
     sizes = Sizes(case.shape.footprint, case.job, case.ledger, replace(asked, kv=kv), compute)
+    rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or _rows_beside(case, sizes, batch, kv)
     cut = Cut(asked.slots or 2, batch, rows, asked.sweep_tokens or max(batch, rows))
-    kv_bytes = rows * sizes.row_bytes(case.job.mean_tokens) * packed(case.kv_bits, 16)
+    kv_bytes = max(rows * _row_bytes(case, sizes), sizes.row_bytes(case.job.longest_tokens) * packed(case.kv_bits, 16))
     homes = _homes(case, sizes.fixed(cut) + int(kv.of(compute) * kv_bytes))
     if static and asked.slots is None:
         cut = replace(cut, slots=_layer_slots(case, homes))
-    fixed = _static_fixed(case, sizes, cut) if static else sizes.fixed(cut)
+    fixed = (_static_fixed(case, sizes, cut) if static else sizes.fixed(cut)) + rows * case.shape.footprint.state
     total = sum(case.shape.footprint.pages) or 1
     by_tier = {
         t: sum(n for n, h in zip(case.shape.footprint.pages, homes, strict=True) if h == t) / total for t in TIERS
@@ -48,6 +48,26 @@ def given_placement(case: Case) -> Placement:
     held = {tier: int(kv.of(tier) * kv_bytes) for tier in TIERS if kv.of(tier) > 0}
     below = {tier: _reserved_below(case, sizes, cut, tier) for tier in TIERS[TIERS.index(compute) + 1 :]}
     return Placement(case.extended(policy), homes, held, sizes.staging(), {**below, compute: fixed})
+
+
+def _rows_beside(case: Case, sizes: Sizes, batch: int, kv: Shares) -> int:
+    """Rows, where nobody said how many: those whose KV each tier holds beside the pages that were put there."""
+    held, row = case.job.prompts, _row_bytes(case, sizes)
+    part = packed(case.weight_bits, case.shape.weight_bits)
+    for tier in TIERS:
+        room = case.ledger.free(tier) - (part * sizes.pages_asked(tier) if tier != "disk" else 0)
+        each = kv.of(tier) * row
+        if tier == case.compute:
+            room -= sizes.fixed(Cut(case.asked.slots or 2, batch, 1, batch))
+            each += case.shape.footprint.state
+        if each:
+            held = min(held, int(room / each))
+    return max(1, held)
+
+
+def _row_bytes(case: Case, sizes: Sizes) -> float:
+    """KV of a row of mean length, as it is stored."""
+    return sizes.row_bytes(case.job.mean_tokens) * packed(case.kv_bits, 16)
 
 
 def _reserved_below(case: Case, sizes: Sizes, cut: Cut, tier: Tier) -> int:

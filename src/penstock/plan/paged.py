@@ -15,7 +15,8 @@ _ROWS = tuple(2**power for power in range(14))
 def paged(shape: ModelShape, machine: Machine, context: int, budgets: Mapping[Tier, int | None]) -> Paged:
     """The model on the tier that computes and the next slower one, in decode at a context of so many tokens.
 
-    budgets: bytes allowed per tier, None where the machine's memory holds. Raises UserError where the machine lacks a
+    budgets: bytes allowed per tier, None where the machine's memory holds; that of the disk is for files of penstock's
+    own, and layers are read from the checkpoint. Raises UserError where the machine lacks a
     link between the two tiers, or the model has no layers.
     """
     layers = len({page.layer for page in shape.pages if page.layer is not None})
@@ -26,7 +27,8 @@ def paged(shape: ModelShape, machine: Machine, context: int, budgets: Mapping[Ti
     inside = [page for page in shape.pages if page.layer is not None]
     head = sum(page.nbytes for page in shape.pages if page.layer is None and not page.table)
     seen = sum(layer.kv_bytes * min(layer.window or context, context) for layer in shape.attention)
-    memory = {tier: budgets.get(tier) or machine.memory.get(tier, 0) for tier in (fast, slow)}
+    given = {tier: None if tier == "disk" else budgets.get(tier) for tier in (fast, slow)}
+    memory = {tier: machine.memory.get(tier, 0) if nbytes is None else nbytes for tier, nbytes in given.items()}
     slow_processor = machine.processors.get(slow)
     return Paged(
         layers=layers,

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a plan takes on one tier, in bytes. taken: by the interpreter and its libraries. buffers: core, page slots,
-    workspace of calls, staging. short: bytes that the budget is too small by."""
+    """What a plan takes on one tier, in bytes.
+
+    taken: by the interpreter and its libraries, and of a disk by what lies there already. buffers: core, page slots,
+    workspace of calls, staging. in_place: of the weights, those that are read from where they lie already and take
+    nothing from the budget. short: bytes that the budget is too small by.
+    """
 
     budget: int
     taken: int
@@ -22,6 +26,7 @@ class Use:
     kv: int
     activations: int
     buffers: int
+    in_place: int = 0
 
     @property
     def free(self) -> int:
@@ -36,7 +41,7 @@ class Use:
     @property
     def needed(self) -> int:
         """Bytes in all."""
-        return self.taken + self.weights + self.kv + self.activations + self.buffers
+        return self.taken + self.weights - self.in_place + self.kv + self.activations + self.buffers
 
 
 @dataclass(frozen=True, slots=True)

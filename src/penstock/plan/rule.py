@@ -22,7 +22,7 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
 
     Raises UserError, with the least that works, where a budget is too small.
     """
-    _check(asked, compute)
+    check_asked(asked, compute)
     slots = asked.slots or 3
     rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or min(job.prompts, _MOST_ROWS)
     rows = min(rows, job.prompts) if asked.batch_size is None else rows
@@ -50,7 +50,8 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
     return place(sizes, cut)
 
 
-def _check(asked: Asked, compute: Tier) -> None:
+def check_asked(asked: Asked, compute: Tier) -> None:
+    """Raise UserError where wishes contradict each other or name a gpu that is not there."""
     for flag, shares in (("--weights", asked.weights), ("--kv", asked.kv), ("--activations", asked.activations)):
         if shares is not None and compute == "cpu" and shares.gpu > 0:
             raise UserError(f"{flag} puts {shares.gpu:.0%} on gpu, and there is no gpu here: use cpu and disk")

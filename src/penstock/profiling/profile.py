@@ -68,12 +68,9 @@ class Profile:
         return unread + ([offload] if written is None or written.write is None else [])
 
 
-def stale_reasons(profile: Profile, here: Host | None = None) -> list[str]:
-    """Why a profile does not speak of this machine, in words; empty where it does.
-
-    A gpu is compared where ``here`` has been looked up with it.
-    """
-    was, now = profile.host, here or Host.here(profile.host.gpu)
+def stale_reasons(profile: Profile, now: Host) -> list[str]:
+    """Why a profile does not speak of a host, in words; empty where it does."""
+    was = profile.host
     reasons = []
     if (was.name, was.cpu) != (now.name, now.cpu):
         reasons.append(f"measured on {was.name} ({was.cpu}), and this is {now.name} ({now.cpu})")

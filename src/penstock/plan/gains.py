@@ -1,0 +1,89 @@
+"""What a better machine would do for a job: the plan solved again with more memory or a faster link."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from penstock.errors import UserError
+from penstock.plan.case import Case
+from penstock.plan.plan import Gain
+from penstock.plan.policy import TIERS, Shares, Tier
+from penstock.plan.search import Candidate, Search
+from penstock.plan.sizes import Cut
+
+_GIB = 1 << 30
+
+
+def duals(case: Case, search: Search, best: Candidate) -> Mapping[str, float]:
+    """tok/s that one more byte of a tier, or byte per second of a link, buys, by the linear program at the plan."""
+    estimate = search.steady.placed(_cut(best))
+    if estimate is None or estimate.optimum is None or not estimate.optimum.seconds:
+        return {}
+    found, speed = estimate.optimum, best.predicted.total_tok_s
+    per_second = speed / found.seconds
+    bytes_worth: dict[str, float] = {tier: per_second * dual for tier, dual in found.byte_duals.items()}
+    for name, link in case.machine.links.items():
+        bytes_worth[name] = per_second * found.lane_duals.get(name, 0.0) * found.lanes.get(name, 0.0) / link.bytes_per_s
+    return {name: worth for name, worth in bytes_worth.items() if worth > 0}
+
+
+def gains(case: Case, best: Candidate) -> Iterator[Gain]:
+    """What one more GiB of each tier, and each link twice as fast, would do, searched again."""
+    for tier in TIERS:
+        if case.ledger.budget.get(tier, 0) <= 0 or (tier == "gpu" and case.compute != "gpu"):
+            continue
+        change = f"one more GiB of {tier}"
+        if tier == "disk" and not _fills_disk(best):
+            yield Gain(change, best.predicted.total_tok_s, best.placement.policy.rows)
+            continue
+        budget: dict[Tier, int] = {**case.ledger.budget, tier: case.ledger.budget[tier] + _GIB}
+        yield _gain(change, replace(case, ledger=replace(case.ledger, budget=budget)), best)
+    for name, link in case.machine.links.items():
+        if best.predicted.lanes.get(name, 0.0) > 0:
+            links = {**case.machine.links, name: replace(link, bytes_per_s=2 * link.bytes_per_s)}
+            yield _gain(f"{name} twice as fast", replace(case, machine=replace(case.machine, links=links)), best)
+
+
+def speed_beside(other: Candidate, best: Candidate) -> float:
+    """tok/s of another way beside the best plan.
+
+    The best was run virtually, most others only sketched. Sketches promise a little more or less than runs, with KV
+    elsewhere by several percent: so what a sketch says is scaled by what the best one's run made of its own sketch.
+    """
+    return other.predicted.total_tok_s * (best.bias if other.sketched else 1.0)
+
+
+def _gain(change: str, case: Case, best: Candidate) -> Gain:
+    """Placed and sketched again: with the best cut as it was, and with the cuts beside it that have more rows."""
+    search = Search(case)
+    tried = [candidate for kv in _kv_shares(search, best) for candidate in _wider(search, best, kv)]
+    found = max(tried, key=search.worth, default=best)
+    return Gain(change, max(best.predicted.total_tok_s, speed_beside(found, best)), found.placement.policy.rows)
+
+
+def _kv_shares(search: Search, best: Candidate) -> list[Shares | None]:
+    """Where KV may rest then: of a plan that has it elsewhere, where it is, and where the linear program puts it."""
+    case, resting = search.case, best.placement.policy.kv
+    if case.asked.kv is not None or resting.of(case.compute) >= 1:
+        return [case.asked.kv]
+    estimate = search.steady.placed(_cut(best))
+    return list(dict.fromkeys([resting, *([estimate.kv] if estimate else [])]))
+
+
+def _wider(search: Search, best: Candidate, kv: Shares | None) -> list[Candidate]:
+    case = search.case
+    if kv != case.asked.kv:
+        search = Search(replace(case, asked=replace(case.asked, kv=kv)))
+    try:
+        return search.wider(best.placement)
+    except UserError:
+        return []  # the linear program knows nothing of whole rows: its shares may not hold one
+
+
+def _fills_disk(best: Candidate) -> bool:
+    """Whether anything of the plan takes of the disk's budget."""
+    return max(best.placement.policy.kv.disk, best.placement.policy.activations.disk) > 0
+
+
+def _cut(best: Candidate) -> Cut:
+    policy = best.placement.policy
+    return Cut(policy.slots, policy.batch_tokens, policy.rows, policy.sweep_tokens)

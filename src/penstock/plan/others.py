@@ -1,0 +1,103 @@
+"""The ways that a plan was preferred to: the next best cut, and those that other engines go."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from penstock.errors import UserError
+from penstock.machine.machine import Processor
+from penstock.plan.case import Case
+from penstock.plan.gains import speed_beside
+from penstock.plan.plan import Alternative
+from penstock.plan.policy import Shares
+from penstock.plan.search import Candidate, Search
+from penstock.plan.types import Asked
+from penstock.plan.uses import memory
+
+_TOKENS = 256  # of a call, where arithmetics are compared
+
+
+def runners_up(case: Case, search: Search, ranked: Sequence[Candidate]) -> Iterator[Alternative]:
+    """The next best cut, and the ways that other engines go."""
+    best = ranked[0]
+    for candidate in ranked[1:2]:
+        policy = candidate.placement.policy
+        name = f"{policy.rows} rows, {policy.sweep_tokens} tokens a sweep in calls of {policy.batch_tokens}"
+        yield _alternative(name, candidate, best)
+    policy = best.placement.policy
+    batch = policy.batch_tokens
+    ways: list[tuple[str, Asked]] = [
+        ("one micro-batch per sweep", replace(case.asked, rows=min(policy.rows, batch), sweep_tokens=batch)),
+        ("single-layer paging (no overlap)", replace(case.asked, slots=1)),
+    ]
+    for name, asked in ways:
+        if asked.batch_size is not None:
+            asked = replace(asked, rows=None)
+        yield _tried(name, search, asked, best)
+    yield all_on_cpu(case, best)
+    yield static_split(case, best)
+
+
+def all_on_cpu(case: Case, best: Candidate) -> Alternative:
+    """Everything in the cpu's memory, computed there, in the fastest arithmetic that it has for these weights."""
+    name, cpu = "all on the cpu", case.machine.processors.get("cpu")
+    if cpu is None:
+        return Alternative(name, None, f"nothing is known of what {case.machine.name}'s cpu computes")
+    machine = replace(
+        case.machine,
+        memory={tier: nbytes for tier, nbytes in case.machine.memory.items() if tier != "gpu"},
+        processors={"cpu": cpu},
+    )
+    here = Shares(cpu=1.0)
+    alone = replace(
+        case,
+        shape=replace(case.shape, arithmetic=_fastest(cpu, case.shape.arithmetic)),
+        machine=machine,
+        ledger=replace(case.ledger, budget={t: n for t, n in case.ledger.budget.items() if t != "gpu"}),
+        asked=replace(case.asked, weights=here, kv=here, activations=None),
+        attention=None,
+    )
+    return _tried(name, Search(alone), alone.asked, best)
+
+
+def static_split(case: Case, best: Candidate) -> Alternative:
+    """Layers that the gpu does not hold are computed by the cpu where they lie; what neither holds runs not at all."""
+    name = "static split"
+    cpu = case.machine.processors.get("cpu")
+    if case.compute != "gpu" or cpu is None:
+        return Alternative(name, None, "there is one processor: all layers are computed in one place anyway")
+    gpu = memory(case, best.placement)["gpu"]
+    on_gpu = min(1.0, (gpu.weights + gpu.free) / case.shape.page_bytes)
+    left = (1 - on_gpu) * case.shape.page_bytes
+    if left > case.ledger.free("cpu"):
+        return Alternative(name, None, "what the gpu does not hold does not fit the cpu's memory")
+    rows = best.predicted.rows_mean
+    rate = cpu.curve(case.shape.arithmetic)
+    flops = rows * case.shape.token_flops
+    busy = best.predicted.steady.lanes.get("gpu-compute", 0.0)
+    seconds = on_gpu * busy + (1 - on_gpu) * flops / rate.at(rows)
+    return Alternative(name, rows / seconds, f"the cpu computes {1 - on_gpu:.0%} of the layers: not built yet")
+
+
+def _fastest(cpu: Processor, arithmetic: str) -> str:
+    """Of the arithmetics for weights that are stored as this one's, the one that a cpu has the highest rate in."""
+    stored = arithmetic.rpartition("<")[2]
+    known = [name for name in cpu.products if name.rpartition("<")[2] == stored]
+    return max(known, key=lambda name: cpu.products[name].at(_TOKENS), default=arithmetic)
+
+
+def _tried(name: str, search: Search, asked: Asked, best: Candidate) -> Alternative:
+    try:
+        return _alternative(name, search.run(asked), best)
+    except UserError as refusal:
+        return Alternative(name, None, str(refusal))
+
+
+def _alternative(name: str, other: Candidate, best: Candidate) -> Alternative:
+    """Why it lost: the lane of its steady sweep that holds it, beside the best plan's."""
+    predicted = other.predicted
+    sweep = predicted.steady
+    lane = max(sweep.lanes, key=lambda lane: sweep.lanes[lane])
+    rows = f"{predicted.rows_mean:.0f} rows a sweep of {sweep.seconds:.2g} s"
+    if predicted.sweeps > best.predicted.sweeps:
+        rows += f", {predicted.sweeps:,} sweeps instead of {best.predicted.sweeps:,}"
+    return Alternative(name, speed_beside(other, best), f"{rows}; {lane} takes {sweep.lanes[lane] / sweep.seconds:.0%}")

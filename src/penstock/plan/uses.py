@@ -1,0 +1,44 @@
+"""What a placement takes on each tier, as the rule counted it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from penstock.plan.case import Case
+from penstock.plan.cost import packed
+from penstock.plan.plan import Use
+from penstock.plan.policy import TIERS, Tier
+from penstock.plan.sizes import Cut, Sizes
+from penstock.plan.types import Placement
+
+
+def memory(case: Case, placement: Placement) -> Mapping[Tier, Use]:
+    """What a placement takes on each tier that there is.
+
+    Weights on disk are read from the checkpoint where it lies, unless they are packed: those are files of penstock's
+    own, and count.
+    """
+    policy, ledger = placement.policy, case.ledger
+    cut = Cut(policy.slots, policy.batch_tokens, policy.rows, policy.sweep_tokens)
+    sizes = Sizes(case.shape.footprint, case.job, ledger, replace(case.asked, kv=policy.kv), case.compute)
+    part = packed(case.weight_bits, case.shape.weight_bits)
+    suspended, used = sizes.suspended(cut), {}
+    for tier in TIERS:
+        if tier not in ledger.budget or (tier == "gpu" and case.compute != "gpu"):
+            continue
+        pages = zip(case.shape.pages, placement.homes, strict=True)
+        weights = int(part * sum(page.nbytes for page, home in pages if home == tier))
+        reserved = placement.reserved.get(tier, 0)
+        if tier == case.compute:
+            buffers = max(0, reserved - suspended)
+        else:
+            buffers = min(reserved, 2 * sizes.page) if tier == "cpu" else 0
+        used[tier] = Use(
+            budget=ledger.budget[tier],
+            taken=ledger.taken.get(tier, 0),
+            weights=weights,
+            kv=placement.kv.get(tier, 0),
+            activations=reserved - buffers,
+            buffers=buffers,
+            in_place=weights if tier == "disk" and part == 1 else 0,
+        )
+    return used

@@ -1,0 +1,54 @@
+"""Attention's seconds where it runs, told by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from penstock.machine.machine import Curve, Link, Machine, Processor
+from penstock.plan.attending import Attending
+from penstock.plan.load import Load, Spans
+from penstock.plan.policy import Policy, Shares
+from penstock.plan.shape import AttentionShape
+
+GPU, CPU = Shares(gpu=1.0), Shares(cpu=1.0)
+FAST = Processor({"float16": Curve.flat(1e9)}, Curve(((1, 1e6), (64, 1e9))), 1e6, 1e12)
+LINKS = {"cpu→gpu": Link(1e9, staging_bytes_per_s=1e5), "gpu→cpu": Link(1e9)}
+MACHINE = Machine("m", {"gpu": 1, "cpu": 1}, LINKS, {"gpu": FAST, "cpu": replace(FAST, kv_bytes_per_s=1e5)})  # type: ignore[arg-type]  # the keys are links
+POLICY = Policy(GPU, GPU, GPU, rows=4, sweep_tokens=64, batch_tokens=64)
+LAYER = AttentionShape(kv_bytes=100, pair_flops=40, window=None, page=0)
+DECODE = [Load((Spans(4, 9, 1),), 4)]
+
+
+def test_decode_takes_its_bytes_or_its_arithmetic_whichever_is_longer() -> None:
+    here, away = Attending(MACHINE, POLICY, 1.0).seconds(LAYER, DECODE)
+    assert (here, away) == (pytest.approx(4 * 10 * 100 / 1e6), 0)
+    heavy = replace(LAYER, pair_flops=400)
+    assert Attending(MACHINE, POLICY, 1.0).seconds(heavy, DECODE)[0] == pytest.approx(4 * 10 * 400 / 1e6)
+
+
+def test_a_window_ends_what_is_read() -> None:
+    near = replace(LAYER, window=3)
+    attending = Attending(MACHINE, POLICY, 1.0)
+    assert attending.seconds(near, DECODE)[0] < attending.seconds(LAYER, DECODE)[0] / 2
+    assert attending.past_bytes(near, DECODE) == 4 * 3 * 100
+    assert attending.past_bytes(LAYER, DECODE) == 4 * 9 * 100
+
+
+def test_kv_on_the_cpu_is_attended_there_or_staged_on_its_way() -> None:
+    beside = Attending(MACHINE, replace(POLICY, kv=CPU, attention="cpu"), 1.0)
+    assert beside.seconds(LAYER, DECODE) == (0, pytest.approx(4 * 10 * 100 / 1e5))
+    staged = Attending(MACHINE, replace(POLICY, kv=CPU), 1.0)
+    assert staged.seconds(LAYER, DECODE)[1] == pytest.approx(4 * 9 * 100 / 1e5)
+
+
+def test_prompts_are_attended_where_they_were_computed() -> None:
+    prompt = [Load((Spans(1, 0, 64),), 1)]
+    beside = Attending(MACHINE, replace(POLICY, kv=CPU, attention="cpu"), 1.0)
+    assert beside.seconds(LAYER, prompt)[0] > 0
+
+
+def test_packed_kv_is_unpacked_as_a_whole_first() -> None:
+    slow = {**MACHINE.processors, "gpu": replace(FAST, dequantise_per_s=1e4)}
+    packed = Attending(replace(MACHINE, processors=slow), POLICY, 0.3)
+    assert packed.seconds(LAYER, DECODE)[0] == pytest.approx(4 * 10 * 100 / 2 / 1e4 + 4 * 10 * 100 / 1e6)
+    assert packed.past_bytes(LAYER, DECODE) == pytest.approx(0.3 * 4 * 9 * 100)
