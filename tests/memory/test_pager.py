@@ -176,6 +176,27 @@ def test_prefetching_goes_on_into_the_next_sweep(pages, reader):
     assert recorder.loads.count(0) == 2
 
 
+def test_a_load_that_ends_as_a_page_is_acquired_does_not_take_its_slot(pages, truth, reader, monkeypatch):
+    """The page has been fetched, the head has passed it, and nobody holds it yet: it must not be read again."""
+    recorder = Recorder(reader)
+    with Kit(pages, ["disk"] * COUNT, CpuDevice(), 2, recorder) as pager:
+        pager.expect([0, 1, 2])
+        hold = pager._hold
+
+        def ended(*asked):
+            with pager._lock:
+                pager._prefetch()  # what the thread of another load does at its end
+            return hold(*asked)
+
+        monkeypatch.setattr(pager, "_hold", ended)
+        deadline = time.monotonic() + 5
+        while any(slot.loading for slot in pager._slots) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        check(pager.acquire(0), truth[0])
+        pager.release(0)
+    assert recorder.loads.count(0) == recorder.loads.count(1) == 1
+
+
 def test_pages_that_all_fit_the_ring_are_read_once(pages, truth, reader):
     recorder = Recorder(reader)
     homes = ["disk" if index in (2, 7) else "cpu" for index in range(COUNT)]

@@ -115,8 +115,6 @@ class Pager:
         """The page's tensors by (parameter, first row), valid until ``release(index)``; waits until they are there."""
         if index in self._resident:
             return self._resident[index]
-        with self._lock:
-            self._advance(index)
         lane: Lane = "cpu→gpu" if index in self._hosted else "disk→cpu"
         with ExitStack() as undo:
             slot = self._hold(index, lane)
@@ -169,16 +167,15 @@ class Pager:
 
     def _hold(self, index: int, lane: Lane) -> _Slot:
         """The slot that has or will have the page, held; waits for one to become free."""
+        with self._lock:
+            # in one go: a load that ends in between would take the slot of a page that is passed and not held
+            self._advance(index)
+            if slot := self._held(index):
+                return slot
         try:
             while True:
                 with self._lock:
-                    if self._closed:
-                        raise RuntimeError("the pager is closed")
-                    slot = self._where.get(index) or self._load_now(index)
-                    if slot:
-                        slot.holds += 1
-                        self._starving = False
-                        self._prefetch()
+                    if slot := self._held(index):
                         return slot
                     self._starving = True  # the next free slot is ours
                     loads = [slot.loaded for slot in self._slots if slot.loading]
@@ -188,6 +185,17 @@ class Pager:
                     wait(loads, return_when=FIRST_COMPLETED)
         finally:
             self._starving = False
+
+    def _held(self, index: int) -> _Slot | None:
+        """The same, or None where no slot is free; called with the lock held."""
+        if self._closed:
+            raise RuntimeError("the pager is closed")
+        slot = self._where.get(index) or self._load_now(index)
+        if slot:
+            slot.holds += 1
+            self._starving = False
+            self._prefetch()
+        return slot
 
     def _let_go(self, slot: _Slot) -> None:
         with self._lock:
