@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from penstock.engine.sampler import Draw, sample
+from penstock.engine.sampler import NOT_FINITE, Draw, sample
 from penstock.sampling import Sampling
 
 
@@ -72,3 +72,18 @@ def test_extremes() -> None:
     assert torch.equal(sample(given, draws(4, Sampling(2e-5))), given.argmax(-1))
     assert (sample(given, draws(4, Sampling(1e6, top_p=0.999))) < 10).all()
     assert sample(given[:0], []).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "kind", [Sampling(), Sampling(0.8), Sampling(1.0, top_k=5), Sampling(1.0, top_p=0.9), Sampling(1.0, 0.999, 40)]
+)
+def test_rows_without_a_finite_best_logit_are_told_from_the_others(kind: Sampling) -> None:
+    """A row that says minus infinity of some tokens is none of them."""
+    given = logits(6, 5000)
+    whole = sample(given, draws(6, kind))
+    spoilt = given.clone()
+    spoilt[1, 7], spoilt[2, 4999], spoilt[3] = torch.nan, torch.inf, -torch.inf
+    spoilt[4, (torch.arange(5000) != whole[4])] = -torch.inf
+    drawn = sample(spoilt, draws(6, kind))
+    assert drawn.tolist() == [int(whole[0]), NOT_FINITE, NOT_FINITE, NOT_FINITE, int(whole[4]), int(whole[5])]
+    assert sample(spoilt.bfloat16(), draws(6, kind))[1:4].tolist() == [NOT_FINITE] * 3

@@ -14,7 +14,7 @@ from penstock.engine.call import Batch, Call, starts_of
 from penstock.engine.kv_batch import KVBatch
 from penstock.engine.parking import Parking
 from penstock.engine.recurrent import RowStates
-from penstock.engine.sampler import Draw, sample
+from penstock.engine.sampler import NOT_FINITE, Draw, sample
 from penstock.engine.staging import Item, Stager
 from penstock.memory.allocator import HeapWatch
 from penstock.memory.clock import Clock
@@ -30,7 +30,9 @@ from penstock.schedule.types import Request, Span, Sweep
 class Generation:
     """A request on its way: its tokens so far (prompt first) and how they are drawn.
 
-    watch: called with each drawn token; true where the row ends there (a stop text).
+    finish_reason: None on its way; ``stop`` for an end token or ``watch``, ``length``, or ``error`` if its logits are
+    not finite, so that nothing can be drawn. watch: called with each drawn token; true where the row ends there (a stop
+    text).
     """
 
     request: Request
@@ -153,11 +155,14 @@ class Engine:
         self._expect_kv(calls)
         drawn: dict[int, int] = {}
         self._serve_pages(calls, drawn)
+        failed = {row for row, token in drawn.items() if token == NOT_FINITE}
+        for row in failed:
+            del drawn[row]
         ended = {row for row, token in drawn.items() if self._take(row, token)}
-        finished = self.scheduler.done(sweep, ended)
+        finished = self.scheduler.done(sweep, ended | failed)
         for row in finished:
             self.states.forget(row)
-            self.sequences[row].finish_reason = "stop" if row in ended else "length"
+            self.sequences[row].finish_reason = "error" if row in failed else "stop" if row in ended else "length"
         self._watch_switch(drawn)
         return self._report(sweep, drawn, finished, time.perf_counter() - started)
 

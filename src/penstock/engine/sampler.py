@@ -15,6 +15,7 @@ from penstock.sampling import Sampling
 _CHUNK_BYTES = 8 * 2**20  # of float32 logits at a time
 # Best tokens that top-p looks at before it sorts the whole vocabulary, which takes 20 times as long.
 _BEST = (256, 4096)
+NOT_FINITE = -1  # in the place of a token: the best logit of the row is NaN or infinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,10 @@ def sample(logits_NV: Tensor, rows: Sequence[Draw]) -> Tensor:
     """The next token of each row, (N,) int64 on the logits' device: the best one, or one drawn as its Draw says.
 
     Logits become float32, are divided by the temperature, cut by top-k, then by top-p, as transformers' warpers do.
+    NOT_FINITE where nothing can be drawn, which is found on the way: only the best logits are looked at.
     """
     if all(draw.sampling.greedy for draw in rows):
-        return logits_NV.argmax(dim=-1)
+        return _best(logits_NV)
     tokens = torch.empty(len(rows), dtype=torch.int64, device=logits_NV.device)
     alike: dict[tuple[float, int, float] | None, list[int]] = {}
     for at, draw in enumerate(rows):
@@ -51,13 +53,25 @@ def sample(logits_NV: Tensor, rows: Sequence[Draw]) -> Tensor:
             index = torch.tensor(part, device=logits_NV.device)
             logits = logits_NV[index].float()
             if kind is None:
-                tokens[index] = logits.argmax(dim=-1)
+                tokens[index] = _best(logits)
             else:
                 temperature, top_k, top_p = kind
-                logits = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature)
+                top = logits.amax(dim=-1, keepdim=True)
+                logits = logits.sub_(top).div_(temperature)
                 u = torch.tensor([rows[at].uniform for at in part], dtype=torch.float64, device=index.device)
-                tokens[index] = _draw(logits, top_k, top_p, u.unsqueeze(-1))
+                tokens[index] = _checked(_draw(logits, top_k, top_p, u.unsqueeze(-1)), top.squeeze(-1))
     return tokens
+
+
+def _best(logits_NV: Tensor) -> Tensor:
+    """The best token of each row; NaN counts as the best of all."""
+    tokens = logits_NV.argmax(dim=-1)
+    return _checked(tokens, logits_NV.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
+
+
+def _checked(tokens_N: Tensor, top_N: Tensor) -> Tensor:
+    """The tokens of the rows whose best logit is finite; nothing waits for the device here."""
+    return torch.where(top_N.isfinite(), tokens_N, NOT_FINITE)
 
 
 def _draw(scores: Tensor, top_k: int, top_p: float, u_N1: Tensor) -> Tensor:
@@ -96,4 +110,5 @@ def _best_that_hold(scores: Tensor, nucleus_N1: Tensor) -> tuple[Tensor, Tensor]
 def _invert(mass: Tensor, u_N1: Tensor) -> Tensor:
     """The first index at which the cumulated mass exceeds its fraction u; (N, 1)."""
     cumulated = mass.cumsum(dim=-1, dtype=torch.float64)
-    return torch.searchsorted(cumulated, u_N1 * cumulated[:, -1:], right=True)
+    found = torch.searchsorted(cumulated, u_N1 * cumulated[:, -1:], right=True)
+    return found.clamp_(max=cumulated.shape[-1] - 1)  # of masses that are NaN it is beyond the last
