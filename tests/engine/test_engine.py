@@ -96,6 +96,23 @@ def test_stop_ids_end_a_row_and_length_ends_another(llama):
         assert engine.sequences[second].finish_reason == "length"
 
 
+def test_a_row_whose_logits_are_not_finite_ends_alone(llama):
+    path, answers = llama
+
+    def spoil(row, position, logits):
+        if row == 1 and position == len(PROMPTS[1]) + 2:
+            logits[5] = float("nan")
+
+    with engine_of(path, [9, 3], 8) as engine:
+        rows = [engine.add(str(i), PROMPTS[i], greedy(8)) for i in range(2)]
+        engine.observe = spoil
+        assert finish(engine) == [rows[1], rows[0]]
+        ended = [engine.sequences[row] for row in rows]
+        assert engine.scheduler.blocks_in_use("cpu") == 0
+    assert [one.generated for one in ended] == [answers[0], answers[1][:2]]
+    assert [one.finish_reason for one in ended] == ["length", "error"]
+
+
 def test_a_watcher_ends_a_row(llama):
     path, answers = llama
     with engine_of(path, [9], 8) as engine:
@@ -105,6 +122,19 @@ def test_a_watcher_ends_a_row(llama):
         finish(engine)
         assert engine.sequences[row].generated == seen == answers[0][:2]
         assert engine.sequences[row].finish_reason == "stop"
+
+
+def test_a_sweep_that_wants_no_logits_leaves_the_head_alone(llama):
+    path, answers = llama
+    how = {"weights": "disk", "sweep_tokens": 4, "batch_tokens": 4, "page_bytes": 200_000}
+    with engine_of(path, [9], 3, **how) as engine:
+        (head,) = (page.index for page in engine.pager._pages if page.kind == "head")
+        row = engine.add("0", PROMPTS[0], greedy(3))
+        asked = []
+        while engine.sweep() is not None:
+            asked.append(head in engine._order)
+        assert asked == [False, False, True, True, True]
+        assert engine.sequences[row].generated == answers[0][:3]
 
 
 def test_an_interrupted_sweep_gives_its_page_back(llama):

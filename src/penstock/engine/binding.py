@@ -81,6 +81,8 @@ def _holding(module: Any, page: int, widening: Widening) -> Callable[..., Any]:
     if _widens_itself(module):
 
         def linear(x: torch.Tensor) -> torch.Tensor:
+            if x.numel() == 0:
+                return x.new_empty((*x.shape[:-1], module.out_features))  # no row's logits are wanted: no page is, too
             current_call().hold(page)
             return widening.linear(x, module.weight, module.bias)
 
