@@ -35,6 +35,16 @@ def test_a_difference_from_the_checkpoint_is_said():
     assert "float16" in (choose("auto", "float16", "cpu", True).note or "")
     assert "computed in float32" in (choose("auto", "bfloat16", "cpu", False).note or "")
     assert choose("auto", "bfloat16", "cpu", True).note is None
+    assert choose("auto", "float16", "cuda", False).note is choose("auto", "float32", "cpu", False).note is None
+    assert "the checkpoint is float64; it runs in float32" in (choose("auto", "float64", "cuda", False).note or "")
+
+
+@pytest.mark.parametrize(("device", "bf16"), [("cuda", False), ("cpu", True), ("cpu", False)])
+def test_weights_of_no_dtype_of_their_own_are_said_to_be_converted(device, bf16):
+    """Those of a GGUF file do not stay what they are."""
+    note = choose("auto", None, device, bf16).note or ""
+    assert note.startswith("weights are converted to bfloat16") and "stay" not in note
+    assert ("computed in float32" in note) == (device == "cpu" and not bf16)
 
 
 def test_an_unknown_dtype_is_refused():

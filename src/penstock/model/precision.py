@@ -41,19 +41,18 @@ def choose(asked: str, checkpoint: str | None, device: str, cpu_bfloat16: bool) 
         compute: torch.dtype = getattr(torch, asked)
         stored = getattr(torch, own) if asked == "float32" and own in _SIXTEEN and checkpoint else compute
         return Precision(stored, compute, compute)
-    if own not in _SIXTEEN and own != "float32":
-        own = "float32"
-    stored = getattr(torch, own)
-    if device == "cuda":
-        return Precision(stored, stored, stored)
-    if cpu_bfloat16:
-        note = (
-            None
-            if own == "bfloat16"
-            else f"the checkpoint is {own}; it runs in bfloat16, which this CPU computes faster"
-        )
-        return Precision(torch.bfloat16, torch.bfloat16, torch.bfloat16, note)
-    if own == "float32":
-        return Precision(stored, stored, stored)
-    note = f"this CPU does not compute {own}: weights and KV stay {own}, each product is computed in float32"
-    return Precision(stored, torch.float32, stored, note)
+    fast = device != "cuda" and cpu_bfloat16
+    name = "bfloat16" if fast else own if own in _SIXTEEN else "float32"
+    stored = getattr(torch, name)
+    note = None if checkpoint == name else _converted(checkpoint, name, fast)
+    if device == "cuda" or fast or name == "float32":
+        return Precision(stored, stored, stored, note)
+    kept = note or f"weights and KV stay {name}"
+    told = f"{kept}; this CPU does not compute it: each product is computed in float32"
+    return Precision(stored, torch.float32, stored, told)
+
+
+def _converted(checkpoint: str | None, name: str, fast: bool) -> str:
+    if checkpoint is None:
+        return f"weights are converted to {name}"
+    return f"the checkpoint is {checkpoint}; it runs in {name}{', which this CPU computes faster' if fast else ''}"
