@@ -29,3 +29,30 @@ def test_an_answer_ends_where_the_context_does(asked: int, given: int, limited: 
     made = item({"prompt_token_ids": [1] * 5}, max_tokens=asked)
     assert (made.sampling.max_tokens, made.limited) == (given, limited)
     assert not item({"prompt_token_ids": [1] * 5}, context=None, max_tokens=asked).limited
+
+
+def test_a_prompt_may_say_settings_of_its_own() -> None:
+    ids = [1, 2, 3]
+    said = {"prompt_token_ids": ids, "max_tokens": 2, "custom_id": "q1", "user": "me", "n": 1}
+    assert item(said, max_tokens=4, top_k=5).sampling == item({"prompt_token_ids": ids}, max_tokens=2, top_k=5).sampling
+    assert item({"prompt_token_ids": ids, "prompt": None}, max_tokens=4).sampling.max_tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"multi_modal_data": {"image": 1}}, "prompt 1: multi_modal_data is not a field that is known: leave it out"),
+        ({"n": 2}, "prompt 1: n is not supported except as 1: leave it out"),
+        ({"max_tokens": 0}, "prompt 1: max_tokens is 0: give a whole number of 1 or more"),
+        ({"prompt": "a"}, "prompt 1 is no text, nor a mapping with one of prompt, messages, prompt_token_ids"),
+    ],
+)
+def test_what_a_prompt_says_and_nobody_would_heed_is_refused(said: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        item({"prompt_token_ids": [1], **said})
+
+
+def test_stop_texts_need_a_tokenizer() -> None:
+    with pytest.raises(UserError, match="prompt 1 has stop texts, and the model no tokenizer"):
+        item({"prompt_token_ids": [1]}, stop="end")
+    assert item({"prompt_token_ids": [1]}, stop_token_ids=[4]).sampling.stop_ids == {4}

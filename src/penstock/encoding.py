@@ -6,10 +6,12 @@ from typing import Any
 
 from penstock.engine.build import Blueprint, check_context
 from penstock.errors import UserError
+from penstock.jobs.errors import Fault
+from penstock.jobs.fields import read_sampling
 from penstock.jobs.request import FORMS
 from penstock.model import tokenizer
 from penstock.plan.types import Job, Length
-from penstock.sampling import Sampling, SamplingParams, resolve
+from penstock.sampling import Sampling, SamplingParams, first_said, resolve
 
 Prompt = str | Mapping[str, Any]
 
@@ -68,31 +70,34 @@ class Encoder:
     ) -> Item:
         """A prompt made ready. key: its index where None. defaults: what holds where ``params`` says nothing.
 
-        Raises UserError for what cannot be run, and TooLong for a prompt beyond the model's context.
+        What the prompt says of itself, as a line of a batch file may, goes before ``params``. Raises UserError for what
+        cannot be run, and TooLong for a prompt beyond the model's context.
         """
-        ids = self._encode(prompt, chat, f"prompt {index + 1}")
-        asked = resolve(params, self._generation_config, defaults)
+        name = f"prompt {index + 1}"
+        ids = self._encode(prompt, chat, name)
+        asked = resolve(_said(prompt, params, name), self._generation_config, defaults)
+        if asked.stop and self._tokenizer is None:
+            raise UserError(f"{name} has stop texts, and the model no tokenizer to find them with: give stop_token_ids")
         sampling = self._limited(asked, ids)
         return Item(index, str(index) if key is None else key, prompt, ids, sampling, sampling is not asked)
 
     def _encode(self, prompt: Prompt, chat: bool, name: str) -> list[int]:
-        if isinstance(prompt, str):
-            prompt = {"prompt": prompt}
-        given = [form for form in FORMS if form in prompt] if isinstance(prompt, Mapping) else []
-        if len(given) != 1 or not isinstance(prompt[given[0]], str if given == ["prompt"] else Sequence):
+        form, given = _given(prompt)
+        wanted: Any = str if form == "prompt" else Sequence
+        if not isinstance(given, wanted):
             raise UserError(f"{name} is no text, nor a mapping with one of {', '.join(FORMS)}")
-        if "prompt_token_ids" in prompt:
-            ids = list(prompt["prompt_token_ids"])
+        if form == "prompt_token_ids":
+            ids = list(given)
             vocabulary = int(self._blueprint.config.vocab_size)
             if not ids or not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
                 allowed = f"at least one whole number from 0 to {vocabulary - 1:,}"
                 raise UserError(f"{name}: prompt_token_ids takes {allowed}")
-        elif "messages" in prompt:
-            ids = tokenizer.encode_chat(self._tokenizer, prompt["messages"])
+        elif form == "messages":
+            ids = tokenizer.encode_chat(self._tokenizer, given)
         elif chat and tokenizer.has_chat_template(self._tokenizer):
-            ids = tokenizer.encode_chat(self._tokenizer, [{"role": "user", "content": prompt["prompt"]}])
+            ids = tokenizer.encode_chat(self._tokenizer, [{"role": "user", "content": given}])
         else:
-            ids = tokenizer.encode_prompt(self._tokenizer, prompt["prompt"])
+            ids = tokenizer.encode_prompt(self._tokenizer, given)
         if not ids:
             raise UserError(f"{name} has no tokens")
         try:
@@ -107,3 +112,22 @@ class Encoder:
         if context is None or sampling.max_tokens <= context - len(ids):
             return sampling
         return replace(sampling, max_tokens=context - len(ids))
+
+
+def _given(prompt: Prompt) -> tuple[str, Any]:
+    """The form that a prompt is given in, and what is given; the latter is None where it is not exactly one."""
+    asked: Mapping[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else prompt
+    forms = [form for form in FORMS if asked.get(form) is not None] if isinstance(asked, Mapping) else []
+    return (forms[0], asked[forms[0]]) if len(forms) == 1 else ("", None)
+
+
+def _said(prompt: Prompt, params: SamplingParams, name: str) -> SamplingParams:
+    """What holds for a prompt: its own word, else ``params``. UserError for what cannot be heeded."""
+    if isinstance(prompt, str) or len(prompt) == 1:
+        return params
+    fields = {field: value for field, value in prompt.items() if field != "custom_id"}
+    try:
+        own, _ = read_sampling(fields, _given(prompt)[0])
+    except Fault as fault:
+        raise UserError(f"{name}: {fault.reason}") from None
+    return first_said(own, params)

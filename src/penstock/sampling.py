@@ -116,13 +116,13 @@ def resolve(
     top_p or top_k where nothing says otherwise. ``eos_token_id`` is an id or a list of them.
     """
     config = dict(generation_config or {})
-    asked = _first_said(params or SamplingParams(), defaults or SamplingParams())
+    asked = first_said(params or SamplingParams(), defaults or SamplingParams())
     model = _of_model(config)
     draws = asked.temperature or (
         asked.temperature is None
         and (config.get("do_sample") is True or asked.top_p is not None or asked.top_k is not None)
     )
-    said = _first_said(asked, model)
+    said = first_said(asked, model)
     temperature = 1.0 if said.temperature is None else float(said.temperature)
     stop_ids = set(said.stop_token_ids or ())
     if not said.ignore_eos:
@@ -154,7 +154,7 @@ def unheeded(generation_config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _first_said(*several: SamplingParams) -> SamplingParams:
+def first_said(*several: SamplingParams) -> SamplingParams:
     """Each setting from the first that says it."""
     return SamplingParams(
         **{
