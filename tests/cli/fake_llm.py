@@ -39,6 +39,7 @@ class Engine:
     params: Any = None
     requests: list[Any] = field(default_factory=list)
     chat: bool | None = None
+    tokenizer: Any = "a tokenizer"
     events: list[dict[str, Any]] = field(default_factory=list)
     failure: BaseException | None = None
     answer: Callable[[Any], str] = lambda request: str(request).upper()
@@ -52,7 +53,7 @@ def install(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
 
         def __init__(self, model: str, *, on_event: Callable[[dict[str, Any]], None], **asked: Any) -> None:
             engine.asked = {"model": model, **asked}
-            self._on_event = on_event
+            self._on_event, self.tokenizer = on_event, engine.tokenizer
 
         def __enter__(self) -> "LLM":
             return self

@@ -26,6 +26,7 @@ SWEEP: dict[str, Any] = {
     "tokens_left": 79,
     "seconds": 60.0,
     "tok_s": 13.6,
+    "planned_tok_s": 14.0,
     "rows": 196,
     "memory": {"gpu": [10.7 * 2**30, 12 * 2**30], "cpu": [22.1 * 2**30, 24 * 2**30], "disk": [0, 2**40]},
     "waiting": {"disk→cpu": 0.88, "cpu→gpu": 0.1},
@@ -48,7 +49,8 @@ def test_lines_come_every_ten_seconds() -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2
     assert lines[0] == (
-        "412 of 2,000 prompts · 13.6 tok/s · 4 h 51 min left · 196 rows · sweep 318 · waiting for disk→cpu 88 %"
+        "412 of 2,000 prompts · 13.6 tok/s (plan 14) · 4 h 51 min left · 196 rows · sweep 318"
+        " · waiting for disk→cpu 88 %"
         " · gpu 10.7/12 GiB · cpu 22.1/24 GiB"
     )
 

@@ -33,6 +33,14 @@ def test_several_prompts_come_in_input_order_under_their_first_line(
     assert "placed      weights cpu 130 MiB + disk 129 MiB · KV cpu 1 MiB\n" in err
 
 
+def test_without_a_tokenizer_token_ids_stand_for_text(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    engine.tokenizer, engine.answer = None, lambda _: ""
+    assert main(["generate", "demo", "one"]) == 0
+    assert capsys.readouterr().out == "7 8\n"
+    assert main(["generate", "demo", "one", "two"]) == 0
+    assert capsys.readouterr().out == "── 1 ── one\n7 8\n\n── 2 ── two\n7 8\n"
+
+
 def test_json_is_one_value_with_outputs_and_run(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
     engine.events = [{"kind": "note", "text": "computing in float32"}, {"kind": "text", "index": 0, "text": "x"}]
     assert main(["generate", "demo", "één", "two", "--json"]) == 0
@@ -61,7 +69,6 @@ def test_flags_reach_the_engine_by_the_names_of_python(engine: Engine) -> None:
         "weights": "cpu=50%,disk=50%",
         "kv": "disk=100%",
         "activations": "cpu=100%",
-        "sweep_tokens": 512,
         "batch_tokens": 256,
         "slots": 3,
         "batch_size": 4,
@@ -70,9 +77,11 @@ def test_flags_reach_the_engine_by_the_names_of_python(engine: Engine) -> None:
     words = [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
     switches = ["--random-weights", "--trust-remote-code", "--unchecked"]
     assert main(["generate", "demo", "x", *words, *switches]) == 0
-    expected = {**flags, "model": "demo", "rows": None, "trace": None, "plan": None}
+    expected = {**flags, "model": "demo", "rows": None, "sweep_tokens": None, "trace": None, "plan": None}
     expected |= {"random_weights": True, "trust_remote_code": True, "unchecked": True}
     assert engine.asked == expected
+    assert main(["generate", "demo", "x", "--rows", "3", "--sweep-tokens", "512"]) == 0
+    assert (engine.asked["rows"], engine.asked["sweep_tokens"]) == (3, 512)
 
 
 def test_sampling_flags(engine: Engine) -> None:
@@ -98,6 +107,10 @@ def test_what_is_not_said_stays_open(engine: Engine) -> None:
         (
             ["--rows", "4", "--batch-size", "2", "--num-batches", "2"],
             "--rows 4 and --batch-size 2 say the same thing in two ways; use one of them",
+        ),
+        (
+            ["--batch-size", "2", "--num-batches", "2", "--sweep-tokens", "64"],
+            "--sweep-tokens 64 has no say beside --batch-size: leave it out, or use --rows instead",
         ),
         (["-i", "f.txt"], "prompts come either as arguments or from -i, not both; leave one of them out"),
         (["--trace", "no/such/dir.json"], "--trace no/such/dir.json is not a file in a directory that exists"),

@@ -193,7 +193,8 @@ def _load_line(event: Event) -> str:
 
 
 def _pace_parts(event: Event) -> list[str]:
-    parts = [f"{figures.speed(event['tok_s'])} tok/s"]
+    planned = event.get("planned_tok_s")
+    parts = [f"{figures.speed(event['tok_s'])} tok/s" + (f" (plan {figures.speed(planned)})" if planned else "")]
     if event.get("eta_s") is not None:
         parts.append(f"{format_seconds(event['eta_s'])} left")
     return parts
@@ -232,7 +233,7 @@ def _bar_line(label: str, fraction: float, rest: str) -> "RenderableType":
         grid.add_column(no_wrap=True)
     grid.add_row(
         f" {label}",
-        ProgressBar(total=1.0, completed=fraction, width=30, complete_style="cyan", finished_style="cyan"),
+        ProgressBar(total=1.0, completed=fraction, width=18, complete_style="cyan", finished_style="cyan"),
         f"{figures.share(fraction):>5}",
         f"  {rest}",
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from penstock.cli import options
-from penstock.cli.console import Display, Streamed, stderr_display, width_of
+from penstock.cli.console import Streamed, stderr_display, width_of
 from penstock.cli.prompts import Prompt, read_prompts
 from penstock.cli.run_flags import Flags, run_flags
 from penstock.cli.summary import summary
@@ -56,9 +56,9 @@ def generate(
     try:
         with LLM(model, **how, on_event=on_event) as llm:
             outputs = llm.generate(requests, params, chat=not no_chat)
-            run = llm.last_run
+            run, mute = llm.last_run, llm.tokenizer is None
         display.close()
-        _print_answers(requests, outputs, run, streamed, display, json_)
+        _print_answers(requests, outputs, run, streamed, json_, mute)
     finally:
         display.close()
         if streamed.is_open:
@@ -70,16 +70,19 @@ def _print_answers(
     outputs: "Sequence[RequestOutput]",
     run: Mapping[str, Any],
     streamed: Streamed,
-    display: Display,
     as_json: bool,
+    mute: bool,
 ) -> None:
+    """mute: the model has no tokenizer, so that token ids stand where text would."""
     if as_json:
         print(json.dumps({"outputs": [_record(i, o) for i, o in enumerate(outputs)], "run": run}))
         return
-    if len(outputs) == 1:
-        streamed.finish(outputs[0].outputs[0].text)
+    answers = [output.outputs[0] for output in outputs]
+    texts = [" ".join(map(str, answer.token_ids)) if mute else answer.text for answer in answers]
+    if len(texts) == 1:
+        streamed.finish(texts[0])
     else:
-        _print_numbered(requests, outputs)
+        _print_numbered(requests, texts)
     sys.stdout.flush()
     typer.echo("\n" + summary(run), err=True)
 
@@ -96,14 +99,14 @@ def _record(index: int, output: "RequestOutput") -> dict[str, Any]:
     }
 
 
-def _print_numbered(requests: Sequence[Prompt], outputs: "Sequence[RequestOutput]") -> None:
+def _print_numbered(requests: Sequence[Prompt], texts: Sequence[str]) -> None:
     width = width_of(sys.stdout)
-    for number, (request, output) in enumerate(zip(requests, outputs, strict=True), start=1):
+    for number, (request, text) in enumerate(zip(requests, texts, strict=True), start=1):
         heading = f"── {number} ── {_first_line(request)}"
         if number > 1:
             typer.echo()
         typer.secho(heading if len(heading) <= width else heading[: width - 1] + "…", bold=True)
-        typer.echo(output.outputs[0].text.strip("\n"))
+        typer.echo(text.strip("\n"))
 
 
 def _first_line(request: Prompt) -> str:

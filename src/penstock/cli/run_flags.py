@@ -6,6 +6,7 @@ from typing import Any
 
 from penstock.cli import options
 from penstock.cli.overwrites import refuse_overwriting
+from penstock.errors import UserError
 
 Flags = Mapping[str, Any]
 
@@ -57,7 +58,7 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
 
         said = {name: given.pop(name) for name in SAMPLING}
         how = {name: given.pop(name) for name in HOW}
-        options.check_cut(how["rows"], how["batch_size"], how["num_batches"])
+        _check_cut(how)
         if how["trace"] is not None:
             check_trace(how["trace"])  # before libraries are imported, which takes seconds
             files = {"-i": "input", "-o": "output", "MODEL": "model"}
@@ -76,3 +77,11 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
     called.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
     called.__name__, called.__doc__ = command.__name__, command.__doc__
     return called
+
+
+def _check_cut(how: Flags) -> None:
+    options.check_cut(how["rows"], how["batch_size"], how["num_batches"])
+    if how["batch_size"] is not None and how["sweep_tokens"] is not None:
+        raise UserError(
+            f"--sweep-tokens {how['sweep_tokens']} has no say beside --batch-size: leave it out, or use --rows instead"
+        )
