@@ -283,12 +283,14 @@ def test_the_first_signal_lets_the_sweep_end(
     before = signal.getsignal(signal.SIGINT)
     assert main(["run-batch", "demo", *files]) == 130
     assert halted == [True]
-    assert capfd.readouterr().err.splitlines() == [
-        "",
-        "stopping at the end of this sweep (Ctrl-C again: at once)",
-        "2 of 4 answered, 1 with errors. The same command goes on where this stopped.",
-    ]
+    said = capfd.readouterr().err.splitlines()
+    assert said[:2] == ["", "stopping at the end of this sweep (Ctrl-C again: at once)"]
+    assert said[2] == "4 prompts · 12 tokens in · 9 out · 1.1 s", "the summary of what was done"
+    assert said[-1] == "2 of 4 answered, 1 with errors. The same command goes on where this stopped."
     assert signal.getsignal(signal.SIGINT) == before
+    assert main(["run-batch", "demo", *files, "--json"]) == 130
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert told == [{"kind": "note", "text": "stopping at the end of this sweep (Ctrl-C again: at once)"}]
 
 
 def test_a_signal_in_the_last_sweep_is_no_interruption(

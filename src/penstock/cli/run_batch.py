@@ -98,7 +98,7 @@ def run_batch(
 
     try:
         check_paths(source, out)
-        with _stops(stop_), JobFile.open(out, overwrite=overwrite) as job:
+        with _stops(stop_, json_), JobFile.open(out, overwrite=overwrite) as job:
             from penstock.batch import Wish
             from penstock.batch import run_batch as answer
             from penstock.llm import LLM
@@ -141,8 +141,10 @@ def _stopped_at_once(display: Display) -> NoReturn:
 
 
 @contextmanager
-def _stops(stop: "Stop") -> Iterator[None]:
+def _stops(stop: "Stop", as_json: bool) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends the job after its sweep; the next, and one before any sweep, at once."""
+    text = "stopping at the end of this sweep (Ctrl-C again: at once)"
+    told = (json.dumps({"kind": "note", "text": text}) + "\n" if as_json else f"\n{text}\n").encode()
 
     def ask(number: int, frame: FrameType | None) -> None:
         if not stop.running or stop.asked:
@@ -150,7 +152,7 @@ def _stops(stop: "Stop") -> Iterator[None]:
             raise KeyboardInterrupt
         stop.ask()
         # straight to the terminal: the interrupted code may be in the middle of a print
-        os.write(2, b"\nstopping at the end of this sweep (Ctrl-C again: at once)\n")
+        os.write(2, told)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -176,7 +178,7 @@ def _print_end(run: Mapping[str, Any], out: Path, as_json: bool, stopped: bool) 
     if as_json:
         print(json.dumps({"run": run}))
         return
-    if run.get("sweeps") and not stopped:
+    if run.get("sweeps"):
         typer.echo(summary(run, table=True), err=True)
     errors = f", {run['errors']:,} with errors" if run["errors"] else ""
     if full := run["context_full"]:
