@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tests.model.test_tokenizer import TEMPLATE, byte_tokenizer
 from tests.parity import families
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
@@ -109,7 +110,7 @@ def test_what_the_survey_finds_is_told(model: Path, tmp_path: Path) -> None:
     told: list[str] = []
 
     def listen(event: Mapping[str, Any]) -> None:
-        if event["kind"] == "note" and "in.jsonl" in event["text"]:
+        if event["kind"] == "note" and ("in.jsonl" in event["text"] or "to go" in event["text"]):
             told.append(event["text"])
 
     with LLM(str(model), on_event=listen, **HOW) as llm:
@@ -118,6 +119,7 @@ def test_what_the_survey_finds_is_told(model: Path, tmp_path: Path) -> None:
     assert [text.partition(",")[0] for text in told] == [
         "in.jsonl: 1 line cannot be run",
         "in.jsonl: 1 line with the custom_id of an earlier one",
+        "0 to go",
     ]
 
 
@@ -409,6 +411,19 @@ def test_an_answer_that_the_context_ended_is_counted(llm: LLM, tmp_path: Path) -
     assert told == ["length", "length"]
 
 
+def test_a_static_group_enters_whole_however_little_is_read_ahead(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.batch.WAITING", 2)
+    monkeypatch.setattr("penstock.llm.READ_AHEAD", 2)
+    source = write(tmp_path / "in.jsonl", requests(12, lambda i: 5))
+    with LLM(str(model), batch_size=3, num_batches=2, **HOW) as made:
+        run = made.run_batch(source, tmp_path / "out.jsonl", PARAMS)
+        assert (run["answered"], run["rows_mean"], run["sweeps"]) == (12, 6, 2 * 5)
+        assert len(list(made.stream([{"prompt_token_ids": [5, 6]}] * 12, PARAMS))) == 12
+        assert (made.last_run["rows_mean"], made.last_run["sweeps"]) == (6, 2 * 5)
+
+
 def test_a_stream_and_a_run_do_not_mix(llm: LLM) -> None:
     stream = llm.stream([{"prompt_token_ids": [1, 2]}] * 20, PARAMS)
     next(stream)
@@ -447,3 +462,35 @@ def test_files_of_the_engine_that_cannot_grow_stop_the_job(llm: LLM, tmp_path: P
     monkeypatch.undo()
     assert 0 < len(read(out)) < 30
     assert llm.run_batch(source, out, PARAMS)["answered"] == 30
+
+
+def spoilt(model: Path, path: Path, name: str, row: int) -> Path:
+    """The model with NaN in one row of a matrix."""
+    shutil.copytree(model, path)
+    weights = load_file(path / "model.safetensors")
+    weights[name][row] = float("nan")
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+def test_a_row_whose_logits_are_not_finite_is_one_error(llm: LLM, model: Path, tmp_path: Path) -> None:
+    lines = requests(6)
+    outputs = llm.generate([{"prompt_token_ids": line["prompt_token_ids"]} for line in lines], PARAMS)
+    used = {token for out in outputs for token in (*out.prompt_token_ids, *out.outputs[0].token_ids)}
+    token = next(token for token in range(VOCABULARY) if token not in used)
+    source = write(tmp_path / "in.jsonl", [*lines, {"custom_id": "spoilt", "prompt_token_ids": [5, token, 6]}])
+    with LLM(str(spoilt(model, tmp_path / "spoilt", "model.embed_tokens.weight", token)), **HOW) as made:
+        run = made.run_batch(source, tmp_path / "out.jsonl", PARAMS)
+    assert (run["answered"], run["errors_by_code"]) == (6, {"not_finite": 1})
+    told = "prompt 7: the logits for its token 1 are NaN or infinite in float32: its weights may be damaged"
+    assert read(tmp_path / "out.jsonl")["spoilt"]["error"]["message"].startswith(told)
+
+
+def test_a_model_that_says_nothing_finite_stops_the_job(model: Path, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", requests(40)), tmp_path / "out.jsonl"
+    with LLM(str(spoilt(model, tmp_path / "spoilt", "lm_head.weight", 9)), **HOW) as made:
+        with pytest.raises(JobStopped, match=r"none of the first 16 could be answered; prompt .* --retry-errors"):
+            made.run_batch(source, out, PARAMS)
+        assert lines_in(out) == 16
+        with pytest.raises(UserError, match=r"prompt 1: the logits for its token 1 are NaN or infinite in float32"):
+            made.generate({"prompt_token_ids": [5, 6]}, PARAMS)

@@ -199,6 +199,7 @@ def test_text_for_a_model_without_tokenizer_is_refused(mute):
         ({"rows": 0}, "--rows 0"),
         ({"batch_size": 2}, "--num-batches"),
         ({"batch_size": 2, "num_batches": 2, "rows": 4}, "--rows"),
+        ({"batch_size": 2, "num_batches": 2, "sweep_tokens": 64}, "--sweep-tokens 64 has no say beside --batch-size"),
         ({"cpu_memory": "much"}, "much"),
         ({"device": "abacus"}, "abacus"),
         ({"dtype": "int3"}, "int3"),
@@ -236,6 +237,23 @@ def test_answers_that_memory_cut_are_told(mute):
         (cut,) = tokens(model.generate(prompt, SamplingParams(max_tokens=400, temperature=0, ignore_eos=True)))
     assert 6 <= len(cut) < 400
     assert notes[-1].startswith("memory for KV was full before max_tokens of 1 answer: give more memory")
+
+
+def test_answers_that_the_context_cut_are_told(spoken):
+    notes = []
+    with make(spoken, on_event=lambda event: notes.append(event.get("text"))) as model:
+        model.generate(["x" * 60, "y"], GREEDY)
+    assert notes[-1] == "the model's context was full before max_tokens of 1 answer"
+
+
+@pytest.mark.parametrize("room", ["4KiB", None])
+def test_pages_that_no_cache_holds_are_told(spoken, room):
+    notes = []
+    how = {"dtype": "bfloat16", "disk_memory": room, "on_event": lambda event: notes.append(event.get("text") or "")}
+    with make(spoken, **how) as model:
+        assert tokens(model.generate("x", GREEDY))
+    told = [note for note in notes if note.startswith("pages are converted whenever they are read")]
+    assert len(told) == (room is not None) and all("exceeds --disk-memory 4 KiB" in note for note in told)
 
 
 def test_a_closed_one_says_so(spoken):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.encoding import Item, TooLong, job_of
 from penstock.errors import UserError
-from penstock.generation import Run
+from penstock.generation import NotFinite, Run
 from penstock.jobs.answers import Done, drop_errors, repair, scan
 from penstock.jobs.errors import JobStopped, Tally
 from penstock.jobs.identity import answer_id, identity
@@ -34,6 +34,7 @@ SAMPLE = 512  # requests whose lengths stand for the job's
 MOST_UNWRITTEN = 4096  # error lines that wait until it is known that the job can run
 WAITING = 256  # requests that wait for room, so that the row of one that ends is taken at once
 _MARGIN = 1.25  # prompts may have more tokens a byte than those of the sample
+_HOPELESS = 16  # first rows of a job without finite logits, and none with them: it is not the requests
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -108,6 +109,8 @@ def run_batch(
             surveyed.check_unchanged(out)
             for remark in surveyed.remarks(source, out):
                 llm.note(remark)
+        if len(done):
+            llm.note(f"{surveyed.to_go:,} to go")
         return _Work(llm, source, job, terms, done, surveyed, stop or Stop()).run()
 
 
@@ -125,7 +128,7 @@ class _Work:
         self.done, self.surveyed, self.stop = done, surveyed, stop
         self.params, self.fingerprint = terms.params, terms.fingerprint
         self.outlook = JobOutlook(surveyed, self._tell)
-        self.answered = self.context_full = 0
+        self.answered = self.not_finite = 0
         self.errors = Tally() if done.retries else done.tally.copy()  # of all error lines that the output will hold
         self._errors_kept = self.errors.total
         self._parsed: dict[int, Parsed] = {}  # of the items that the engine has
@@ -199,6 +202,10 @@ class _Work:
         try:
             for item, output in run:
                 self._write(self._record(item, self._parsed.pop(item.index), output))
+                self.not_finite += isinstance(output, NotFinite)
+                if self.not_finite == _HOPELESS and not self.answered + self.done.answered:
+                    what = f"stopped, since none of the first {_HOPELESS} could be answered; {output}"
+                    raise JobStopped(f"{what}. The same command with --retry-errors runs them again")
         except BrokenPipeError:  # whoever read the progress has gone
             raise
         except OSError as error:
@@ -224,13 +231,13 @@ class _Work:
     def _record(self, item: Item, parsed: Parsed, output: RequestOutput | UserError) -> Record:
         id = answer_id(self.fingerprint, parsed)
         if isinstance(output, UserError):
-            return error_record(parsed, id, "too_long", str(output))
+            code = "not_finite" if isinstance(output, NotFinite) else "too_long"
+            return error_record(parsed, id, code, str(output))
         answer, most = output.outputs[0], item.sampling.max_tokens
         if item.is_cut(answer.finish_reason, len(answer.token_ids)):
             cut = f"its answer ended after {len(answer.token_ids):,} of {most:,} tokens, where memory for KV was full"
             return error_record(parsed, id, "too_long", f"{cut}: give more memory or a smaller max_tokens")
         self.answered += 1
-        self.context_full += item.limited and answer.finish_reason == "length"
         return answer_record(parsed, id, output, self.llm.name, int(time.time()))
 
     def _items(self) -> Iterator[Item]:
@@ -287,7 +294,7 @@ class _Work:
             "lines": self.surveyed.lines,
             "answered_before": self.done.answered,
             "errors_before": self.done.errors,
-            "context_full": self.context_full,
+            "context_full": run.context_full if run is not None else 0,
             "errors_by_code": dict(self.errors.counts),
             "first_error_lines": dict(self.errors.first),
             "settings": dict(self.terms.settings),

@@ -24,6 +24,10 @@ from penstock.report import Account
 Event = Callable[[Mapping[str, Any]], None]
 
 
+class NotFinite(UserError):
+    """A row that nothing could be drawn of: its logits are NaN or infinite."""
+
+
 @dataclass(slots=True)
 class Prepared:
     """An engine with what it was built for: the job, its placement, the budgets in force, its directory on disk.
@@ -62,8 +66,10 @@ class Surroundings:
 class Run:
     """Feeds the engine from ``items``, watches stop texts, tells progress, and yields each answer as its row ends.
 
-    ahead: rows that wait for room at most; None takes all items at once. What the engine refuses (a prompt whose KV no
-    memory holds) is yielded as the UserError. ``stop`` ends the run after the sweep that is under way.
+    ahead: rows that wait for room at most, or a static group where that is more; None takes all items at once. What
+    the engine refuses (a prompt whose KV no memory holds) is yielded as the UserError, and so is what it cannot end
+    (NotFinite). ``stop`` ends the run after the sweep that is under way. cut, context_full: answers that ended where
+    memory, or the model's context, was full.
     """
 
     def __init__(
@@ -76,9 +82,12 @@ class Run:
     ) -> None:
         self.around, self.prepared, self.engine = around, prepared, prepared.engine
         self.items, self.outlook, self.ahead = iter(items), outlook, ahead
+        policy = prepared.placement.policy
+        if ahead is not None and policy.admission == "static":
+            self.ahead = max(ahead, policy.rows)  # they enter together
         self.account = Account(around.clock.read())
         self.alone = outlook.prompts == 1
-        self.answered = self.cut = 0  # the latter by memory that was full
+        self.answered = self.cut = self.context_full = 0
         self._rows: dict[int, Item] = {}
         self._texts: dict[int, tokenizer.Detokenizer] = {}
         self._shared_before = prepared.engine.scheduler.shared_tokens
@@ -151,20 +160,25 @@ class Run:
 
         self.engine.sequences[row].watch = push
 
-    def _after(self, sweep: SweepReport) -> Iterator[tuple[Item, RequestOutput]]:
+    def _after(self, sweep: SweepReport) -> Iterator[tuple[Item, RequestOutput | UserError]]:
         self.account.add(sweep, self.engine)
         self.account.shared_tokens = self.engine.scheduler.shared_tokens - self._shared_before
         self.outlook.swept(sweep)
         ended = [(self._rows[row], self._finish(row)) for row in sweep.finished]
-        self.answered += len(ended)
+        self.answered += sum(isinstance(output, RequestOutput) for _, output in ended)
         self._tell()
         yield from ended
 
-    def _finish(self, row: int) -> RequestOutput:
+    def _finish(self, row: int) -> RequestOutput | NotFinite:
         item, sequence = self._rows.pop(row), self.engine.sequences.pop(row)
         tokens, reason = sequence.generated, sequence.finish_reason or "length"
         self.outlook.ended(item, len(tokens))
-        self.cut += item.is_cut(reason, len(tokens))
+        if reason == "error":
+            self._texts.pop(row, None)
+            return self._not_finite(item, len(tokens))
+        cut = item.is_cut(reason, len(tokens))
+        self.cut += cut
+        self.context_full += item.limited and reason == "length" and not cut
         shown = tokens[:-1] if reason == "stop" and tokens[-1] in sequence.sampling.stop_ids else tokens
         text = ""
         if row in self._texts:
@@ -178,11 +192,22 @@ class Run:
         completion = CompletionOutput(0, text, tokens, reason)
         return RequestOutput(str(item.index), given, list(item.ids), [completion])
 
+    def _not_finite(self, item: Item, generated: int) -> NotFinite:
+        """What ended a row that no token could be drawn for."""
+        precision = self.around.plan.precision
+        narrow = "float16" in precision.name.split("/")
+        dtype = "float16" if narrow else str(precision.compute).removeprefix("torch.")
+        why = "it holds nothing beyond 65,504" if narrow else "its weights may be damaged"
+        advice = "give --dtype float32" if narrow else "download the model again"
+        said = f"prompt {item.index + 1}: the logits for its token {generated + 1:,} are NaN or infinite in {dtype}"
+        return NotFinite(f"{said}: {why}; {advice}")
+
     def _tell(self) -> None:
         """Progress after a sweep."""
         account, clock = self.account, self.around.clock.summary(self.account.started)
         seconds = clock["seconds"]
         waiting = {lane: wait["share"] for lane, wait in clock["waits"].items() if wait["share"] > 0}
+        predicted = self.prepared.predicted
         self.around.event(
             self.outlook.told(
                 {
@@ -194,6 +219,7 @@ class Run:
                     "tokens_left": self.outlook.tokens_left,
                     "seconds": seconds,
                     "tok_s": account.tokens_out / seconds if seconds else 0.0,
+                    "planned_tok_s": predicted.total_tok_s if predicted is not None else None,
                     "rows": self.engine.scheduler.running,
                     "memory": {tier: [taken, self.prepared.budget[tier]] for tier, taken in self._taken().items()},
                     "waiting": waiting,
@@ -208,6 +234,14 @@ class Run:
         gpu = device.peak_bytes if device.compute_tier == "gpu" else 0
         return {"gpu": gpu, "cpu": limits.resident_bytes(), "disk": disk}
 
+    def remarks(self) -> Iterator[str]:
+        """Which answers are shorter than was asked for, and why."""
+        if self.cut:
+            cut = f"memory for KV was full before max_tokens of {_answers(self.cut)}"
+            yield f"{cut}: give more memory or a smaller max_tokens"
+        if self.context_full:
+            yield f"the model's context was full before max_tokens of {_answers(self.context_full)}"
+
     def summary(self) -> dict[str, Any]:
         """``LLM.last_run``."""
         plan, clock, prepared = self.around.plan, self.around.clock, self.prepared
@@ -218,6 +252,10 @@ class Run:
         return self.account.summary(
             clock, prepared.placement, weights, self._taken(), prepared.budget, prepared.predicted
         )
+
+
+def _answers(count: int) -> str:
+    return f"{count:,} answer{'s' * (count != 1)}"
 
 
 def _longest(plan: Blueprint, prepared: Prepared) -> int:

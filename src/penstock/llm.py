@@ -31,7 +31,7 @@ from penstock.plan.policy import Tier
 from penstock.plan.shares import parse_shares
 from penstock.plan.types import Asked, Job, Ledger
 from penstock.sampling import SamplingParams, unheeded
-from penstock.units import parse_bytes
+from penstock.units import format_bytes, parse_bytes
 
 READ_AHEAD = 1024  # prompts of a stream that wait for room at most
 
@@ -88,6 +88,7 @@ class LLM:
             batch_size=_count(batch_size, "--batch-size"),
             num_batches=_count(num_batches, "--num-batches"),
         )
+        _check_form(self.asked)
         self._saved = None if plan is None else saved_plan(Path(plan), self.asked)
         if trace is not None:
             check_trace(trace)
@@ -109,7 +110,12 @@ class LLM:
             compute_lane="gpu-compute" if self._device.compute_tier == "gpu" else "cpu-compute",
             tracing=trace is not None,
         )
-        found = self._source = source.resolve(model, trust_remote_code=trust_remote_code, random_weights=random_weights)
+        found = self._source = source.resolve(
+            model,
+            trust_remote_code=trust_remote_code,
+            random_weights=random_weights,
+            progress=self._progress(f"fetching {model}"),
+        )
         chosen = precision.choose(
             dtype, found.checkpoint_dtype, self._device.torch_device.type, probe.cpu_computes_bfloat16()
         )
@@ -138,8 +144,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Generate for every prompt; results in input order.
 
-        prompts: text, or ``{"prompt"}``, ``{"messages"}`` or ``{"prompt_token_ids"}``. chat: wrap plain text in the
-        model's chat template where it has one. Raises UserError for what cannot be run.
+        prompts: text, or ``{"prompt"}``, ``{"messages"}`` or ``{"prompt_token_ids"}``, with settings of that prompt
+        beside it (``"max_tokens"``) as in a line of a batch file. chat: wrap plain text in the model's chat template
+        where it has one. Raises UserError for what cannot be run, and where the logits of a row are not finite.
         """
         listed: Sequence[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         settings = [params or SamplingParams()] * len(listed) if not isinstance(params, Sequence) else list(params)
@@ -167,8 +174,8 @@ class LLM:
     ) -> Iterator[RequestOutput]:
         """Generate for prompts from any iterable, read as rows become free; results as they end.
 
-        ``request_id`` is a prompt's place in the input. Memory is laid out for the first READ_AHEAD prompts' lengths.
-        Raises UserError for a prompt that cannot be run, when its turn comes.
+        prompts: as ``generate`` takes them. ``request_id`` is a prompt's place in the input. Memory is laid out for the
+        lengths of the first READ_AHEAD. Raises UserError for a prompt that cannot be run, when its turn comes.
         """
         items = (self.encoder.item(i, prompt, params or SamplingParams(), chat) for i, prompt in enumerate(prompts))
         first = list(islice(items, READ_AHEAD))
@@ -290,9 +297,8 @@ class LLM:
 
     def _conclude(self, run: Run) -> None:
         self.last_run = run.summary()
-        if run.cut:
-            ended = "1 answer" if run.cut == 1 else f"{run.cut:,} answers"
-            self.note(f"memory for KV was full before max_tokens of {ended}: give more memory or a smaller max_tokens")
+        for remark in run.remarks():
+            self.note(remark)
 
     def _prepared(self, job: Job) -> Prepared:
         if self._ready is not None and self._ready.covers(job):
@@ -300,6 +306,9 @@ class LLM:
         self._drop_engine()
         disk = self._budgets.asked["disk"]
         self.blueprint = cache_pages(self.blueprint, disk, self._progress("preparing pages"))
+        if left := self.blueprint.converted_bytes:
+            room = "what is free on disk" if disk is None else f"--disk-memory {format_bytes(disk)}"
+            self.note(f"pages are converted whenever they are read: a cache of {format_bytes(left)} exceeds {room}")
         placement = self._placing.choose(job, self.ledger)
         ledger = self.ledger()
         offload: Path | None = None
@@ -323,6 +332,14 @@ class LLM:
 
     def _progress(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self._event({"kind": "load", "what": what, "done": done, "total": total})
+
+
+def _check_form(asked: Asked) -> None:
+    """Raise UserError for a setting that FlexGen's form leaves without a meaning."""
+    if asked.batch_size is not None and asked.sweep_tokens is not None:
+        raise UserError(
+            f"--sweep-tokens {asked.sweep_tokens} has no say beside --batch-size: leave it out, or use --rows instead"
+        )
 
 
 def _count(value: int | None, flag: str) -> int | None:

@@ -67,6 +67,11 @@ class Blueprint:
         found = getattr(self.config, "max_position_embeddings", None)
         return int(found * rotary.stretch(self.config)) if found else None
 
+    @property
+    def converted_bytes(self) -> int:
+        """Bytes of pages that lie in no file as they run, and are converted whenever they are read."""
+        return sum(page.nbytes for page in self.layout.pages if page.extents is None)
+
     def footprint(self) -> Footprint:
         """What the rule needs to know of it."""
         pages = self.layout.pages
