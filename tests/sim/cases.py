@@ -1,7 +1,7 @@
 """Random small instances, each as the oracle's case and as the scenario and trace of the same numbers."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -9,6 +9,8 @@ from tests.sim.oracle import Case
 
 from penstock.sim.memories import Duplex, Memories
 from penstock.sim.scenario import Initial, Mode, Passive, Scenario, Start, WeightOrder
+from penstock.sim.scenario_file import parse
+from penstock.sim.shipped import document_of
 from penstock.trace.skip_trace import BitTrace, TraceShape
 
 # What bandwidths have in common in most instances; in others 64-bit integers do not hold their products with bytes.
@@ -51,7 +53,7 @@ def random_case(rng: random.Random, limits: Limits | None = None, mode: str | No
         attn_bytes=attn,
         mlp_bytes=mlp,
         kv_bytes=item,
-        capacity=weights + int(part * everything) + rng.randint(0, item),
+        capacity=weights + int(part * everything) + rng.randint(0, item) or 1,
         b_h=b_h,
         b_r=b_r,
         b_w=b_w,
@@ -95,6 +97,17 @@ def trace_of(case: Case) -> BitTrace:
             for t in tokens:
                 bits[step, layer, t // 64] |= np.uint64(1 << t % 64)
     return BitTrace(shape, bits)
+
+
+def shipped(name: str, decode_tokens: int) -> Scenario:
+    """A scenario that comes with Penstock, at this length."""
+    return replace(parse(document_of(name), name).scenario, decode_tokens=decode_tokens)
+
+
+def unskipped(scenario: Scenario) -> BitTrace:
+    """The trace of its shape that skips nothing."""
+    shape = TraceShape(scenario.prefill_tokens, scenario.decode_tokens, scenario.layers)
+    return BitTrace(shape, np.zeros((shape.steps, shape.layers, shape.words), np.uint64))
 
 
 def _near(rng: random.Random, least: int, most: int, grain: int) -> int:

@@ -235,7 +235,7 @@ class Player:
             return
         b, most = self.bytes, self.case.kv_bytes * len(self.read_h)
 
-        def balanced(x: int) -> bool:
+        def duration(x: int) -> Fraction:
             t_h = Fraction(b.r_h - x + b.w_h + b.m_hr + b.m_hw, self.case.b_h)
             r, w = Fraction(b.r_e + x + b.m_er), Fraction(b.w_e + b.m_ew)
             c = self.case
@@ -244,14 +244,12 @@ class Player:
                 "half": (r + w) / c.b_r,
                 "serial": r / c.b_r + w / c.b_w,
             }[c.duplex]
-            return t_h >= max(interface, (r + w) / c.b_int)
+            return max(t_h, interface, (r + w) / c.b_int)
 
-        if not balanced(0):
-            return
-        low, high = 0, most  # balanced(low) holds; above high it need not be asked
+        low, high = 0, most  # it falls, and then rises: the least is in between
         while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if balanced(middle) else (low, middle - 1)
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if duration(middle + 1) < duration(middle) else (low, middle)
         b.r_h -= low
         b.r_e += low
 

@@ -7,14 +7,19 @@ import pytest
 from tests.sim.cases import Limits, random_case, scenario_of, trace_of
 
 from penstock.errors import UserError
-from penstock.sim.belady import belady
+from penstock.sim.belady import check_size
 from penstock.sim.memories import Memories
-from penstock.sim.result import Traffic
+from penstock.sim.registry import placements
+from penstock.sim.result import Run, Traffic
 from penstock.sim.scenario import Mode, Scenario
-from penstock.sim.simulator import simulate
+from penstock.sim.simulator import simulate, simulate_many
 from penstock.trace.skip_trace import BitTrace, TraceShape
 
 ITEM = 10
+
+
+def belady(scenario: Scenario, trace: BitTrace) -> Run:
+    return simulate(scenario, trace, "prefer-hbm", "belady")
 
 
 def one_layer(places: int, prefill: int, reads: Sequence[Iterable[int]]) -> tuple[Scenario, BitTrace]:
@@ -97,8 +102,23 @@ def test_no_policy_reads_fewer_bytes_from_external_memory(seed: int) -> None:
         assert missed <= traffic.ext_read + traffic.moved_ext_read
 
 
-def test_a_large_instance_is_refused_in_one_line() -> None:
-    scenario, _ = one_layer(2, 1, [{0}])
-    shape = TraceShape(100_000, 2000, 1)
-    with pytest.raises(UserError, match="204000000 reads"):
-        belady(scenario, BitTrace(shape, np.zeros((0, 1, shape.words), np.uint64)))
+def test_placements_have_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One replay for all of them, beside others, over several windows."""
+    case = random_case(random.Random(4), Limits(layers=3, prefill=30, decode=12), mode="exclusive")
+    scenario, trace = scenario_of(case), trace_of(case)
+    alone = belady(scenario, trace)
+    monkeypatch.setattr("penstock.sim.windows.WINDOW_BYTES", 5 * 8 * scenario.layers * trace.shape.words)
+    pairs = [(placement, migration) for placement in placements() for migration in ("none", "belady")]
+    for run in simulate_many(scenario, trace, pairs, form="numpy")[1::2]:
+        assert (run.traffic, run.migration) == (alone.traffic, "belady")
+        np.testing.assert_array_equal(run.series.time_s, alone.series.time_s)
+
+
+def test_what_belady_cannot_do_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match="204,000,000 reads"):
+        check_size(TraceShape(100_000, 2000, 1))
+    scenario, trace = one_layer(2, 1, [{0}])
+    with pytest.raises(UserError, match="weighs no move against time: leave budget=slack out"):
+        simulate(scenario, trace, "prefer-hbm", "belady:budget=slack")
+    with pytest.raises(UserError, match="belady has no kernel"):
+        simulate(scenario, trace, "prefer-hbm", "belady", form="kernels")

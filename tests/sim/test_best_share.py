@@ -1,16 +1,12 @@
 import random
 from fractions import Fraction
 
-import numpy as np
 import pytest
-from tests.sim.cases import Limits, random_case, scenario_of, trace_of
+from tests.sim.cases import Limits, random_case, scenario_of, shipped, trace_of, unskipped
 from tests.sim.oracle import Bytes, Case, play
 
 from penstock.sim.best_share import best_at_share
-from penstock.sim.memories import Duplex, Memories
-from penstock.sim.scenario import Scenario
 from penstock.sim.simulator import simulate
-from penstock.trace.skip_trace import BitTrace, TraceShape
 
 
 def step_s(case: Case, step: Bytes) -> Fraction:
@@ -31,19 +27,6 @@ def test_the_totals_give_the_sum_over_all_steps(seed: int, mode: str) -> None:
 
 @pytest.mark.parametrize(("decode_tokens", "printed"), [(2048, "12.8578"), (4096, "26.4739")])
 def test_what_the_legacy_study_printed_as_the_best(decode_tokens: int, printed: str) -> None:
-    d, d_ff, gb_per_s = 8192, 16384, 10**9
-    scenario = Scenario(
-        name="seed-003-legacy",
-        memories=Memories(4 << 30, 4915 * gb_per_s, 900 * gb_per_s, 900 * gb_per_s, 1900 * gb_per_s, Duplex.SERIAL),
-        layers=32,
-        attn_bytes=4 * d * d * 2,
-        mlp_bytes=2 * d * d_ff * 2,
-        kv_bytes=2 * d * 2,
-        prefill_tokens=1024,
-        decode_tokens=decode_tokens,
-        weight_capacity_bytes=10**9,
-    )
-    shape = TraceShape(1024, decode_tokens, 32)
-    nothing_skipped = BitTrace(shape, np.zeros((shape.steps, shape.layers, shape.words), np.uint64))
-    run = simulate(scenario, nothing_skipped, "prefer-hbm", "none")
+    scenario = shipped("seed-003-legacy", decode_tokens)
+    run = simulate(scenario, unskipped(scenario), "prefer-hbm", "none")
     assert f"{best_at_share(scenario, run):.4f}" == printed

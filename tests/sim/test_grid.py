@@ -156,7 +156,8 @@ def test_more_of_the_same_scenario_joins_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_changed_policy_of_ones_own_is_another_run(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
+    file = tmp_path / "my.python" / "mine.py"
+    file.parent.mkdir()
     ids = []
     for body in ("return True", "return False"):
         file.write_text(f"class Mine:\n    def in_hbm(self, view):\n        {body}\n")
@@ -213,3 +214,55 @@ if __name__ == "__main__":
     assert again.height == again["id"].n_unique() == 120
     found = [json.loads(line)["row"]["id"] for line in lines.read_bytes().splitlines()]
     assert sorted(found) == sorted(again["id"])
+
+
+def test_belady_runs_where_it_is_named() -> None:
+    frame = grid(document(), placements=["prefer-hbm", "alpha-layers"], migrations=["none", "belady"])
+    reference = frame.filter(pl.col("migration") == "belady")
+    assert reference["clairvoyant"].all() and reference["time_s"].n_unique() == 1
+    assert (reference["oracle_share"] <= 1 + 1e-9).all()
+    assert "belady" not in grid(document(decode_tokens=1))["migration"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        (Choice(["prefer-hbm"], ["belady"]), "small: belady is for small and medium instances: 401,577,768 reads"),
+        (Choice(["prefer-hbm"], ["none"], lb2=True), "small: LB2 is for small instances"),
+    ],
+)
+def test_bounds_of_small_instances_are_refused_before_a_sweep_comes_to_a_large_one(choice: Choice, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        study_of(document(), "small", choice, {"decode_tokens": (4, 14_166)})
+
+
+def test_rows_are_named_as_they_are_asked_for(tmp_path: Path) -> None:
+    """The same run is kept once, whether an option was swept or written out."""
+    swept = grid(
+        document(), placements=["prefer-hbm"], migrations=["alpha"], sweep={"target": (0.5, 0.9)}, output=tmp_path
+    )
+    assert swept["migration"].to_list() == ["alpha", "alpha"]
+    written = grid(document(), placements=["prefer-hbm"], migrations=["alpha:target=0.9"], output=tmp_path)
+    assert written["migration"].to_list() == ["alpha:target=0.9"]
+    assert written["id"][0] == swept["id"][1]
+
+
+def test_levels_hold_for_every_swept_setting() -> None:
+    keys = document(hbm_capacity_bytes=None)
+    frame = grid(keys, placements=["prefer-hbm"], migrations=["none"], skip=[0.6], sweep={"hbm_capacity_bytes": (345,)})
+    assert frame["skip"].to_list() == [0.6]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"sweep": {"mode": ()}}, "mode is swept over no values"),
+        ({"skip": [30]}, r"skip_levels is \[30\]: give different numbers from 0 to 1"),
+    ],
+)
+def test_lists_that_cannot_be_are_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        grid(document(), **given)
+    if "skip" in given:
+        with pytest.raises(UserError, match=r"small: skip is \[30\]: give different numbers"):
+            grid(parse(document(), "x").scenario, **given)

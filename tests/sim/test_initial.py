@@ -47,6 +47,14 @@ def test_what_finds_no_place_is_said() -> None:
     assert state.warning.startswith("14 of the 24 prefill items that phi = 1 asks for do not fit HBM")
 
 
+def test_a_share_that_is_offered_fits() -> None:
+    """2/3 is offered as .6666, not as .6667."""
+    tight = replace(SCENARIO, memories=replace(MEMORIES, hbm_capacity_bytes=302), prefill_tokens=0)
+    with pytest.raises(UserError, match=r"omega to at most 0\.6666, or 0\.6666 to hold"):
+        initial_state(tight)
+    assert initial_state(replace(tight, initial=Initial(Start.HBM, Fraction(6666, 10000)))).occupied_bytes <= 302
+
+
 def test_weights_may_occupy_less_than_is_read_of_them() -> None:
     state = initial_state(replace(SCENARIO, weight_capacity_bytes=300))
     assert state.occupied_bytes == 300 and state.attn_bytes.sum() + state.mlp_bytes.sum() == 453
@@ -58,6 +66,10 @@ def test_weights_may_occupy_less_than_is_read_of_them() -> None:
         (
             replace(SCENARIO, memories=replace(MEMORIES, hbm_capacity_bytes=400)),
             r"do not fit .* omega to at most 0.8830, or 0.5121 to hold the prefill KV too",
+        ),
+        (
+            replace(began(Start.RATIO), memories=replace(MEMORIES, hbm_capacity_bytes=300)),
+            r"use the start 'fraction' with a phi, and set omega to at most 0.6622, or 0.2913 to hold",
         ),
         (began(Start.FRACTION), "needs phi"),
         (began(Start.FRACTION, Fraction(3, 2), Fraction(1)), "omega is 1.5: a share from 0 to 1"),

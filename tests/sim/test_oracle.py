@@ -9,7 +9,6 @@ import pytest
 from tests.sim.cases import COMMON, Limits, random_case, scenario_of, trace_of
 from tests.sim.oracle import Account, Bytes, Case, play
 
-from penstock.sim.belady import belady
 from penstock.sim.result import BINDING, Run
 from penstock.sim.simulator import FormName, StepBatch, simulate
 
@@ -124,7 +123,10 @@ def compare(seed: str, placement: Policy | None, migration: Policy | None, **cha
 @pytest.mark.parametrize("seed", range(20))
 def test_belady_keeps_what_the_page_says(seed: int) -> None:
     case = random_case(random.Random(seed), Limits(layers=3, prefill=20, decode=12))
-    assert_same_sums(case, play(case, "belady", "belady"), belady(scenario_of(case), trace_of(case)))
+    expected, steps = play(case, "belady", "belady"), Steps()
+    run = simulate(scenario_of(case), trace_of(case), "prefer-hbm", "belady", each_step=steps)
+    assert_same_steps(expected, steps)
+    assert_same_sums(case, expected, run)
 
 
 @pytest.mark.parametrize("migration", MIGRATIONS, ids=written)

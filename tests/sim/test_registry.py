@@ -7,20 +7,21 @@ import pytest
 from penstock.errors import UserError
 from penstock.sim import migrations as migration
 from penstock.sim import placements as placement
-from penstock.sim.registry import migrations, pair, placements
+from penstock.sim.registry import migrations, pair, placements, references
 
 
-def test_names_lines_and_clairvoyance() -> None:
-    looking = {name for kinds in (placements(), migrations()) for name, kind in kinds.items() if kind.clairvoyant}
+def test_names_and_clairvoyance() -> None:
+    looking = {name for name in placements() if pair(name, "none").ahead}
+    looking |= {name for name in (*migrations(), *references()) if pair("prefer-hbm", name).ahead}
     assert looking == {
         "look-ahead-batch",
         "look-ahead",
         "look-ahead-layer",
         "look-ahead-batch-layer",
         "alpha",
+        "belady",
     }
     assert len(placements()) == 6 and len(migrations()) == 10
-    assert all(kind.line for kinds in (placements(), migrations()) for kind in kinds.values())
 
 
 def test_options_reach_the_policy() -> None:
@@ -48,6 +49,8 @@ def test_options_reach_the_policy() -> None:
         (("look-ahead-batch:rule=most", "none"), r"write rule=half\|any\|all"),
         (("prefer-hbm", "look-ahead:room=4"), "write room"),
         (("prefer-hbm", "none:budget=none"), r"write budget=all\|slack"),
+        (("prefer-hbm", "none:budget=all,budget=slack"), "none has the option budget twice"),
+        (("prefer-hbm", "alpha:window=2,window=3"), "alpha has the option window twice: leave one out"),
     ],
 )
 def test_what_does_not_exist_is_named(policies: tuple[str, str], said: str) -> None:

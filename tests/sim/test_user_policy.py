@@ -1,5 +1,7 @@
 """A user's own policies: found in a file, run as they are, and told what they got wrong."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,13 @@ class Moving:
         return Moves(**self.lists)
 
 
+class Ragged:
+    """Moves lists of different lengths."""
+
+    def moves(self, view: View) -> Moves:
+        return Moves(outs=[[0, 0], [1]])  # type: ignore[arg-type]  # so may a user
+
+
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
@@ -80,10 +89,12 @@ class Moving:
         (Moving(outs=[[1, 1], [1, 1]]), "moves out the item of token 1 at layer 1, twice"),
         (Moving(outs=[1, 1]), r"must be whole numbers \[count, 2\]"),
         (Moving(outs=[[0.5, 1.0]]), r"must be whole numbers \[count, 2\]"),
+        (Moving(outs=[[2**70, 0]]), r"must be whole numbers \[count, 2\]"),
+        (Ragged(), r"must be whole numbers \[count, 2\]"),
     ],
 )
 def test_moves_of_what_is_not_there_are_refused(policy: Moving, said: str) -> None:
-    with pytest.raises(UserError, match=f"Moving at step 4, layer 0.*{said}"):
+    with pytest.raises(UserError, match=f"(Moving|Ragged) at step 4, layer 0.*{said}"):
         simulate(SCENARIO, TRACE, "prefer-hbm", policy)
 
 
@@ -104,7 +115,18 @@ def test_moves_out_of_what_is_outside_are_refused() -> None:
         ("return 1 / 0", "at step 4, layer 0 raised ZeroDivisionError: division by zero"),
         ("return view.skipped(5).any()", "asks for step 5, but sees 4 to 4: set ahead or back"),
         ("return 'hbm'", "in_hbm returned 'hbm': return True or False"),
-        ("view.hbm[0, 0] = False", "raised ValueError: assignment destination is read-only"),
+        *(
+            (f"view.{seen} = 0", "raised ValueError: assignment destination is read-only")
+            for seen in (
+                "hbm[0, 0]",
+                "read_from_hbm[:]",
+                "read_from_ext[:]",
+                "skipped(view.step)[0]",
+                "skip_counts(range(4, 5))[0]",
+                "start.attn_bytes[:]",
+                "start.items[:]",
+            )
+        ),
     ],
 )
 def test_what_a_policy_raises_names_its_place(tmp_path: Path, body: str, said: str) -> None:
@@ -128,3 +150,32 @@ def test_files_and_classes_that_do_not_serve_are_named(tmp_path: Path) -> None:
             load_policy(text)
     with pytest.raises(UserError, match="Odd is no migration: it needs a method moves"):
         simulate(SCENARIO, TRACE, "prefer-hbm", f"{mine}:Odd")
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [
+        ("-1", "ahead is -1: give a whole number of steps, 0 or more"),
+        ("'two'", "ahead is 'two': give a whole number"),
+        ("property(lambda self: 1 / 0)", "raised ZeroDivisionError"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(tmp_path: Path, ahead: str, said: str) -> None:
+    mine = file(tmp_path, f"class Mine:\n    ahead = {ahead}\n    def in_hbm(self, view):\n        return True\n")
+    with pytest.raises(UserError, match=f"mine.py:Mine.*{said}"):
+        simulate(SCENARIO, TRACE, f"{mine}:Mine", "none")
+
+
+def test_windows_may_be_longer_than_the_trace(tmp_path: Path) -> None:
+    body = "return not any(view.skipped(m)[0] for m in view.ahead(99))"
+    mine = file(tmp_path, f"class Mine:\n    ahead = 10**9\n    def in_hbm(self, view):\n        {body}\n")
+    assert simulate(SCENARIO, TRACE, f"{mine}:Mine", "none").clairvoyant
+
+
+def test_the_policies_of_the_docs_run(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "simulate.md").read_text(encoding="utf-8")
+    (body,) = re.findall(r"```python\n(# mine\.py\n.*?)```", text, re.DOTALL)
+    mine = file(tmp_path, body)
+    full = replace(SCENARIO, memories=replace(SCENARIO.memories, hbm_capacity_bytes=460))
+    run = simulate(full, TRACE, f"{mine}:ReadSoon", f"{mine}:Recent")
+    assert run.clairvoyant and run.traffic.moved_ext_written > 0 and run.traffic.hbm_written > 0

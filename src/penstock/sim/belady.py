@@ -1,13 +1,10 @@
 """Belady's rule as a reference: HBM keeps what is read soonest. Plain numpy, for small and medium instances."""
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import UserError
-from penstock.sim.initial import InitialState, initial_state
-from penstock.sim.ledger import Ledger
+from penstock.sim.initial import InitialState
 from penstock.sim.prices import (
     BYTE_KINDS,
     EXT_READ,
@@ -18,75 +15,56 @@ from penstock.sim.prices import (
     MOVED_HBM_READ,
     MOVED_HBM_WRITTEN,
     Prices,
-    split_bytes,
 )
 from penstock.sim.read_sets import read_mask
-from penstock.sim.registry import pair
-from penstock.sim.result import Run
 from penstock.sim.scenario import Mode, Scenario
-from penstock.trace.skip_trace import SkipTrace
+from penstock.sim.windows import Window
+from penstock.trace.skip_trace import SkipTrace, TraceShape
 
 MOST_READS = 1 << 27  # of (step, layer, token): five bytes are held for each
 NEVER = np.iinfo(np.int32).max  # later than any read
 
 
-def belady(scenario: Scenario, trace: SkipTrace) -> Run:
-    """Run the reference that docs/policies.md calls Belady (Bounds): clairvoyant, and blind to balance.
-
-    Raises UserError where the trace is too large to hold the next read of every item at every step.
-    """
-    shape = trace.shape
+def check_size(shape: TraceShape) -> None:
+    """Raise UserError where a trace is too large to hold the next read of every item at every step."""
     reads = shape.steps * shape.layers * shape.tokens
     if reads > MOST_READS:
         raise UserError(
-            f"Belady is for small and medium instances: {reads} reads to look ahead over, at most {MOST_READS}; "
+            f"belady is for small and medium instances: {reads:,} reads to look ahead over, at most {MOST_READS:,}; "
             "shorten the lengths"
         )
-    start = initial_state(scenario)
-    ledger = Ledger(scenario, start)
-    ledger.add(0, *_Replay(scenario, start, read_mask(trace)).counts())
-    run = ledger.run(pair("prefer-hbm", "none"))
-    return replace(run, placement="belady", migration="belady", clairvoyant=True)
 
 
-def _next_reads(reads: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """When each item is read next after each step, as the place of that step in the order of all (n, l)."""
-    steps, layers, _ = reads.shape
-    place = np.arange(steps * layers, dtype=np.int32).reshape(steps, layers, 1)
-    at = np.full(reads.shape, NEVER, np.int32)
-    for step in range(steps - 1, 0, -1):
-        at[step - 1] = np.where(reads[step], place[step], at[step])
-    return at
+class BeladyForm:
+    """HBM under the reference that docs/policies.md calls Belady (Bounds), over the steps of one trace.
 
-
-class _Replay:
-    """HBM over the steps of one trace. `leaves` ranks items: the highest in HBM leaves first.
-
-    That is the one read last; of several, the oldest, in the lowest layer. All arrays are [layers, tokens].
+    `leaves` ranks items: the highest in HBM leaves first. That is the one read last; of several, the oldest, in the
+    lowest layer. All arrays are [layers, tokens].
     """
 
-    def __init__(self, scenario: Scenario, start: InitialState, reads: NDArray[np.bool_]) -> None:
-        self.scenario, self.start, self.reads = scenario, start, reads
+    def __init__(self, scenario: Scenario, start: InitialState, trace: SkipTrace) -> None:
+        check_size(trace.shape)
+        self.scenario, self.start, self.reads = scenario, start, read_mask(trace)
         self.prices = Prices.of(scenario)
-        self.next_reads = _next_reads(reads)
-        _, layers, tokens = reads.shape
+        self.next_reads = _next_reads(self.reads)
+        _, layers, tokens = self.reads.shape
         self.hbm = np.zeros((layers, tokens), np.bool_)
         self.hbm[:, : scenario.prefill_tokens] = start.items
         layer, token = np.arange(layers)[:, None], np.arange(tokens)
         self.seniority = self.hbm.size - 1 - (token * layers + layer)
-        next_read = np.where(reads[0], layer, self.next_reads[0])
+        next_read = np.where(self.reads[0], layer, self.next_reads[0])
         self.leaves = next_read.astype(np.int64) * self.hbm.size + self.seniority
 
-    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Bytes of every attention step [steps, layers, 8], and the items in HBM after it [steps, layers]."""
-        steps, layers, _ = self.reads.shape
-        bytes_by_kind = np.zeros((steps, layers, BYTE_KINDS), np.int64)
-        items = np.empty((steps, layers), np.int64)
-        for step in range(steps):
+    def advance(self, window: Window) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Replay a window: bytes of every attention step [steps, layers, 8], items in HBM after it [steps, layers]."""
+        layers = self.scenario.layers
+        counts = np.zeros((window.steps, layers, BYTE_KINDS), np.int64)
+        items = np.empty((window.steps, layers), np.int64)
+        for step in range(window.steps):
             for layer in range(layers):
-                self._step(step, layer, bytes_by_kind[step, layer])
+                self._step(window.first + step, layer, counts[step, layer])
                 items[step, layer] = np.count_nonzero(self.hbm)
-        return bytes_by_kind, items
+        return counts, items
 
     def _step(self, step: int, layer: int, counts: NDArray[np.int64]) -> None:
         scenario, item = self.scenario, self.scenario.kv_bytes
@@ -112,7 +90,7 @@ class _Replay:
             counts[MOVED_EXT_WRITTEN] = item * len(leave)
             counts[MOVED_HBM_READ] = item * (len(leave) - in_flight)
         else:
-            self._split(counts, hit)
+            self.prices.split(counts, item * hit)
         self.hbm.ravel()[leave] = False
         self.hbm[layer, stay] = True
 
@@ -142,16 +120,12 @@ class _Replay:
         first = np.argpartition(order, count - 1)[:count]
         return first[np.argsort(order[first])]
 
-    def _split(self, counts: NDArray[np.int64], hit: int) -> None:
-        """Let the reader take from external memory what it has a copy of, up to balance."""
-        c = counts.tolist()
-        x = split_bytes(
-            c[HBM_READ] + c[HBM_WRITTEN] + c[MOVED_HBM_WRITTEN],
-            c[EXT_READ],
-            c[EXT_WRITTEN],
-            self.scenario.kv_bytes * hit,
-            *self.prices.reduced(),
-            self.prices.duplex,
-        )
-        counts[HBM_READ] -= x
-        counts[EXT_READ] += x
+
+def _next_reads(reads: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """When each item is read next after each step, as the place of that step in the order of all (n, l)."""
+    steps, layers, _ = reads.shape
+    place = np.arange(steps * layers, dtype=np.int32).reshape(steps, layers, 1)
+    at = np.full(reads.shape, NEVER, np.int32)
+    for step in range(steps - 1, 0, -1):
+        at[step - 1] = np.where(reads[step], place[step], at[step])
+    return at

@@ -49,8 +49,10 @@ def initial_state(scenario: Scenario) -> InitialState:
         warning = (
             f"{wanted - slots} of the {wanted} prefill items that phi = {float(phi):.4g} asks for do not fit HBM "
             f"beside {occupied / 1e9:.4g} GB of weights and begin in external memory: "
-            f"phi = {slots / (scenario.prefill_tokens * scenario.layers):.4g} fits"
+            f"phi = {_at_most(slots, scenario.prefill_tokens * scenario.layers)} fits"
         )
+    for array in (attn, mlp, items):
+        array.setflags(write=False)  # policies see them
     return InitialState(attn, mlp, occupied, slots, items, warning)
 
 
@@ -87,9 +89,15 @@ def _chosen(tokens: int, phi: Fraction) -> NDArray[np.int64]:
 def _too_heavy(scenario: Scenario, occupied: int) -> str:
     capacity = scenario.memories.hbm_capacity_bytes
     weights = scenario.weights_bytes if scenario.weight_capacity_bytes is None else scenario.weight_capacity_bytes
-    beside_kv = (capacity - scenario.prefill_kv_bytes) / weights
-    also = f", or {beside_kv:.4f} to hold the prefill KV too" if beside_kv > 0 else ""
+    beside_kv = capacity - scenario.prefill_kv_bytes
+    also = f", or {_at_most(beside_kv, weights)} to hold the prefill KV too" if beside_kv > 0 else ""
+    instead = "use the start 'fraction' with a phi, and " if scenario.initial.start is Start.RATIO else ""
     return (
         f"{occupied / 1e9:.4g} GB of weights do not fit {capacity / 1e9:.4g} GB of HBM: "
-        f"set omega to at most {capacity / weights:.4f}{also}"
+        f"{instead}set omega to at most {_at_most(capacity, weights)}{also}"
     )
+
+
+def _at_most(part: int, whole: int) -> str:
+    """The largest share of four digits that is no more than this one."""
+    return f"{part * 10_000 // whole / 10_000:.4f}"

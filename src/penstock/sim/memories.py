@@ -1,8 +1,10 @@
 """The two memories of a scenario."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from fractions import Fraction
+
+from penstock.sim.exact import check_whole
 
 
 class Duplex(StrEnum):
@@ -15,7 +17,10 @@ class Duplex(StrEnum):
 
 @dataclass(frozen=True)
 class Memories:
-    """A fast memory of so many bytes and an external one without limit; bandwidths are whole bytes per second."""
+    """A fast memory of so many bytes and an external one without limit; bandwidths are whole bytes per second.
+
+    Raises UserError for what is no whole number above zero.
+    """
 
     hbm_capacity_bytes: int
     hbm_bytes_per_s: int
@@ -23,6 +28,9 @@ class Memories:
     ext_write_bytes_per_s: int
     ext_internal_bytes_per_s: int
     duplex: Duplex = Duplex.FULL
+
+    def __post_init__(self) -> None:
+        check_whole(self, 1, *(field.name for field in fields(self) if field.name != "duplex"))
 
     @property
     def ext_bytes_per_s(self) -> int:

@@ -64,6 +64,16 @@ class Lru(NoMigration):
 
 
 @dataclass(frozen=True)
+class Belady(NoMigration):
+    """What is read soonest stays: a reference that belady.py replays from the whole trace, new items included."""
+
+    @property
+    def ahead(self) -> int:
+        """It looks further, but not through a window."""
+        return 1
+
+
+@dataclass(frozen=True)
 class Prior:
     """Above the threshold the oldest tokens in HBM go out whole."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,8 @@ from penstock.sim.prices import (
     EXT_WRITTEN,
     HBM_READ,
     HBM_WRITTEN,
-    MOVED_EXT_READ,
-    MOVED_EXT_WRITTEN,
-    MOVED_HBM_READ,
-    MOVED_HBM_WRITTEN,
     Prices,
     passive_limit,
-    split_bytes,
 )
 from penstock.sim.scenario import Mode, Passive, Scenario
 from penstock.sim.view import Mask, View
@@ -32,6 +28,7 @@ from penstock.sim.windows import Window
 CACHED_ROWS = 256  # a policy with a window asks for the same skip sets step after step
 
 Rows = Callable[[int, int], Mask]
+Kind = TypeVar("Kind", bound=np.generic)
 
 
 class NumpyForm:
@@ -63,7 +60,7 @@ class NumpyForm:
         hbm = self.hbm[:, : token + 1]
         reads = ~rows(token, layer)[: token + 1]
         reads[token] = False
-        from_hbm, from_ext = reads & hbm[layer], reads & ~hbm[layer]
+        from_hbm, from_ext = _read_only(reads & hbm[layer]), _read_only(reads & ~hbm[layer])
         counts = self._reads(layer, int(from_hbm.sum()), int(from_ext.sum()))
         mover = Mover(
             hbm,
@@ -83,7 +80,8 @@ class NumpyForm:
         def finish() -> bool:
             to_hbm = self.pair.placement.in_hbm(view(self.pair.placement)) and mover.free > 0
             self._write(counts, to_hbm)
-            self._split(counts, int(from_hbm.sum()))
+            if self.scenario.mode is Mode.INCLUSIVE:
+                self.prices.split(counts, self.scenario.kv_bytes * int(from_hbm.sum()))
             return to_hbm
 
         if self.pair.budget_slack:
@@ -123,22 +121,6 @@ class NumpyForm:
         counts[HBM_WRITTEN] = self.scenario.kv_bytes * to_hbm
         counts[EXT_WRITTEN] = self.scenario.kv_bytes * (inclusive or not to_hbm)
 
-    def _split(self, counts: NDArray[np.int64], hit: int) -> None:
-        """Let the reader take from external memory what it has a copy of, up to balance."""
-        if self.scenario.mode is Mode.EXCLUSIVE:
-            return
-        c = counts.tolist()
-        x = split_bytes(
-            c[HBM_READ] + c[HBM_WRITTEN] + c[MOVED_HBM_READ] + c[MOVED_HBM_WRITTEN],
-            c[EXT_READ] + c[MOVED_EXT_READ],
-            c[EXT_WRITTEN] + c[MOVED_EXT_WRITTEN],
-            self.scenario.kv_bytes * hit,
-            *self.prices.reduced(),
-            self.prices.duplex,
-        )
-        counts[HBM_READ] -= x
-        counts[EXT_READ] += x
-
     def _view(self, window: Window, rows: Rows, mover: Mover, token: int, policy: object) -> View:
         first = self.scenario.prefill_tokens
         seen = range(
@@ -156,16 +138,14 @@ class NumpyForm:
                 raise IndexError(
                     f"asks for steps {steps.start} to {steps.stop - 1}, but sees {first} to {seen.stop - 1}: set ahead"
                 )
-            return window.skip_counts[steps.start - first : steps.stop - first]
+            return _read_only(window.skip_counts[steps.start - first : steps.stop - first])
 
-        hbm = mover.hbm.view()
-        hbm.setflags(write=False)
         return View(
             token,
             mover.layer,
             self.scenario,
             self.start,
-            hbm,
+            _read_only(mover.hbm.view()),
             mover.free,
             mover.from_hbm,
             mover.from_ext,
@@ -180,8 +160,12 @@ class NumpyForm:
         @lru_cache(CACHED_ROWS)
         def row(token: int, layer: int) -> Mask:
             octets = np.ascontiguousarray(window.bits[token - first, layer], dtype="<u8").view(np.uint8)
-            mask = np.unpackbits(octets, bitorder="little").view(np.bool_)
-            mask.setflags(write=False)
-            return mask
+            return _read_only(np.unpackbits(octets, bitorder="little").view(np.bool_))
 
         return row
+
+
+def _read_only(array: NDArray[Kind]) -> NDArray[Kind]:
+    """The array, which a policy sees and cannot change."""
+    array.setflags(write=False)
+    return array

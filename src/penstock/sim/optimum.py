@@ -12,7 +12,7 @@ from penstock.sim.initial import InitialState, initial_state
 from penstock.sim.memories import Duplex
 from penstock.sim.read_sets import read_mask
 from penstock.sim.scenario import Mode, Scenario
-from penstock.trace.skip_trace import SkipTrace
+from penstock.trace.skip_trace import SkipTrace, TraceShape
 
 MOST_PAIRS = 20_000  # of item and token step: HiGHS takes about a minute
 
@@ -25,14 +25,18 @@ def lb2(scenario: Scenario, trace: SkipTrace, *, free_start: bool = False) -> fl
     Items may lie in HBM in part, and a token step's moves may be spread over its attention steps as suits it
     (docs/policies.md, Bounds). Raises UserError where the instance is too large for a linear program.
     """
-    shape = trace.shape
-    pairs = shape.layers * sum(range(shape.prefill_tokens, shape.tokens))
+    check_size(trace.shape)
+    return _Relaxation(scenario, trace, initial_state(scenario), free_start).least_time_s()
+
+
+def check_size(shape: TraceShape) -> None:
+    """Raise UserError where a trace is too large for a linear program."""
+    pairs = shape.layers * shape.steps * (shape.prefill_tokens + shape.tokens - 1) // 2
     if pairs > MOST_PAIRS:
         raise UserError(
-            f"LB2 is for small instances: {pairs} pairs of item and token step, at most {MOST_PAIRS}; "
+            f"LB2 is for small instances: {pairs:,} pairs of item and token step, at most {MOST_PAIRS:,}; "
             "shorten the lengths, or use LB1"
         )
-    return _Relaxation(scenario, trace, initial_state(scenario), free_start).least_time_s()
 
 
 @dataclass

@@ -17,7 +17,6 @@ class Option:
 
     name: str
     default: Value
-    meaning: str
     choices: tuple[str, ...] = ()
 
     @property
@@ -67,6 +66,8 @@ def read_options(policy: str, options: tuple[Option, ...], given: list[tuple[str
     known = {option.name: option for option in options}
     values: dict[str, Value] = {}
     for name, text in given:
+        if name in values:
+            raise UserError(f"{policy} has the option {name} twice: leave one out")
         if name not in known:
             have = f"it takes {', '.join(o.takes for o in options)}" if options else "it takes none"
             raise UserError(f"{policy} has no option {name!r}: {have}")

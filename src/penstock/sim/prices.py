@@ -11,7 +11,7 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.sim.memories import Duplex, Memories
+from penstock.sim.memories import Duplex
 from penstock.sim.scenario import Scenario
 
 FULL, HALF, SERIAL = range(3)
@@ -40,8 +40,15 @@ class Prices:
     def of(cls, scenario: Scenario) -> "Prices":
         """The prices of a scenario's memories."""
         memories = scenario.memories
-        bandwidths = _bandwidths(memories)
-        return cls(*bandwidths, _DUPLEX[memories.duplex], scenario.compute_s, scenario.fixed_s)
+        return cls(
+            memories.hbm_bytes_per_s,
+            memories.ext_read_bytes_per_s,
+            memories.ext_write_bytes_per_s,
+            memories.ext_internal_bytes_per_s,
+            _DUPLEX[memories.duplex],
+            scenario.compute_s,
+            scenario.fixed_s,
+        )
 
     def reduced(self) -> tuple[int, int, int, int]:
         """The bandwidths divided by their greatest common divisor: exact comparisons need only their ratios."""
@@ -80,14 +87,19 @@ class Prices:
         terms = np.stack((hbm, read, write, internal, np.full_like(read, self.compute_s)))
         return terms.max(axis=0) + self.fixed_s, terms.argmax(axis=0).astype(np.uint8)
 
+    def split(self, counts: NDArray[np.int64], most: int) -> None:
+        """Let the reader take up to `most` bytes of a step's reads [8 kinds] from their copies in external memory."""
+        hbm, read, write = step_bytes(counts)
+        x = split_bytes(hbm, read, write, most, *self.reduced(), self.duplex)
+        counts[HBM_READ] -= x
+        counts[EXT_READ] += x
 
-def _bandwidths(memories: Memories) -> tuple[int, int, int, int]:
-    return (
-        memories.hbm_bytes_per_s,
-        memories.ext_read_bytes_per_s,
-        memories.ext_write_bytes_per_s,
-        memories.ext_internal_bytes_per_s,
-    )
+
+def step_bytes(counts: NDArray[np.int64]) -> tuple[int, int, int]:
+    """What a step's bytes [8 kinds] come to at HBM, and read from and written to external memory."""
+    c = counts.tolist()
+    hbm = c[HBM_READ] + c[HBM_WRITTEN] + c[MOVED_HBM_READ] + c[MOVED_HBM_WRITTEN]
+    return hbm, c[EXT_READ] + c[MOVED_EXT_READ], c[EXT_WRITTEN] + c[MOVED_EXT_WRITTEN]
 
 
 def step_seconds(
@@ -124,19 +136,20 @@ def split_bytes(
     b_internal: int,
     duplex: int,
 ) -> int:
-    """The most bytes, up to `most`, that may be read from external memory instead with T_h >= T_e still.
+    """How many bytes, up to `most`, to read from external memory instead so that the step is as short as can be.
 
-    Bandwidths are reduced ones. Each line solves `(hbm - x) / b_hbm >= a term of T_e with x more bytes read` for x.
+    Bandwidths are reduced ones. A byte goes over while T_e with it is less than T_h without it; each line has the most
+    bytes x for which `(hbm - x + 1) / b_hbm > a term of T_e with x more bytes read`.
     """
-    x = (hbm * b_internal - (read + write) * b_hbm) // (b_internal + b_hbm)
+    x = ((hbm + 1) * b_internal - (read + write) * b_hbm - 1) // (b_internal + b_hbm)
     if duplex == FULL:
-        x = min(x, (hbm * b_read - read * b_hbm) // (b_read + b_hbm))
-        x = min(x, (hbm * b_write - write * b_hbm) // b_write)
+        x = min(x, ((hbm + 1) * b_read - read * b_hbm - 1) // (b_read + b_hbm))
+        x = min(x, ((hbm + 1) * b_write - write * b_hbm - 1) // b_write)
     elif duplex == HALF:
-        x = min(x, (hbm * b_read - (read + write) * b_hbm) // (b_read + b_hbm))
+        x = min(x, ((hbm + 1) * b_read - (read + write) * b_hbm - 1) // (b_read + b_hbm))
     else:
-        surplus = hbm * b_read * b_write - read * b_hbm * b_write - write * b_hbm * b_read
-        x = min(x, surplus // (b_write * (b_read + b_hbm)))
+        surplus = (hbm + 1) * b_read * b_write - read * b_hbm * b_write - write * b_hbm * b_read
+        x = min(x, (surplus - 1) // (b_write * (b_read + b_hbm)))
     return max(0, min(x, most))
 
 

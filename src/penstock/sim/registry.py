@@ -11,98 +11,62 @@ from penstock.sim import migrations as migration
 from penstock.sim import placements as placement
 from penstock.sim.options import Option, Value, read_options, split_name
 from penstock.sim.pair import Pair
-from penstock.sim.policy import MigrationPolicy, PlacementPolicy, looks_ahead
+from penstock.sim.policy import MigrationPolicy, PlacementPolicy
 from penstock.sim.user_policy import UserMigration, UserPlacement, load_policy
 
-__all__ = ["PolicyKind", "clairvoyant", "load_policy", "migrations", "pair", "placements"]
+__all__ = ["BUDGET", "PolicyKind", "load_policy", "migrations", "pair", "placements", "references"]
 
 Policy = TypeVar("Policy")
 
 
 @dataclass(frozen=True)
 class PolicyKind(Generic[Policy]):
-    """A policy that comes with Penstock: its name, what it does in one line, and its options."""
+    """A policy of docs/policies.md: its name, how it is made, and its options."""
 
     name: str
-    line: str
     make: Callable[..., Policy]
     options: tuple[Option, ...] = ()
 
-    @property
-    def clairvoyant(self) -> bool:
-        """Whether it looks ahead on a recorded trace."""
-        return looks_ahead(self.make()) > 0
 
-
-def _window(steps: int, direction: str = "ahead") -> Option:
-    return Option("window", steps, f"steps to look {direction}")
-
-
-_ROOM = Option("room", False, "outs only where an in needs their place")
 # Read by `pair`, for every migration.
-BUDGET = Option("budget", "all", "slack: move only in time that a step has left over", ("all", "slack"))
+BUDGET = Option("budget", "all", ("all", "slack"))
 
 
 def placements() -> Mapping[str, PolicyKind[PlacementPolicy]]:
     """All placements, by name."""
-    rule = Option("rule", "half", "how many of the window's steps must skip the token", ("half", "any", "all"))
-    rotated = Option("rotated", False, "shift the layers by one each token")
+    rule = Option("rule", "half", ("half", "any", "all"))
     return _by_name(
-        PolicyKind("prefer-hbm", "HBM while there is room", placement.PreferHbm),
-        PolicyKind("split-token", "the first layers in the best share to HBM", placement.SplitToken, (rotated,)),
-        PolicyKind("batch-ratio", "of 16 tokens, the first in the best share to HBM", placement.BatchRatio),
-        PolicyKind(
-            "look-ahead-batch", "external if the steps ahead skip it", placement.LookAheadBatch, (_window(16), rule)
-        ),
-        PolicyKind(
-            "layer-importance",
-            "external at layers that skip more than the mean",
-            placement.LayerImportance,
-            (_window(64, "back"),),
-        ),
-        PolicyKind("alpha-layers", "external at layers above the best share in HBM", placement.AlphaLayers),
+        PolicyKind("prefer-hbm", placement.PreferHbm),
+        PolicyKind("split-token", placement.SplitToken, (Option("rotated", False),)),
+        PolicyKind("batch-ratio", placement.BatchRatio),
+        PolicyKind("look-ahead-batch", placement.LookAheadBatch, (Option("window", 16), rule)),
+        PolicyKind("layer-importance", placement.LayerImportance, (Option("window", 64),)),
+        PolicyKind("alpha-layers", placement.AlphaLayers),
     )
 
 
 def migrations() -> Mapping[str, PolicyKind[MigrationPolicy]]:
     """All migrations, by name."""
-    layers = Option("layers", "own", "this layer's items, or all of a token", ("own", "all"))
-    rule = Option("rule", "any", "how many of the window's steps must skip it", ("any", "all"))
-    target = Option("target", None, "the share to aim at instead of the best")
+    window, room = Option("window", 16), Option("room", False)
+    whole = partial(migration.LookAhead, whole_tokens=True)
+    of_layer = partial(migration.LookAhead, whole_tokens=False)
     return _by_name(
-        PolicyKind("none", "nothing moves", migration.NoMigration),
-        PolicyKind(
-            "prior", "above 99 %, the oldest tokens out", migration.Prior, (Option("count", 16, "tokens at a time"),)
-        ),
-        PolicyKind("skipped-tokens", "above 99 %, what this step skips out", migration.SkippedTokens, (layers,)),
-        PolicyKind("past-window", "what recent steps skipped out", migration.PastWindow, (_window(16, "back"), rule)),
-        PolicyKind(
-            "look-ahead",
-            "what the next step skips out, what it reads in; whole tokens",
-            partial(migration.LookAhead, window=1, whole_tokens=True),
-            (_ROOM,),
-        ),
-        PolicyKind(
-            "look-ahead-batch",
-            "what the steps ahead skip out, what they read in; whole tokens",
-            partial(migration.LookAhead, window=16, whole_tokens=True),
-            (_window(16), _ROOM),
-        ),
-        PolicyKind(
-            "look-ahead-layer",
-            "as look-ahead, one layer's items",
-            partial(migration.LookAhead, window=1, whole_tokens=False),
-            (_ROOM,),
-        ),
-        PolicyKind(
-            "look-ahead-batch-layer",
-            "as look-ahead-batch, one layer's items",
-            partial(migration.LookAhead, window=16, whole_tokens=False),
-            (_window(16), _ROOM),
-        ),
-        PolicyKind("alpha", "in or out what is missing to the best share ahead", migration.Alpha, (target, _window(1))),
-        PolicyKind("lru", "what was read stays, what was used least recently leaves", migration.Lru),
+        PolicyKind("none", migration.NoMigration),
+        PolicyKind("prior", migration.Prior, (Option("count", 16),)),
+        PolicyKind("skipped-tokens", migration.SkippedTokens, (Option("layers", "own", ("own", "all")),)),
+        PolicyKind("past-window", migration.PastWindow, (window, Option("rule", "any", ("any", "all")))),
+        PolicyKind("look-ahead", partial(whole, window=1), (room,)),
+        PolicyKind("look-ahead-batch", partial(whole, window=16), (window, room)),
+        PolicyKind("look-ahead-layer", partial(of_layer, window=1), (room,)),
+        PolicyKind("look-ahead-batch-layer", partial(of_layer, window=16), (window, room)),
+        PolicyKind("alpha", migration.Alpha, (Option("target", None), Option("window", 1))),
+        PolicyKind("lru", migration.Lru),
     )
+
+
+def references() -> Mapping[str, PolicyKind[MigrationPolicy]]:
+    """What runs as a migration where it is named, and is none that a system could have."""
+    return _by_name(PolicyKind("belady", migration.Belady))
 
 
 def pair(placing: str | PlacementPolicy, moving: str | MigrationPolicy, *, budget_slack: bool = False) -> Pair:
@@ -115,12 +79,9 @@ def pair(placing: str | PlacementPolicy, moving: str | MigrationPolicy, *, budge
         budget_slack = budget_slack or slack
     placing_policy, placing_name = _placement(placing)
     moving_policy, moving_name = _migration(moving)
+    if budget_slack and isinstance(moving_policy, migration.Belady):
+        raise UserError(f"{moving_name} weighs no move against time: leave budget=slack out, or run it by itself")
     return Pair(placing_policy, moving_policy, placing_name, _with_budget(moving_name, budget_slack), budget_slack)
-
-
-def clairvoyant(run: Pair) -> bool:
-    """Whether one of the two looks ahead."""
-    return run.ahead > 0
 
 
 def _placement(given: str | PlacementPolicy) -> tuple[PlacementPolicy, str]:
@@ -136,7 +97,7 @@ def _migration(given: str | MigrationPolicy) -> tuple[MigrationPolicy, str]:
         return UserMigration.around(given)
     if _is_file(given):
         return UserMigration.around(load_policy(given), given)
-    return _made("migration", migrations(), given)
+    return _made("migration", {**migrations(), **references()}, given)
 
 
 def _made(what: str, kinds: Mapping[str, PolicyKind[Policy]], text: str) -> tuple[Policy, str]:
@@ -155,11 +116,11 @@ def _without_budget(text: str) -> tuple[str, bool]:
     """A migration's text without `budget=...`, and whether that said slack."""
     head, colon, rest = text.rpartition(":") if _is_file(text) else text.partition(":")
     parts = [part.strip() for part in (rest if colon else "").split(",")]
-    budgets = [part for part in parts if part.partition("=")[0] == BUDGET.name]
+    budgets = [part for part in parts if part.partition("=")[0].strip() == BUDGET.name]
     if not budgets:
         return text, False
     others = ",".join(part for part in parts if part not in budgets)
-    values = read_options(head, (BUDGET,), [(BUDGET.name, budgets[-1].partition("=")[2])])
+    values = read_options(head, (BUDGET,), [(BUDGET.name, part.partition("=")[2].strip()) for part in budgets])
     return f"{head}:{others}" if others else head, values[BUDGET.name] == "slack"
 
 

@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from math import isfinite
 
+from penstock.errors import UserError
+from penstock.sim.exact import MOST, check_whole
 from penstock.sim.memories import Memories
+
+MOST_ITEMS = 2**31  # a byte is held for each
 
 
 class Mode(StrEnum):
@@ -53,6 +58,7 @@ class Scenario:
 
     `attn_bytes` and `mlp_bytes` are what each layer's two sublayers read; `weight_capacity_bytes` is what the weights
     take of HBM where that differs from what is read of them (None: the same bytes). Times are in seconds.
+    Raises UserError for numbers that cannot be, or are too large to be counted exactly.
     """
 
     name: str
@@ -69,6 +75,21 @@ class Scenario:
     compute_s: float = 0.0
     fixed_s: float = 0.0
     weight_capacity_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_whole(self, 1, "layers", "kv_bytes", "decode_tokens")
+        check_whole(self, 0, "attn_bytes", "mlp_bytes", "prefill_tokens")
+        if self.weight_capacity_bytes is not None:
+            check_whole(self, 0, "weight_capacity_bytes")
+        for name, seconds in (("compute_s", self.compute_s), ("fixed_s", self.fixed_s)):
+            if not isfinite(seconds) or seconds < 0:
+                raise UserError(f"{name} is {seconds}: give zero or more seconds")
+        items = self.layers * (self.prefill_tokens + self.decode_tokens)
+        if items > MOST_ITEMS:
+            raise UserError(f"KV comes to {items:,} items; at most {MOST_ITEMS:,} are simulated: shorten the lengths")
+        most = self.weights_bytes + 2 * self.kv_bytes * (items + self.layers)  # read and moved by a token step
+        if most >= MOST:
+            raise UserError(f"a step may move {most:.3g} bytes; up to {MOST:.3g} are exact: scale the sizes down")
 
     @property
     def weights_bytes(self) -> int:

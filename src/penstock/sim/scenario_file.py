@@ -51,7 +51,7 @@ def parse(document: Mapping[str, Any], source: str) -> Given:
         return _ScenarioTable.model_validate(plain).given(Path(source).stem)
     except ValidationError as error:
         raise UserError(f"{source}: {_said(error.errors()[0])}") from None
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         raise UserError(f"{source}: {error}") from None
 
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from penstock.errors import UserError
 from penstock.sim import registry
+from penstock.sim.belady import BeladyForm
 from penstock.sim.initial import InitialState, initial_state
 from penstock.sim.kernel_state import fits_int64, given
 from penstock.sim.ledger import Ledger, StepBatch, StepSink
+from penstock.sim.migrations import Belady
 from penstock.sim.numpy_form import NumpyForm
 from penstock.sim.pair import Pair
 from penstock.sim.policy import MigrationPolicy, PlacementPolicy
@@ -26,7 +29,7 @@ __all__ = ["StepBatch", "StepSink", "simulate", "simulate_many"]
 
 FormName = Literal["auto", "kernels", "numpy"]
 Policies = tuple[str | PlacementPolicy, str | MigrationPolicy]
-EXACT_BYTES = 2**53  # a double holds no more whole numbers
+Form: TypeAlias = "NumpyForm | KernelForm | BeladyForm"
 
 
 @dataclass
@@ -34,7 +37,7 @@ class _Lane:
     """A pair on its way through the trace."""
 
     pair: Pair
-    form: "NumpyForm | KernelForm"
+    form: Form
     ledger: Ledger
 
 
@@ -87,7 +90,14 @@ def _replay(
 ) -> list[Run]:
     _check(scenario, trace.shape)
     start = initial_state(scenario)
-    lanes = [_Lane(pair, _form(form, scenario, start, pair), Ledger(scenario, start, each_step)) for pair in pairs]
+
+    @cache
+    def belady() -> BeladyForm:
+        return BeladyForm(scenario, start, trace)
+
+    lanes = [
+        _Lane(pair, _form(form, scenario, start, pair, belady), Ledger(scenario, start, each_step)) for pair in pairs
+    ]
     back, ahead = max((p.back for p in pairs), default=0), max((p.ahead for p in pairs), default=0)
     groups = _groups(lanes)
     for window in open_windows(trace, back, ahead):
@@ -98,11 +108,11 @@ def _replay(
 
 
 def _groups(lanes: Sequence[_Lane]) -> list[_Together]:
-    """Pairs that differ in their placements alone, which have had no say yet; the numpy form runs each alone."""
+    """Pairs that differ in their placements alone, which have had no say yet or never have one."""
     groups: dict[object, _Together] = {}
     for lane in lanes:
-        alone = isinstance(lane.form, NumpyForm)
-        key = id(lane) if alone else (lane.pair.migration, lane.pair.budget_slack)
+        own_state = isinstance(lane.form, NumpyForm | BeladyForm)
+        key = id(lane.form) if own_state else (lane.pair.migration, lane.pair.budget_slack)
         groups.setdefault(key, []).append(lane)
     return list(groups.values())
 
@@ -110,22 +120,27 @@ def _groups(lanes: Sequence[_Lane]) -> list[_Together]:
 def _advance(group: _Together, window: Window) -> list[_Together]:
     """Replay a window for pairs that are one run so far; they part in the first one where their placements count."""
     first, *others = group
-    if others:
+    may_part = bool(others) and others[0].form is not first.form
+    if may_part:
         cast("KernelForm", others[0].form).copy_state(cast("KernelForm", first.form))
     counts, items = first.form.advance(window)
     first.ledger.add(window.first, counts, items)
-    if others and not cast("KernelForm", first.form).undecided:
+    if may_part and not cast("KernelForm", first.form).undecided:
         return [[first], *_advance(others, window)]
     for other in others:
         other.ledger.add(window.first, counts, items)
     return [group]
 
 
-def _form(name: FormName, scenario: Scenario, start: InitialState, pair: Pair) -> "NumpyForm | KernelForm":
-    """The form asked for, or the faster one that can run the pair."""
+def _form(
+    name: FormName, scenario: Scenario, start: InitialState, pair: Pair, belady: Callable[[], BeladyForm]
+) -> Form:
+    """The form asked for, or the faster one that can run the pair; Belady has one of its own, for all placements."""
     reason = "" if name == "numpy" else _why_no_kernels(scenario, start, pair)
     if name == "kernels" and reason:
         raise UserError(f"{reason}: leave the form to choice, or ask for numpy")
+    if isinstance(pair.migration, Belady):
+        return belady()
     if name == "numpy" or reason:
         return NumpyForm(scenario, start, pair)
     from penstock.sim.kernel_form import KernelForm  # imports numba, which may be missing
@@ -136,7 +151,7 @@ def _form(name: FormName, scenario: Scenario, start: InitialState, pair: Pair) -
 def _why_no_kernels(scenario: Scenario, start: InitialState, pair: Pair) -> str:
     """Why compiled kernels cannot run a pair; empty where they can."""
     for policy, name in ((pair.placement, pair.placement_name), (pair.migration, pair.migration_name)):
-        if isinstance(policy, UserPlacement | UserMigration):
+        if isinstance(policy, UserPlacement | UserMigration | Belady):
             return f"{name} has no kernel"
     if find_spec("numba") is None:
         return "numba is not installed"
@@ -146,7 +161,7 @@ def _why_no_kernels(scenario: Scenario, start: InitialState, pair: Pair) -> str:
 
 
 def _check(scenario: Scenario, shape: TraceShape) -> None:
-    """Raise UserError where the trace is another run's, or numbers are too large to be counted exactly."""
+    """Raise UserError where the trace is another run's."""
     for what, have, want in (
         ("prefill tokens", shape.prefill_tokens, scenario.prefill_tokens),
         ("decode steps", shape.steps, scenario.decode_tokens),
@@ -157,9 +172,3 @@ def _check(scenario: Scenario, shape: TraceShape) -> None:
                 f"the trace has {have} {what} and the scenario {scenario.name} has {want}: "
                 "record or make a trace of the scenario's shape, or set the scenario's to the trace's"
             )
-    most = scenario.attn_bytes + scenario.mlp_bytes + scenario.kv_bytes * scenario.layers * (shape.tokens + 1) * 2
-    if most >= EXACT_BYTES:
-        raise UserError(
-            f"a step of the scenario {scenario.name} may move {most:.3g} bytes: at most {EXACT_BYTES:.3g} "
-            "are counted exactly; scale the sizes down"
-        )

@@ -2,17 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from penstock.errors import UserError
+from penstock.sim import belady
 from penstock.sim.given import Given
 from penstock.sim.initial import initial_state
+from penstock.sim.options import split_name
 from penstock.sim.overrides import combinations, with_settings
 from penstock.sim.pairing import Pairing, pairings
+from penstock.sim.registry import references
 from penstock.sim.scenario import Scenario
 from penstock.sim.scenario_file import Document, parse
 from penstock.sim.scenario_quantities import read_levels
@@ -21,7 +23,7 @@ from penstock.trace.skip_trace import TraceShape
 
 Swept = Mapping[str, str | float | int | bool | None]
 
-_RESULT_VERSION = 1  # one more where the same inputs come to give other results
+_RESULT_VERSION = 2  # one more where the same inputs come to give other results
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ def study_of(
     Raises UserError, naming the source, for what cannot be run, before anything is.
     """
     sweeps = dict(sweeps or {})
-    levels = _levels(choice, sweeps.pop("skip", None), document, source)
+    if empty := [key for key, values in sweeps.items() if not values]:
+        raise UserError(f"{source}: {empty[0]} is swept over no values: give some, or leave it out")
+    asked = _asked_levels(choice, sweeps.pop("skip", None))
     options = {key: values for key, values in sweeps.items() if key.startswith("options.") or key == "budget"}
     settings = {key: values for key, values in sweeps.items() if key not in options}
     if "budget" in options:
@@ -89,52 +93,59 @@ def study_of(
     cells: list[Cell] = []
     warnings: dict[str, None] = {}
     for setting in combinations(settings):
-        given = parse(with_settings(document, setting), source)
+        given = parse(with_settings(document, setting | asked), source)
+        if asked and given.trace.file is not None:
+            raise UserError(f"{source}: the trace {given.trace.file} has its own skip level: leave --skip out")
         warnings |= dict.fromkeys(_checked(given, source))
         pairs = pairings(given, choice.placements, choice.migrations, options, source)
         swept = {key: _plain(value) for key, value in setting.items()}
-        for trace in _traces(given, levels, source):
-            cells.append(Cell(given.scenario, trace, pairs, swept, given.batch, choice.lb2))
+        cells += _cells(given, pairs, swept, choice, source)
     base = {key: value for key, value in document.items() if key not in ("skip_levels", "placement", "migration")}
     return Study(cells[0].scenario.name, _digest(base), tuple(cells), tuple(warnings))
 
 
 def study_of_scenario(scenario: Scenario, choice: Choice = Choice()) -> Study:
     """The study of a scenario made in Python, on synthetic traces; UserError as above."""
-    given = Given(scenario, levels=read_levels(list(choice.levels or [0])))
     name = scenario.name
+    try:
+        given = Given(scenario, levels=read_levels(choice.levels or [0]))
+    except ValueError as error:
+        raise UserError(f"{name}: skip is {choice.levels}: {error}") from None
     warnings = tuple(_checked(given, name))
     pairs = pairings(given, choice.placements, choice.migrations, {}, name)
-    cells = tuple(Cell(scenario, trace, pairs, {}, 1, choice.lb2) for trace in _traces(given, None, name))
-    return Study(name, _digest(asdict(scenario)), cells, warnings)
+    return Study(name, _digest(asdict(scenario)), tuple(_cells(given, pairs, {}, choice, name)), warnings)
 
 
-def _levels(
-    choice: Choice, swept: Sequence[object] | None, document: Mapping[str, Any], source: str
-) -> tuple[float, ...] | None:
-    """The levels that were asked for besides those of the scenario."""
+def _asked_levels(choice: Choice, swept: Sequence[object] | None) -> Document:
+    """The key of the scenario that says which levels, where they were asked for."""
     if swept is not None and choice.levels is not None:
         raise UserError("--skip and --sweep skip=… say the same thing: use one of them")
     asked = swept if swept is not None else choice.levels
-    if asked is None:
-        return None
-    given = parse(with_settings(document, {"skip_levels": list(asked)}), source)
-    if given.trace.file is not None:
-        raise UserError(f"{source}: the trace {given.trace.file} has its own skip level: leave --skip out")
-    return given.levels
+    return {} if asked is None else {"skip_levels": list(asked)}
 
 
-def _traces(given: Given, levels: Sequence[float] | None, source: str) -> list[TraceSource]:
+def _cells(given: Given, pairs: tuple[Pairing, ...], swept: Swept, choice: Choice, source: str) -> Iterator[Cell]:
+    """A cell for each of the scenario's traces; UserError for one that cannot be, or is too large for what is asked."""
     scenario = given.scenario
     shape = TraceShape(scenario.prefill_tokens, scenario.decode_tokens, scenario.layers)
     recorded = given.skip is not None or given.trace.file is not None
     try:
-        return [
-            source_of(shape, given.trace, level, given.skip)
-            for level in ([None] if recorded else levels or given.levels)
-        ]
+        _check_size(shape, pairs, choice)
+        for level in [None] if recorded else given.levels:
+            trace = source_of(shape, given.trace, level, given.skip)
+            yield Cell(scenario, trace, pairs, swept, given.batch, choice.lb2)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
+
+
+def _check_size(shape: TraceShape, pairs: Iterable[Pairing], choice: Choice) -> None:
+    """Raise UserError where a bound that is for small instances is asked of a large one."""
+    if choice.lb2:
+        from penstock.sim import optimum  # scipy's optimiser is slow to import
+
+        optimum.check_size(shape)
+    if any(split_name(pair.texts[1])[0] in references() for pair in pairs):
+        belady.check_size(shape)
 
 
 def _checked(given: Given, source: str) -> Iterable[str]:
@@ -148,7 +159,7 @@ def _checked(given: Given, source: str) -> Iterable[str]:
 
 def _sources(texts: Iterable[str]) -> list[str]:
     """The text of each user's policy file: a changed policy is another one."""
-    files = [Path(text.partition(".py")[0] + ".py") for text in texts if ".py:" in text]
+    files = [Path(text.rpartition(".py:")[0] + ".py") for text in texts if ".py:" in text]
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from penstock.sim.results_directory import ResultsDirectory
 from penstock.sim.row import Curve, Row
 from penstock.sim.scenario import Scenario
 from penstock.sim.shipped import document_of
-from penstock.sim.study import Choice, Study, study_of, study_of_scenario
+from penstock.sim.study import Cell, Choice, Study, study_of, study_of_scenario
 from penstock.sim.table import Value, table, write_table
 from penstock.sim.worker import Seconds, Task
 
@@ -75,12 +75,17 @@ def run_study(
         done |= {row.id: (row, curve) for row, curve in finished.rows}
         by_worker[finished.worker] = by_worker.get(finished.worker, Seconds()) + finished.seconds
     rows = [
-        (done[row_id][0], {**cell.swept, **dict(pair.swept)})
+        (_as_asked(done[row_id][0], cell, pair), {**cell.swept, **dict(pair.swept)})
         for cell, of_cell in zip(study.cells, ids, strict=True)
         for pair, row_id in zip(cell.pairs, of_cell, strict=True)
     ]
     curves = {row.id: done[row.id][1] for row, _ in rows}
     return Outcome(tuple(rows), curves, max(by_worker.values(), key=Seconds.total, default=Seconds()), found)
+
+
+def _as_asked(row: Row, cell: Cell, pair: Pairing) -> Row:
+    """A row by the names that it has in this study: an option may have been swept, or a file been called otherwise."""
+    return replace(row, placement=pair.labels[0], migration=pair.labels[1], trace=cell.trace.name)
 
 
 def grid(
@@ -125,7 +130,7 @@ def _study(
     given = dict(scenario) if isinstance(scenario, Mapping) else document_of(str(scenario))
     source = "scenario" if isinstance(scenario, Mapping) else str(scenario)
     document = with_settings(given, {whole_key(key, "settings"): value for key, value in settings.items()})
-    sweeps = {key if key == "skip" else whole_key(key, "sweep"): values for key, values in sweep.items()}
+    sweeps = {"skip" if key in ("skip", "skip_levels") else whole_key(key, "sweep"): sweep[key] for key in sweep}
     return study_of(document, source, choice, sweeps)
 
 

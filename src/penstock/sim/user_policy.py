@@ -4,14 +4,14 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import UserError
 from penstock.sim import migrations, placements
-from penstock.sim.policy import Items, MigrationPolicy, Moves, PlacementPolicy, looks_ahead, looks_back
+from penstock.sim.policy import Items, MigrationPolicy, Moves, PlacementPolicy
 from penstock.sim.view import View
 
 Answer = TypeVar("Answer")
@@ -37,24 +37,31 @@ def load_policy(text: str) -> object:
     return _call(made, text)
 
 
-class _Windows:
+class _Watched:
     """How far a policy under watch looks: as far as the user's own."""
 
     policy: object
+    name: str
 
     @property
     def ahead(self) -> int:
         """What the policy asks for."""
-        return looks_ahead(self.policy)
+        return self._steps("ahead")
 
     @property
     def back(self) -> int:
         """What the policy asks for."""
-        return looks_back(self.policy)
+        return self._steps("back")
+
+    def _steps(self, what: str) -> int:
+        steps = _call(lambda: getattr(self.policy, what, 0), self.name)
+        if not isinstance(steps, int | np.integer) or steps < 0:
+            raise UserError(f"{self.name}: {what} is {steps!r}: give a whole number of steps, 0 or more")
+        return int(steps)
 
 
 @dataclass(frozen=True)
-class UserPlacement(_Windows):
+class UserPlacement(_Watched):
     """A user's placement, named in what it gets wrong."""
 
     policy: PlacementPolicy
@@ -79,7 +86,7 @@ class UserPlacement(_Windows):
 
 
 @dataclass(frozen=True)
-class UserMigration(_Windows):
+class UserMigration(_Watched):
     """A user's migration, named in what it gets wrong."""
 
     policy: MigrationPolicy
@@ -115,7 +122,7 @@ class UserMigration(_Windows):
 
 def _checked(place: str, kind: str, items: Items, view: View) -> Items:
     """Items as whole numbers [count, 2], each of which exists."""
-    array = np.asarray(items)
+    array = _array(items)
     if array.size == 0:
         return np.empty((0, 2), np.int64)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iu":
@@ -127,6 +134,13 @@ def _checked(place: str, kind: str, items: Items, view: View) -> Items:
     exist[inside] = view.exist[layer[inside], token[inside]]
     _refuse(place, f"moves {kind}", array, ~exist, "which does not exist")
     return array
+
+
+def _array(items: object) -> NDArray[Any]:
+    try:
+        return np.asarray(items)
+    except ValueError:  # lists of different lengths
+        return np.empty(1, object)
 
 
 def _refuse(place: str, does: str, items: Items, wrong: NDArray[np.bool_], why: str) -> None:
