@@ -57,11 +57,26 @@ def same(tokenizer, reference):
     assert [tokenizer(text)["input_ids"] for text in TEXTS] == [reference(text)["input_ids"] for text in TEXTS]
 
 
+def survives(tokenizer, config, folder):
+    """Whether a tokenizer that is saved is the same when it is read again; in transformers 5.5 it is not."""
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    try:
+        same(AutoTokenizer.from_pretrained(folder), tokenizer)
+    except (AssertionError, ValueError):
+        return False
+    return True
+
+
 def test_same_as_transformers_at_first_and_when_kept(path, cache, monkeypatch):
     where, options = str(path.parent), {"gguf_file": path.name, "local_files_only": True}
     config, tokenizer = AutoConfig.from_pretrained(where, **options), AutoTokenizer.from_pretrained(where, **options)
     first = load_config(path)
-    assert len(list(cache.iterdir())) == 1
+    (home,) = cache.iterdir()
+    if not (home / "tokenizer.json").exists():
+        assert not survives(tokenizer, config, cache.parent / "saved"), "what reads back as it was is kept"
+        same(load_tokenizer(path), tokenizer)
+        pytest.skip("transformers itself does not read this tokenizer back as it was, so it is converted each time")
     monkeypatch.setattr(gguf_config, "_quick_reading", lambda: pytest.fail("the kept files are enough"))
     for found in (first, load_config(path)):
         assert {**found.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
@@ -74,6 +89,8 @@ def test_same_as_transformers_at_first_and_when_kept(path, cache, monkeypatch):
 def test_damage_is_rebuilt(path, cache, name, damage):
     load_config(path)
     (home,) = cache.iterdir()
+    if not (home / name).exists():
+        pytest.skip(f"{name} is not kept (see above)")
     before = (home / name).read_bytes()
     damage(home / name)
     assert load_config(path).num_hidden_layers == 3

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.models.granitemoe import modeling_granitemoe
 
 VOCABULARY = 100
 WIDTHS = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": VOCABULARY}
@@ -102,6 +103,13 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "starcoder2": lambda: hf.Starcoder2Config(sliding_window=8, **GQA),
     "stablelm": lambda: hf.StableLmConfig(**GQA),
 }
+
+
+def refused(name: str) -> str | None:
+    """Why the installed transformers has no such family that could run, or None."""
+    if name == "granitemoe" and not hasattr(modeling_granitemoe, "GraniteMoeExperts"):
+        return "before it was given experts, granitemoe sorted tokens by values that no dry run has"
+    return None
 
 
 def build(name: str) -> Any:
