@@ -137,3 +137,17 @@ def test_progress_is_told_on_stderr(measured: list[str], capsys: pytest.CaptureF
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "--help"]) == 0
     assert "penstock profile --force --offload-dir scratch" in capsys.readouterr().out
+
+
+def test_importing_libraries_is_part_of_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms: list[Form] = []
+    now = iter(range(0, 1000, 7))  # a clock that is asked every seven seconds
+
+    def measure(checkpoint: object, offload_dir: Path, form: Form, progress: Progress) -> Profile:
+        forms.append(form)
+        return profile(form.name)
+
+    monkeypatch.setattr(penstock.profiling.measure, "measure_profile", measure)
+    monkeypatch.setattr("penstock.cli.profile.time.perf_counter", lambda: next(now))
+    assert main(["profile", "--force"]) == main(["profile", "--force", "--short"]) == 0
+    assert [(form.name, form.budget_s) for form in forms] == [("long", 60 - 7 - 3), ("short", 15)]

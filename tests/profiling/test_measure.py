@@ -77,7 +77,7 @@ def test_forms_and_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for arguments in ({}, {"short": True}, {"budget_s": 20.0}, {"budget_s": 5.0, "short": True}):
         with pytest.raises(Stop):
             measure_machine(None, tmp_path, **arguments)
-    assert [(form.name, form.budget_s) for form in asked] == [("long", 54), ("short", 15), ("long", 20), ("short", 5)]
+    assert [(form.name, form.budget_s) for form in asked] == [("long", 60), ("short", 15), ("long", 20), ("short", 5)]
     assert (LONG.tokens[-1], SHORT.tokens[-1]) == (4096, 1024)
 
 

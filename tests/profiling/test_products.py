@@ -21,7 +21,7 @@ def test_a_size_that_would_take_longer_than_all_is_left_out(place: Place) -> Non
     assert [size for size, _ in curve.points] == [4]
 
 
-def test_a_size_that_would_take_longer_than_its_part_meets_fewer_outputs(
+def test_a_size_that_would_take_much_longer_than_its_part_meets_fewer_outputs(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs: dict[int, int] = {}
@@ -33,9 +33,9 @@ def test_a_size_that_would_take_longer_than_its_part_meets_fewer_outputs(
 
     monkeypatch.setattr(Widening, "linear", seen)
     monkeypatch.setattr("penstock.profiling.products.median_s", lambda work, budget_s: (work(), 1e-3)[1])
-    # of 8 tokens at the rate of the first, a product takes 2 ms, and 5 ms for both sizes are 2.5 ms for each
+    # of 8 tokens at the rate of the first, a product takes 2 ms: more than thrice the half of 1.2 ms, not of 5 ms
     product_curve(place, place.arithmetics()[2], (4, 8), 5e-3, width=1024)
     assert outputs == {4: 1024, 8: 1024}
-    curve = product_curve(place, place.arithmetics()[2], (4, 8), 3e-3, width=1024)
+    curve = product_curve(place, place.arithmetics()[2], (4, 8), 1.2e-3, width=1024)
     assert outputs == {4: 1024, 8: 512}
     assert curve.points[1][1] == curve.points[0][1]  # half of the outputs of twice the tokens

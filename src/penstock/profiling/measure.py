@@ -77,8 +77,7 @@ class Form:
         )
 
 
-# with the start of Python and torch, a minute
-LONG = Form("long", 54.0, False, products.LONG_TOKENS)
+LONG = Form("long", 60.0, False, products.LONG_TOKENS)
 SHORT = Form("short", 15.0, True, products.SHORT_TOKENS, file_bytes=1 << 30, kv_bytes=96 << 20)
 
 

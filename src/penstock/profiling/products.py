@@ -17,6 +17,7 @@ SHORT_TOKENS = (1, 2, 3, 4, 8, 16, 32, 40, 64, 72, 128, 256, 512, 1024)
 LONG_TOKENS = (*SHORT_TOKENS, 4096)
 WIDTH = 4096  # in and out: between the projections of small models and the MLPs of large ones
 _LEAST_WIDTH = 512
+_LONGER = 3  # than its part a product may take: fewer outputs cost a little of its rate, since activations are packed
 
 
 def measure_products(
@@ -38,8 +39,8 @@ def product_curve(
 ) -> Curve:
     """One arithmetic's FLOP/s by tokens, in ascending order.
 
-    A size whose product would take longer than its part of the time is measured with fewer of the outputs, which makes
-    no difference to its rate; one that would still take longer than all is left out.
+    A size whose product would take several times its part of the time is measured with fewer of the outputs; one that
+    would still take longer than all is left out.
     """
     count = place.copies(width * width * arithmetic.stored.itemsize)
     weights = place.noise(count * width * width, arithmetic.stored).view(count, width, width)
@@ -59,7 +60,7 @@ def product_curve(
     for number in tokens:
         fastest = max((rate for _, rate in points), default=math.inf)
         each_s, outputs = 2.0 * number * width / fastest, width
-        while outputs > _LEAST_WIDTH and each_s * outputs > share_s:
+        while outputs > _LEAST_WIDTH and each_s * outputs > _LONGER * share_s:
             outputs //= 2
         if each_s * outputs > budget_s:
             break
