@@ -1,14 +1,16 @@
 """The best of what could come in, in compiled code: those skipped in the fewest steps, as far as places go.
 
 Candidates are chosen in whole groups of equal counts by halving, from a counter's highest plane down. They are items of
-one layer, or whole tokens, where the tokens of the row ALIKE take a place at every layer and others one for each item
+one layer, or whole tokens, where those of the row ALIKE take a place at every layer and loose ones one for each item
 outside HBM.
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
-from penstock.sim.kernel_bits import NO_TOKEN, bit, ones
+import numpy as np
+
+from penstock.sim.kernel_bits import NO_TOKEN, bit, keep_highest, ones
 from penstock.sim.kernel_cache import part
-from penstock.sim.kernel_state import ALIKE, GROUP, REST
+from penstock.sim.kernel_state import ALIKE, GROUP, LOOSE, MISSED, REST
 
 
 @part
@@ -21,45 +23,81 @@ def absent(s, other, w, tokens, layer, token):
 
 
 @part
-def places_for(g, s, row, most, layer, token, words):
-    """How many places the candidates of a row take; more than `most` need not be counted to the end."""
-    count = 0
-    if not g.alike:
-        for w in range(words):
-            count += ones(row[w])
-        return count
-    alike = s.row[ALIKE]
+def loose_places(g, s, w, tokens, layer, token):
+    """How many places the loose ones of some tokens of a word take."""
+    loose, count = tokens & ~s.row[ALIKE, w], 0
+    if loose != NO_TOKEN:
+        for other in range(g.layers):
+            count += ones(absent(s, other, w, loose, layer, token))
+    return count
+
+
+@part
+def places_for(g, s, row, layer, token, words):
+    """How many places the candidates of a row take."""
+    alike, count = s.row[ALIKE], 0
     for w in range(words):
         count += ones(row[w] & alike[w])
-    count *= g.layers
-    for w in range(words):
-        if count > most:
-            break
-        loose = row[w] & ~alike[w]
-        if loose != NO_TOKEN:
-            for other in range(g.layers):
-                count += ones(absent(s, other, w, loose, layer, token))
+    count *= g.token_places
+    for i in range(g.loose_words):
+        w = np.int64(s.row[LOOSE, i])
+        count += loose_places(g, s, w, row[w], layer, token)
     return count
 
 
 @part
 def choose_best(g, s, planes, row, places, layer, token, words):
     """Keep of a row the groups that have a place whole, and set REST to the next one; the places left for that."""
-    rest, group = s.row[REST], s.row[GROUP]
+    rest = s.row[REST]
     for w in range(words):
         rest[w] = row[w]
         row[w] = NO_TOKEN
-    for p in range(planes.shape[0] - 1, -1, -1):
-        plane = planes[p]
-        for w in range(words):
-            group[w] = rest[w] & ~plane[w]
-        taken = places_for(g, s, group, places, layer, token, words)
-        if taken <= places:
-            places -= taken
-            for w in range(words):
-                row[w] |= group[w]
-                rest[w] &= plane[w]
-        else:
-            for w in range(words):
-                rest[w] = group[w]
+    for p in range(len(planes) - 1, -1, -1):
+        places = _halve(g, s, planes[p], row, places, layer, token, words)
     return places
+
+
+@part
+def keep_best_items(g, s, planes, row, places, in_flight_first, layer, token, words):
+    """Keep of a row of items the best, so many: within a group those in flight, if they go first, then the newest."""
+    places = choose_best(g, s, planes, row, places, layer, token, words)
+    rest, later = s.row[REST], s.row[GROUP]
+    if in_flight_first:
+        for w in range(words):
+            later[w] = ~s.row[MISSED, w]
+        places = _halve(g, s, later, row, places, layer, token, words)
+    _keep_newest(rest, places, words)
+    for w in range(words):
+        row[w] |= rest[w]
+
+
+@part
+def _halve(g, s, later, row, places, layer, token, words):
+    """Give a row those of REST that a plane leaves out, if they have a place whole, or drop the others; places left."""
+    rest, alike, count = s.row[REST], s.row[ALIKE], 0
+    for w in range(words):
+        count += ones(rest[w] & ~later[w] & alike[w])
+    count *= g.token_places
+    for i in range(g.loose_words):
+        w = np.int64(s.row[LOOSE, i])
+        count += loose_places(g, s, w, rest[w] & ~later[w], layer, token)
+    if count > places:
+        for w in range(words):
+            rest[w] &= ~later[w]
+        return places
+    for w in range(words):
+        row[w] |= rest[w] & ~later[w]
+        rest[w] &= later[w]
+    return places - count
+
+
+@part
+def _keep_newest(row, count, words):
+    """Keep the newest tokens of a row, so many."""
+    while words > 0 and ones(row[words - 1]) <= count:
+        words -= 1
+        count -= ones(row[words])
+    if words > 0:
+        row[words - 1] = keep_highest(row[words - 1], count)
+    for w in range(words - 1):
+        row[w] = NO_TOKEN

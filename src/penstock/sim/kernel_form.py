@@ -9,8 +9,9 @@ from penstock.sim.initial import InitialState, initial_state
 from penstock.sim.kernel_placements import wanted_in_hbm
 from penstock.sim.kernel_state import given, record, state
 from penstock.sim.kernel_step import advance
+from penstock.sim.kernel_windows import look_of, read_only, seen
 from penstock.sim.memories import Memories
-from penstock.sim.migrations import NoMigration
+from penstock.sim.migrations import PastWindow
 from penstock.sim.pair import Pair
 from penstock.sim.placements import PreferHbm
 from penstock.sim.prices import BYTE_KINDS
@@ -27,7 +28,7 @@ class KernelForm:
 
     def __init__(self, scenario: Scenario, start: InitialState, pair: Pair) -> None:
         numbers = given(scenario, start, pair)
-        self._scenario, self._pair = scenario, pair
+        self._scenario, self._pair, self._look = scenario, pair, look_of(numbers)
         self._given, self._state = record(numbers), state(scenario, start, numbers)
 
     @property
@@ -46,11 +47,11 @@ class KernelForm:
         """Replay a window: bytes of every attention step [steps, layers, 8], items in HBM after it [steps, layers]."""
         shape = window.steps, self._scenario.layers
         counts, items = np.zeros((*shape, BYTE_KINDS), np.int64), np.empty(shape, np.int64)
-        wanted = np.ascontiguousarray(wanted_in_hbm(self._pair.placement, self._scenario, window))
-        # One type for what a trace lends and for copies of it: the kernel is compiled once.
-        bits = np.ascontiguousarray(window.bits, np.uint64).view()
-        bits.setflags(write=False)
-        advance(self._given, self._state, bits, window.lead, window.first, window.skip_counts, wanted, counts, items)
+        scenario, placement = self._scenario, self._pair.placement
+        wanted = window.once(repr(placement), lambda: np.ascontiguousarray(wanted_in_hbm(placement, scenario, window)))
+        named, skips = seen(window, self._look, scenario.prefill_tokens)
+        rows = read_only(window.bits), window.lead, window.first, named, skips, window.skip_counts
+        advance(self._given, self._state, *rows, wanted, counts, items)
         return counts, items
 
 
@@ -58,4 +59,4 @@ def compile_kernels() -> None:
     """Compile the kernels, or take them from the disk, by the smallest run there is."""
     scenario = Scenario("smallest", Memories(1, 1, 1, 1, 1), 1, 0, 0, 1, 0, 1)
     window = Window(0, 1, 0, np.zeros((1, 1, 1), np.uint64), np.zeros((1, 1), np.int64))
-    KernelForm(scenario, initial_state(scenario), Pair(PreferHbm(), NoMigration(), "", "")).advance(window)
+    KernelForm(scenario, initial_state(scenario), Pair(PreferHbm(), PastWindow(window=2), "", "")).advance(window)

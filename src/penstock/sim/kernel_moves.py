@@ -85,17 +85,36 @@ def put_in(g, s, c, layer, w, items, own):
 
 
 @part
-def take_row_out(g, s, c, layer, row, words, own):
-    """All items of a row that are in HBM leave it."""
+def take_row_out(g, s, c, layer, row, first, words, own):
+    """All items of a row's words from `first` on that are in HBM leave it; how many they are."""
     held, reads, count, read = s.hbm[layer], s.row[READS], 0, 0
     if own and g.exclusive:
-        for w in range(words):
+        for w in range(first, words):
             read += ones(row[w] & held[w] & reads[w])
-    for w in range(words):
+    for w in range(first, words):
         count += ones(row[w] & held[w])
         held[w] &= ~row[w]
     s.layer[HELD, layer] -= count
     count_outs(g, c, count, read)
+    return count
+
+
+@part
+def take_oldest_out(g, s, c, layer, row, first, most, words):
+    """The oldest items of a row in HBM leave, of the words from `first` on; how many, and the first word kept."""
+    if most >= s.layer[HELD, layer]:
+        return take_row_out(g, s, c, layer, row, first, words, True), words
+    held, last, left = s.hbm[layer], first, most
+    while left > 0 and last < words:
+        count = ones(row[last] & held[last])
+        if count > left:
+            break
+        left -= count
+        last += 1
+    take_row_out(g, s, c, layer, row, first, last, True)
+    if left > 0 and last < words:
+        left -= take_out(g, s, c, layer, last, keep_lowest(row[last] & held[last], left), True)
+    return most - left, last
 
 
 @part
@@ -118,24 +137,26 @@ def put_row_in(g, s, c, layer, row, first, words, own):
 
 
 @part
-def install_newest(g, s, c, layer, row, count, words):
-    """The newest `count` items of a row outside HBM come in."""
+def install_newest(g, s, c, layer, row, most, words):
+    """The newest items of a row outside HBM come in, so many at most."""
     first, held = words, s.hbm[layer]
-    while first > 0 and ones(row[first - 1] & ~held[first - 1]) <= count:
+    while most > 0 and first > 0:
+        count = ones(row[first - 1] & ~held[first - 1])
+        if count > most:
+            break
+        most -= count
         first -= 1
-        count -= ones(row[first] & ~held[first])
     put_row_in(g, s, c, layer, row, first, words, True)
-    if count > 0 and first > 0:
-        put_in(g, s, c, layer, first - 1, keep_highest(row[first - 1] & ~held[first - 1], count), True)
+    if most > 0 and first > 0:
+        put_in(g, s, c, layer, first - 1, keep_highest(row[first - 1] & ~held[first - 1], most), True)
 
 
 @part
 def outs_of_layer(g, s, c, layer, row, limit, words):
-    """The first `limit` items of a row that are in HBM leave, oldest first; what may be left of the limit."""
-    one_by_one = g.slack and g.exclusive
-    if not one_by_one and limit >= s.layer[HELD, layer]:
-        take_row_out(g, s, c, layer, row, words, True)
-        return limit
+    """The first `limit` items of a row that are in HBM leave, oldest first; what is left of the limit."""
+    if not (g.slack and g.exclusive):
+        gone, _ = take_oldest_out(g, s, c, layer, row, 0, limit, words)
+        return limit - gone
     only_read = False
     for w in range(words):
         items = row[w] & s.hbm[layer, w]
@@ -147,7 +168,7 @@ def outs_of_layer(g, s, c, layer, row, limit, words):
         if only_read:
             items &= s.row[READS, w]
         # What has time together has time one by one.
-        if not one_by_one or has_time(g, c, ones(items), ones(items & s.row[READS, w]), 0, 0):
+        if has_time(g, c, ones(items), ones(items & s.row[READS, w]), 0, 0):
             take_out(g, s, c, layer, w, items, True)
             items = NO_TOKEN
         while items != NO_TOKEN:
@@ -170,15 +191,7 @@ def outs_of_layer(g, s, c, layer, row, limit, words):
 def make_room(g, s, c, layer, needed, words):
     """Let what the policy would move out leave, oldest first, until so many places have become free or none is left."""
     if g.room_kind == ROOM_BY_ITEM:
-        w = g.room_from
-        while needed > 0 and w < words:
-            items = s.row[SPARE, w] & s.hbm[layer, w]
-            if ones(items) > needed:
-                items = keep_lowest(items, needed)
-            needed -= take_out(g, s, c, layer, w, items, True)
-            if needed > 0:
-                w += 1
-        g.room_from = w
+        _, g.room_from = take_oldest_out(g, s, c, layer, s.row[SPARE], g.room_from, needed, words)
         return
     w = g.room_from
     while needed > 0 and w < words:

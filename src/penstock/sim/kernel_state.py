@@ -19,9 +19,9 @@ NO_MIGRATION, PRIOR, SKIPPED_TOKENS, PAST_WINDOW, LOOK_AHEAD, ALPHA = range(6)
 PASSIVE_OFF, PASSIVE_ALL, PASSIVE_ALPHA = range(3)
 NO_ROOM, ROOM_BY_ITEM, ROOM_BY_TOKEN = range(3)
 
-# Rows of State.row: R(n, l), of these the items not in HBM, candidates, those that may make room, a free one, the
-# tokens with an item in HBM or outside it at any layer, two to choose by, none at all, and those of kernel_whole.
-READS, MISSED, CHOSEN, SPARE, SCRATCH, SOME_HELD, SOME_ABSENT, GROUP, REST, EMPTY, ALIKE, INSIDE = range(12)
+# Rows of State.row: R(n, l), of these the items not in HBM, candidates, what leaves or may make room, a free one, the
+# tokens with an item in HBM or outside it at any layer, two to choose by, and those of kernel_whole.
+READS, MISSED, CHOSEN, SPARE, SCRATCH, SOME_HELD, SOME_ABSENT, GROUP, REST, ALIKE, INSIDE, LOOSE = range(12)
 # Numbers of State.layer: items in HBM, bytes of weights there, see State.oldest, items that moved in in the step.
 HELD, ATTN_HBM, OLDEST_USE, OLDEST_FROM, MOVED_IN = range(5)
 
@@ -70,8 +70,10 @@ class Given(NamedTuple):
     room_kind: int
     room_from: int  # the word from which what may make room is looked for
     start_from: int  # the word from which prefill items never read are looked for
-    alike: int  # whether the rows ALIKE and INSIDE are in use
+    alike: int  # whether whole tokens move as sets: see kernel_whole
+    token_places: int  # that a token of ALIKE takes
     tokens_inside: int  # of INSIDE
+    loose_words: int  # of LOOSE
     placed: int  # new items for which a place was free: those where the placement had a say
 
 
@@ -84,7 +86,6 @@ class State(NamedTuple):
     hbm: Words  # [layers, words]
     row: Words  # [12, words]
     layer: Numbers  # [5, layers]
-    skips: Words  # [layers, planes, words] in how many steps of the migration's window a token is skipped
     # Passive installs: when each item was used last [layers, planes, words]; of each layer's items in HBM those used
     # least recently, at OLDEST_USE, from the word OLDEST_FROM on; and what migration has moved in in the step.
     last_use: Words
@@ -116,6 +117,7 @@ def given(scenario: Scenario, start: InitialState, pair: Pair) -> Given:
         "b_internal": prices.internal,
         "duplex": prices.duplex,
         "items": int(start.items.sum()),
+        "token_places": 1,
     }
     numbers |= zip(("r_hbm", "r_read", "r_write", "r_internal"), prices.reduced(), strict=True)
     numbers["placed_by_items"] = int(isinstance(pair.placement, AlphaLayers))
@@ -123,7 +125,8 @@ def given(scenario: Scenario, start: InitialState, pair: Pair) -> Given:
     # Where items leave and come one by one, the items of a token do not stay together.
     whole_sets = isinstance(pair.migration, LookAhead) and pair.migration.whole_tokens and not pair.migration.room
     if whole_sets and not pair.budget_slack and numbers["passive"] == PASSIVE_OFF:
-        numbers |= {"alike": 1, "tokens_inside": int(start.items.all(axis=0).sum())}
+        inside, loose = start.items.all(axis=0).sum(), len(_loose_words(start))
+        numbers |= {"alike": 1, "token_places": scenario.layers, "tokens_inside": int(inside), "loose_words": loose}
     times = {"compute_s": scenario.compute_s, "fixed_s": scenario.fixed_s, "limit_s": 0.0}
     return Given(**dict.fromkeys(Given._fields, 0) | numbers | times)  # type: ignore[arg-type]  # mypy joins the values
 
@@ -189,17 +192,24 @@ def state(scenario: Scenario, start: InitialState, g: Given) -> State:
         return np.zeros((*shape, words), np.uint64)
 
     row = rows(12)
+    row[ALIKE] = ~np.uint64(0)
     if g.alike:
         row[ALIKE], row[INSIDE] = _words(alike, words), _words(inside, words)
+        row[LOOSE, : g.loose_words] = _loose_words(start)
     return State(
         hbm=_words(loose, words),
         row=row,
         layer=per_layer,
-        skips=rows(layers if g.window else 0, g.window.bit_length()),
         last_use=rows(passive_layers, scenario.decode_tokens.bit_length()),
         oldest=rows(passive_layers),
         moved=rows(passive_layers),
     )
+
+
+def _loose_words(start: InitialState) -> Numbers:
+    """The words of prefill tokens that have items in both memories."""
+    mixed = np.logical_or.reduce(start.items, axis=0) & ~np.logical_and.reduce(start.items, axis=0)
+    return np.unique(np.flatnonzero(mixed) // 64)
 
 
 def _words(flags: NDArray[np.bool_], words: int) -> Words:

@@ -13,27 +13,28 @@ split_bytes = part(prices.split_bytes)
 
 
 @kept
-def advance(given, s, bits, lead, first, skip_counts, wanted, counts, items):
+def advance(given, s, bits, lead, first, named, skips, skip_counts, wanted, counts, items):
     """Replay a window's steps: fill counts [steps, layers, 8] and items in HBM [steps, layers].
 
-    bits: [lead + steps + ahead, layers, words]; skip_counts: of the whole trace [steps, layers];
-    wanted: whether new items should go to HBM [steps, layers].
+    bits: [lead + steps + ahead, layers, words]; named, skips: see kernel_windows.Seen; skip_counts: of the whole trace
+    [steps, layers]; wanted: whether new items should go to HBM [steps, layers].
     """
     g = given[0]
     for step in range(first, first + len(counts)):
         for layer in range(g.layers):
             c = counts[step - first, layer]
-            _step(g, s, c, bits, lead + step - first, step, layer, skip_counts, wanted[step - first, layer])
+            skipped = bits[lead + step - first, layer]
+            _step(g, s, c, skipped, named, skips, step - first, step, layer, skip_counts, wanted[step - first, layer])
             items[step - first, layer] = g.items
 
 
 @part
-def _step(g, s, c, bits, at, step, layer, skip_counts, wanted):
-    """Reads, moves, installs and the new item of one attention step, in this order; `at` is its place in `bits`."""
+def _step(g, s, c, skipped, named, skips, row, step, layer, skip_counts, wanted):
+    """Reads, moves, installs and the new item of one attention step, in this order; `row`: its place in the window."""
     token = g.prefill + step
     words = (token >> 6) + 1
     reads = token - skip_counts[step, layer]
-    hits = _read(g, s, bits[at, layer], layer, token, words)
+    hits = _read(g, s, skipped, layer, token, words)
     c[0] = s.layer[ATTN_HBM, layer] + g.item * hits
     c[1] = g.attn_bytes - s.layer[ATTN_HBM, layer] + g.item * (reads - hits)
     to_hbm = False
@@ -44,7 +45,7 @@ def _step(g, s, c, bits, at, step, layer, skip_counts, wanted):
         g.kept = 1 if to_hbm else 0
     if g.migration != NO_MIGRATION:
         g.moves_noted = 1 if g.passive != PASSIVE_OFF else 0
-        migrate(g, s, c, bits, at, step, layer, token, skip_counts, words)
+        migrate(g, s, c, skipped, named, skips, row, step, layer, token, skip_counts, words)
         g.moves_noted = 0
     if g.passive != PASSIVE_OFF:
         note_use(s, layer, token, step + 1, words)
@@ -65,14 +66,18 @@ def _step(g, s, c, bits, at, step, layer, skip_counts, wanted):
 def _read(g, s, skipped, layer, token, words):
     """Set the rows of what the step reads; how many of these items are in HBM."""
     held, inside, reads, missed, hits = s.hbm[layer], s.row[INSIDE], s.row[READS], s.row[MISSED], 0
+    if not g.slack and g.passive == PASSIVE_OFF and g.migration == NO_MIGRATION:
+        for w in range(words):
+            hits += ones(~skipped[w] & held[w])
+        return hits
     for w in range(words):
-        hits += ones(~skipped[w] & (held[w] | inside[w]))
-    if g.slack or g.passive != PASSIVE_OFF or g.migration != NO_MIGRATION:
-        for w in range(words):
-            reads[w] = ~skipped[w]
-        reads[words - 1] &= bit(token & 63) - bit(0)
-        for w in range(words):
-            missed[w] = reads[w] & ~(held[w] | inside[w])
+        here = held[w] | inside[w]
+        hits += ones(~skipped[w] & here)
+        reads[w] = ~skipped[w]
+        missed[w] = ~(skipped[w] | here)
+    before = bit(token & 63) - bit(0)
+    reads[words - 1] &= before
+    missed[words - 1] &= before
     return hits
 
 

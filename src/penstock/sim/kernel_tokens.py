@@ -21,7 +21,7 @@ from penstock.sim.kernel_moves import (
     take_token_out,
     try_in,
 )
-from penstock.sim.kernel_state import MISSED, NO_ROOM, READS, SOME_ABSENT, SOME_HELD
+from penstock.sim.kernel_state import GROUP, MISSED, NO_ROOM, READS, SOME_ABSENT, SOME_HELD
 
 FEW = 16  # a token's items lie in as many rows as there are layers: a row's words are that many times as fast
 
@@ -57,7 +57,7 @@ def outs_of_tokens(g, s, c, layer, row, words):
     held = s.row[SOME_HELD]
     if common(row, held, words) * FEW > words:
         for other in range(g.layers):
-            take_row_out(g, s, c, other, row, words, other == layer)
+            take_row_out(g, s, c, other, row, 0, words, other == layer)
         return
     for w in range(words):
         tokens = row[w] & held[w]
@@ -131,13 +131,12 @@ def ins_of_tokens(g, s, c, layer, token, row, words):
     if g.slack:
         _ins_of_tokens_with_time(g, s, c, layer, token, row, words)
         return
-    last, newest = token >> 6, bit(token & 63)
+    last, newest, columns = token >> 6, bit(token & 63), s.row[GROUP]
     newest_is_in = has(row, token)
     row[last] &= ~newest
     few = common(row, s.row[SOME_ABSENT], words) * FEW <= words
     if g.room_kind != NO_ROOM or not few:
-        columns = _absent_by_word(g, s, row, words)
-        wanted = columns.sum()
+        wanted = _count_absent_by_word(g, s, row, words)
         if newest_is_in:
             for other in range(layer):
                 wanted += ones(newest & ~s.hbm[other, last])
@@ -148,9 +147,9 @@ def ins_of_tokens(g, s, c, layer, token, row, words):
     first = words
     if not few:
         count = free(g)
-        while first > 0 and columns[first - 1] <= count:
+        while first > 0 and np.int64(columns[first - 1]) <= count:
             first -= 1
-            count -= columns[first]
+            count -= np.int64(columns[first])
         for other in range(g.layers):
             put_row_in(g, s, c, other, row, first, words, other == layer)
     for w in range(first - 1, -1, -1):
@@ -164,14 +163,18 @@ def ins_of_tokens(g, s, c, layer, token, row, words):
 
 
 @part
-def _absent_by_word(g, s, row, words):
-    """How many items of a row's tokens are outside HBM, word by word."""
-    columns = np.zeros(words, np.int64)
+def _count_absent_by_word(g, s, row, words):
+    """Set the row GROUP to how many items of each word of a row are outside HBM; how many they are together."""
+    columns, total = s.row[GROUP], 0
+    for w in range(words):
+        columns[w] = NO_TOKEN
     for layer in range(g.layers):
         held = s.hbm[layer]
         for w in range(words):
-            columns[w] += ones(row[w] & ~held[w])
-    return columns
+            columns[w] += np.uint64(ones(row[w] & ~held[w]))
+    for w in range(words):
+        total += np.int64(columns[w])
+    return total
 
 
 @part

@@ -2,21 +2,46 @@
 
 Such tokens are in the row ALIKE, those of them in HBM in INSIDE too, and State.hbm says nothing of them. The others are
 loose: the newest token, whose items come to be layer by layer, and one that found places for a part of its items only.
+The row LOOSE lists the words that may have loose tokens.
 `c` is a step's bytes by kind, `g` a Given, `s` a State; `words` covers the tokens that exist.
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+import numpy as np
 
 from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, ones
 from penstock.sim.kernel_cache import part
 from penstock.sim.kernel_choice import absent, choose_best, places_for
 from penstock.sim.kernel_moves import count_ins, count_outs, free
-from penstock.sim.kernel_state import ALIKE, HELD, INSIDE, MISSED, READS, REST
+from penstock.sim.kernel_state import ALIKE, HELD, INSIDE, LOOSE, MISSED, READS, REST
 
 
 @part
-def settle(g, s, token):
+def begin_token(g, s, token):
+    """A new token begins to be loose; the one before has all its items now."""
+    if token > 0:
+        _settle(g, s, (token - 1) >> 6, bit((token - 1) & 63))
+    listed = g.loose_words
+    g.loose_words = 0
+    for i in range(listed):
+        w = np.int64(s.row[LOOSE, i])
+        if w < token >> 6 and ~s.row[ALIKE, w] != NO_TOKEN:
+            _list_loose(g, s, w)
+    _list_loose(g, s, token >> 6)
+
+
+@part
+def _list_loose(g, s, w):
+    for i in range(g.loose_words):
+        if s.row[LOOSE, i] == np.uint64(w):
+            return
+    s.row[LOOSE, g.loose_words] = np.uint64(w)
+    g.loose_words += 1
+
+
+@part
+def _settle(g, s, w, item):
     """A token that has all its items, and all in the same memory, is alike from now on."""
-    w, item = token >> 6, bit(token & 63)
     if s.row[ALIKE, w] & item != NO_TOKEN:
         return
     held = 0
@@ -46,13 +71,13 @@ def whole_outs(g, s, c, row, layer, token, words):
     count, read = 0, 0
     for w in range(words):
         gone = row[w] & inside[w]
+        inside[w] ^= gone
         count += ones(gone)
         read += ones(gone & reads[w])
-    for w in range(words):
-        inside[w] &= ~row[w]
     g.tokens_inside -= count
     count *= g.layers
-    for w in range(words):
+    for i in range(g.loose_words):
+        w = np.int64(s.row[LOOSE, i])
         loose = row[w] & ~alike[w]
         if loose == NO_TOKEN:
             continue
@@ -67,29 +92,20 @@ def whole_outs(g, s, c, row, layer, token, words):
 
 
 @part
-def whole_ins(g, s, c, counter, row, layer, token, words):
+def whole_ins(g, s, c, planes, row, layer, token, words):
     """All items of the tokens of a row outside HBM come in as far as places go.
 
     Those that fewest steps skip come first, then the newest; within a token lower layers first.
     """
-    places, inside = free(g), s.row[INSIDE]
-    if places <= 0:
+    places = free(g)
+    wanted = places_for(g, s, row, layer, token, words) if places > 0 else 0
+    if wanted == 0:
         return
-    for w in range(words):
-        row[w] &= ~inside[w]
-    if places_for(g, s, row, places, layer, token, words) <= places:
-        _come(g, s, c, row, layer, token, words)
-        return
-    places = choose_best(g, s, counter, row, places, layer, token, words)
+    if wanted > places:
+        choose_best(g, s, planes, row, places, layer, token, words)
     _come(g, s, c, row, layer, token, words)
-    for w in range(words - 1, -1, -1):
-        tokens = s.row[REST, w]
-        while tokens != NO_TOKEN:
-            if free(g) <= 0:
-                return
-            item = bit(highest(tokens))
-            tokens ^= item
-            _token_comes(g, s, c, w, item, layer, token)
+    if wanted > places:
+        _newest_come(g, s, c, s.row[REST], layer, token, words)
 
 
 @part
@@ -99,13 +115,13 @@ def _come(g, s, c, row, layer, token, words):
     count, read = 0, 0
     for w in range(words):
         come = row[w] & alike[w]
+        inside[w] |= come
         count += ones(come)
         read += ones(come & missed[w])
-    for w in range(words):
-        inside[w] |= row[w] & alike[w]
     g.tokens_inside += count
     count *= g.layers
-    for w in range(words):
+    for i in range(g.loose_words):
+        w = np.int64(s.row[LOOSE, i])
         loose = row[w] & ~alike[w]
         if loose == NO_TOKEN:
             continue
@@ -120,6 +136,27 @@ def _come(g, s, c, row, layer, token, words):
 
 
 @part
+def _newest_come(g, s, c, row, layer, token, words):
+    """Tokens of a row come in, newest first, as far as places go."""
+    for w in range(words - 1, -1, -1):
+        tokens = row[w]
+        if tokens == NO_TOKEN:
+            continue
+        count = ones(tokens)
+        if tokens & ~s.row[ALIKE, w] == NO_TOKEN and count * g.layers <= free(g):
+            s.row[INSIDE, w] |= tokens
+            g.tokens_inside += count
+            count_ins(g, c, count * g.layers, ones(tokens & s.row[MISSED, w]))
+            continue
+        while tokens != NO_TOKEN:
+            if free(g) <= 0:
+                return
+            item = bit(highest(tokens))
+            tokens ^= item
+            _token_comes(g, s, c, w, item, layer, token)
+
+
+@part
 def _token_comes(g, s, c, w, item, layer, token):
     """The items of one token come in, lower layers first, as far as places go."""
     if s.row[ALIKE, w] & item != NO_TOKEN:
@@ -129,10 +166,11 @@ def _token_comes(g, s, c, w, item, layer, token):
             count_ins(g, c, g.layers, ones(item & s.row[MISSED, w]))
             return
         s.row[ALIKE, w] &= ~item
+        _list_loose(g, s, w)
     for other in range(g.layers):
         if absent(s, other, w, item, layer, token) != NO_TOKEN and free(g) > 0:
             s.hbm[other, w] |= item
             s.layer[HELD, other] += 1
             count_ins(g, c, 1, ones(item & s.row[MISSED, w]) if other == layer else 0)
     if not (w == token >> 6 and item == bit(token & 63)):
-        settle(g, s, (w << 6) + highest(item))
+        _settle(g, s, w, item)

@@ -1,12 +1,15 @@
 """A trace in runs of steps, with what policies look back and ahead at."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.trace.skip_trace import SkipBits, SkipTrace
+
+Made = TypeVar("Made")
 
 # A run stays near the processor while several policy pairs go over it.
 WINDOW_BYTES = 8 << 20
@@ -25,6 +28,13 @@ class Window:
     lead: int
     bits: SkipBits
     skip_counts: NDArray[np.int64]
+    _made: dict[Hashable, object] = field(default_factory=dict, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What is made of the window, or was made before under the same key: replays of other pairs share it."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(Made, self._made[key])
 
 
 def open_windows(trace: SkipTrace, back: int, ahead: int) -> Iterator[Window]:
