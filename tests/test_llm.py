@@ -1,5 +1,6 @@
 """``LLM`` as a script uses it: kinds of prompts, several in one process, interruptions, and mistakes in one line."""
 
+import gc
 import re
 import shutil
 import subprocess
@@ -254,6 +255,23 @@ def test_pages_that_no_cache_holds_are_told(spoken, room):
         assert tokens(model.generate("x", GREEDY))
     told = [note for note in notes if note.startswith("pages are converted whenever they are read")]
     assert len(told) == (room is not None) and all("exceeds --disk-memory 4 KiB" in note for note in told)
+
+
+def test_what_a_person_should_know_is_logged_where_nobody_listens(spoken, caplog):
+    make(spoken).close()
+    assert "not checked that llama runs exactly (--unchecked)" in [r.getMessage() for r in caplog.records]
+    caplog.clear()
+    make(spoken, on_event=lambda event: None).close()
+    assert not caplog.records
+
+
+def test_one_that_is_not_closed_leaves_nothing_on_disk(spoken, tmp_path):
+    model = make(spoken, kv="disk=100%", offload_dir=tmp_path)
+    model.generate("x", GREEDY)
+    assert list(tmp_path.iterdir())
+    del model
+    gc.collect()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_closed_one_says_so(spoken):

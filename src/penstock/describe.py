@@ -21,7 +21,7 @@ def describe(model: str, **flags: Any) -> dict[str, Any]:
     prompts would place within ``budget_bytes``, or ``refusal`` where that is too small. Raises UserError for what can
     not be run.
     """
-    with LLM(model, unchecked=True, **flags) as llm:
+    with LLM(model, unchecked=True, on_event=lambda event: None, **flags) as llm:
         return {**shape(llm.blueprint), "holds": holds(llm.blueprint, llm.ledger(), llm.asked, llm.compute_tier)}
 
 

@@ -1,5 +1,6 @@
 """``LLM``: a model, its budgets and its placement, ready to generate."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -8,8 +9,9 @@ from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from weakref import ref
+from weakref import finalize, ref
 
+from penstock.asked import Shared, asked_for
 from penstock.batch import Wish, run_batch
 from penstock.budgets import Budgets
 from penstock.encoding import Encoder, Item, Prompt, job_of
@@ -28,8 +30,7 @@ from penstock.outlook import Outlook
 from penstock.outputs import RequestOutput
 from penstock.placing import Placing, saved_plan
 from penstock.plan.policy import Tier
-from penstock.plan.shares import parse_shares
-from penstock.plan.types import Asked, Job, Ledger
+from penstock.plan.types import Job, Ledger
 from penstock.sampling import SamplingParams, unheeded
 from penstock.units import format_bytes, parse_bytes
 
@@ -43,8 +44,8 @@ class LLM:
     weights, kv, activations: shares ("cpu=40%,disk=60%"). plan: a file that ``penstock plan --save`` wrote. trace: the
     file that ``close`` writes it to. page_bytes: largest page. on_event: called with dictionaries whose ``kind`` is
     ``note`` (``text``), ``load`` (``what``; bytes ``done`` of ``total``), ``sweep`` (progress after each) or ``text``
-    (new ``text`` of prompt ``index``, where it is the only one or has stop texts). The others mirror flags: ``penstock
-    generate --help``.
+    (new ``text`` of prompt ``index``, where it is the only one or has stop texts); without it notes go to the logger
+    ``penstock``. The others mirror flags: ``penstock generate --help``.
 
     last_run: figures of the last ``generate``, as ``report.Account.summary`` describes them. Mistakes and refusals
     raise UserError with one line. Use it as a context manager, or call ``close``.
@@ -60,9 +61,9 @@ class LLM:
         cpu_memory: str | int | None = None,
         disk_memory: str | int | None = None,
         offload_dir: str | os.PathLike[str] | None = None,
-        weights: str | Mapping[str, float] | None = None,
-        kv: str | Mapping[str, float] | None = None,
-        activations: str | Mapping[str, float] | None = None,
+        weights: Shared = None,
+        kv: Shared = None,
+        activations: Shared = None,
         rows: int | None = None,
         sweep_tokens: int | None = None,
         batch_tokens: int | None = None,
@@ -77,25 +78,24 @@ class LLM:
         on_event: Event | None = None,
         page_bytes: int | None = None,
     ) -> None:
-        self.asked = Asked(
-            weights=None if weights is None else parse_shares(weights, "--weights"),
-            kv=None if kv is None else parse_shares(kv, "--kv"),
-            activations=None if activations is None else parse_shares(activations, "--activations"),
-            rows=_count(rows, "--rows"),
-            sweep_tokens=_count(sweep_tokens, "--sweep-tokens"),
-            batch_tokens=_count(batch_tokens, "--batch-tokens"),
-            slots=_count(slots, "--slots"),
-            batch_size=_count(batch_size, "--batch-size"),
-            num_batches=_count(num_batches, "--num-batches"),
+        self.asked = asked_for(
+            weights=weights,
+            kv=kv,
+            activations=activations,
+            rows=rows,
+            sweep_tokens=sweep_tokens,
+            batch_tokens=batch_tokens,
+            slots=slots,
+            batch_size=batch_size,
+            num_batches=num_batches,
         )
-        _check_form(self.asked)
         self._saved = None if plan is None else saved_plan(Path(plan), self.asked)
         if trace is not None:
             check_trace(trace)
         give_back_at_once()
         asked_bytes: dict[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
         asked_budget = {t: None if b is None else parse_bytes(b, f"--{t}-memory") for t, b in asked_bytes.items()}
-        self._event: Event = on_event or (lambda event: None)
+        self._event: Event = on_event or _log
         self._trace = trace
         self._ready: Prepared | None = None
         self._closed = False
@@ -320,6 +320,8 @@ class LLM:
             heap = self._budgets.heap_watch(ledger)
             engine = assemble(self.blueprint, placement, self._device, self._clock, offload, progress, heap)
             undo.pop_all()
+        if offload is not None:
+            finalize(self, remove_offload, offload)  # for whoever does not close it
         self._ready = Prepared(engine, placement, job, ledger.budget, offload)
         return self._ready
 
@@ -334,15 +336,7 @@ class LLM:
         return lambda done, total: self._event({"kind": "load", "what": what, "done": done, "total": total})
 
 
-def _check_form(asked: Asked) -> None:
-    """Raise UserError for a setting that FlexGen's form leaves without a meaning."""
-    if asked.batch_size is not None and asked.sweep_tokens is not None:
-        raise UserError(
-            f"--sweep-tokens {asked.sweep_tokens} has no say beside --batch-size: leave it out, or use --rows instead"
-        )
-
-
-def _count(value: int | None, flag: str) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise UserError(f"{flag} {value}: a whole number of at least 1")
-    return value
+def _log(event: Mapping[str, Any]) -> None:
+    """Say what a person should know where nobody listens."""
+    if event["kind"] == "note":
+        logging.getLogger("penstock").warning("%s", event["text"])

@@ -1,0 +1,50 @@
+"""What a person fixed of placement and cut, checked: keywords of ``LLM`` that mirror flags."""
+
+from collections.abc import Mapping
+
+from penstock.errors import UserError
+from penstock.plan.policy import Shares
+from penstock.plan.shares import parse_shares
+from penstock.plan.types import Asked
+
+Shared = str | Mapping[str, float] | None
+
+
+def asked_for(
+    *,
+    weights: Shared,
+    kv: Shared,
+    activations: Shared,
+    rows: int | None,
+    sweep_tokens: int | None,
+    batch_tokens: int | None,
+    slots: int | None,
+    batch_size: int | None,
+    num_batches: int | None,
+) -> Asked:
+    """The wish that keywords make; UserError for what is none, and for what FlexGen's form leaves without a meaning."""
+    if batch_size is not None and sweep_tokens is not None:
+        raise UserError(
+            f"--sweep-tokens {sweep_tokens} has no say beside --batch-size: leave it out, or use --rows instead"
+        )
+    return Asked(
+        weights=_shares(weights, "--weights"),
+        kv=_shares(kv, "--kv"),
+        activations=_shares(activations, "--activations"),
+        rows=_count(rows, "--rows"),
+        sweep_tokens=_count(sweep_tokens, "--sweep-tokens"),
+        batch_tokens=_count(batch_tokens, "--batch-tokens"),
+        slots=_count(slots, "--slots"),
+        batch_size=_count(batch_size, "--batch-size"),
+        num_batches=_count(num_batches, "--num-batches"),
+    )
+
+
+def _shares(given: Shared, flag: str) -> Shares | None:
+    return None if given is None else parse_shares(given, flag)
+
+
+def _count(value: int | None, flag: str) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise UserError(f"{flag} {value}: a whole number of at least 1")
+    return value
