@@ -103,6 +103,7 @@ def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["synth", "a.skip", "--scenario", "nowhere", "--skip", "0.3"], "nowhere"),
         (["info", "none.skip"], "none.skip cannot be read"),
         (["info", "a.skip", "--plot", "a.pdf"], "neither .png nor .svg"),
+        (["info", "a.skip", "--plot", "no/where/a.png"], "--plot no/where/a.png is not a file in a directory that"),
         (["import", "none.txt", "a.skip", "--prefill-tokens", "9"], "none.txt cannot be read"),
     ],
 )

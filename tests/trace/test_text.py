@@ -173,7 +173,13 @@ def test_what_has_no_lines_is_not_held_to_its_end(tmp_path: Path, monkeypatch: p
 
 
 def test_more_than_a_trace_holds_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a trace holds 256 MiB of them at once"):
+    with pytest.raises(UserError, match="a trace holds 256 MiB at once"):
         imported(tmp_path, GOOD, prefill_tokens=10**12)
-    with pytest.raises(UserError, match="a trace holds 256 MiB of them at once"):
+    with pytest.raises(UserError, match="a trace holds 256 MiB at once"):
         imported(tmp_path, GOOD, layers=10**9)
+
+
+def test_a_text_that_begins_later_is_told_how(tmp_path: Path) -> None:
+    told = wrong(tmp_path, GOOD, prefill_tokens=7)
+    assert "no line for step 7: write 7,0,0,[],0 if it skips nothing, or say with --prefill-tokens" in told
+    assert "--prefill-tokens" not in wrong(tmp_path, GOOD + "13,0,0,[],0")

@@ -88,14 +88,14 @@ def test_a_full_disk_is_one_line() -> None:
 
 def test_too_large_a_step_is_refused_before_anything_is_held(tmp_path: Path) -> None:
     for tokens, layers in ((1 << 33, 3), (1 << 50, 1), (0, 1 << 40)):
-        with pytest.raises(UserError, match="holds 256 MiB of them at once: take fewer"):
+        with pytest.raises(UserError, match="holds 256 MiB at once: take fewer"):
             TraceWriter(tmp_path / "run.skip", TraceHeader(tokens, layers, "x"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_steps_that_outgrow_a_chunk_are_refused() -> None:
     with (
-        pytest.raises(UserError, match=r"64 steps of .* tokens at 1,024 layers"),
+        pytest.raises(UserError, match=r"64 steps × 1,024 layers × .* tokens are"),
         TraceWriter(None, TraceHeader(0, 1024, "x"), chunk_steps=64) as writer,
     ):
         writer.steps = 64 * 600  # as if so many had been written

@@ -1,4 +1,4 @@
-"""A file that is written must not be one that is read, or another that is written."""
+"""Where a file cannot be written, or must not be: over one that is read, or another that is written."""
 
 import os
 from collections.abc import Mapping
@@ -22,3 +22,9 @@ def refuse_overwriting(written: Named, read: Named) -> None:
             if os.path.realpath(path) == os.path.realpath(kept):
                 raise UserError(f"{name} {path} would be written over {other} {kept}: give it another name")
         taken[name] = path
+
+
+def refuse_nowhere(flag: str, path: str) -> None:
+    """Raise UserError where a file that is written at the end of a long run could not be."""
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise UserError(f"{flag} {path} is not a file in a directory that exists; create the directory first")

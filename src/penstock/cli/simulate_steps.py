@@ -1,12 +1,12 @@
 """Every step of a simulated run in a file: bytes by kind, time and what bound it."""
 
-import os
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from penstock.cli.overwrites import refuse_nowhere
 from penstock.errors import UserError
 from penstock.sim.result import BINDING, Traffic
 from penstock.sim.simulator import StepBatch, simulate
@@ -19,8 +19,7 @@ def check_steps(path: Path) -> None:
     """The steps are written last: a wrong name must not cost a run."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--steps {path}: the name must end in .csv or .parquet")
-    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise UserError(f"--steps {path} is not a file in a directory that exists; create the directory first")
+    refuse_nowhere("--steps", str(path))
 
 
 def write_steps(study: Study, path: Path) -> int:

@@ -10,7 +10,7 @@ import typer
 
 from penstock.cli import figures, options, trace_record
 from penstock.cli.console import stderr_display
-from penstock.cli.overwrites import refuse_overwriting
+from penstock.cli.overwrites import refuse_nowhere, refuse_overwriting
 from penstock.cli.trace_table import percent, table
 from penstock.errors import UserError
 from penstock.units import format_bytes
@@ -203,9 +203,11 @@ def info(file: MadeTrace, plot: Plot = None, json_: Json = False) -> None:
     from penstock.trace.coded import CodedTrace
     from penstock.trace.info import inspect
 
-    if plot is not None and Path(plot).suffix.lower() not in (".png", ".svg"):
-        raise UserError(f"--plot {plot} is neither .png nor .svg: name a file of one of these kinds")
-    refuse_overwriting({"--plot": plot}, {"FILE": file})
+    if plot is not None:
+        if Path(plot).suffix.lower() not in (".png", ".svg"):
+            raise UserError(f"--plot {plot} is neither .png nor .svg: name a file of one of these kinds")
+        refuse_nowhere("--plot", plot)
+        refuse_overwriting({"--plot": plot}, {"FILE": file})
     trace = CodedTrace.open(file)
     with _progress("counting", 8 * trace.shape.layers * trace.shape.words, json_) as progress:
         found = inspect(trace, progress)

@@ -1,7 +1,6 @@
 """``penstock trace record``: a skip trace from a real run."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from penstock.cli import options
 from penstock.cli.console import stderr_display
 from penstock.cli.figures import count
-from penstock.cli.overwrites import refuse_overwriting
+from penstock.cli.overwrites import refuse_nowhere, refuse_overwriting
 from penstock.cli.prompts import Prompt, read_prompts
 from penstock.cli.run_flags import Flags, run_flags
 from penstock.cli.summary import summary
@@ -91,8 +90,7 @@ def record(
 ) -> None:
     """Generate for one prompt, and write which cached tokens each step could have passed over at each layer."""
     refuse_overwriting({"--output": output}, {"--input": input, "MODEL": model})
-    if os.path.isdir(output) or not os.path.isdir(os.path.dirname(os.path.abspath(output))):
-        raise UserError(f"--output {output} is not a file in a directory that exists; create the directory first")
+    refuse_nowhere("--output", output)
     path = Path(output)
     asked, is_text = _prompt(prompt, input)
 

@@ -152,7 +152,8 @@ def has_bits_from(bits: SkipBits, token: int) -> bool:
 
 def broken(store: Store, offset: int, why: str) -> UserError:
     """The refusal of a trace that is not as it was written."""
-    return UserError(f"{store.name} is no whole trace, from byte {offset:,} on: {why}; copy it again or make it anew")
+    mend = "copy it again or make it anew" if offset else "penstock trace import makes a trace of text"
+    return UserError(f"{store.name} is no whole trace, from byte {offset:,} on: {why}; {mend}")
 
 
 def _checked_chunks(store: Store, header: TraceHeader, contents: Contents) -> Iterator[Chunk]:

@@ -13,6 +13,7 @@ from penstock.trace.coded import CodedTrace
 from penstock.trace.header import TraceHeader
 from penstock.trace.skip_trace import WORD_BITS, SkipBits, TraceShape
 from penstock.trace.writer import TraceWriter, chunk_steps_for
+from penstock.units import format_bytes
 
 Progress = Callable[[int, int], None]  # done, in all
 
@@ -94,8 +95,8 @@ def synth(
         )
     if (step_bytes := shape.layers * shape.words * 8) > MOST_STEP_BYTES:
         raise UserError(
-            f"a step of {shape.tokens:,} tokens at {shape.layers:,} layers has {step_bytes:,} bytes of bits:"
-            f" at most {MOST_STEP_BYTES:,} are made; ask for fewer tokens or layers"
+            f"{shape.layers:,} layers × {shape.tokens:,} tokens are {format_bytes(step_bytes)} of bits at every step,"
+            f" and at most {format_bytes(MOST_STEP_BYTES)} are made: ask for fewer tokens or layers"
         )
     if not 0 <= seed < 1 << 63:
         raise UserError(f"seed is {seed}: give a number from 0 to 2^63 − 1")

@@ -114,9 +114,10 @@ class _Reader:
             self.end_step()
         if self._writer.steps < step:
             missing = self._first_step + self._writer.steps
-            raise _Mistake(
-                f"step {line.step:,}, and no line for step {missing:,}: write {missing},0,0,[],0 if it skips nothing"
-            )
+            mend = f"write {missing},0,0,[],0 if it skips nothing"
+            if not self._writer.steps:
+                mend += ", or say with --prefill-tokens or --first-step where decoding starts"
+            raise _Mistake(f"step {line.step:,}, and no line for step {missing:,}: {mend}")
         if (line.layer, line.mlp) in self._seen:
             raise _Mistake(f"a second line for step {line.step:,}, layer {line.layer:,}, s = {int(line.mlp)}")
         self._seen.add((line.layer, line.mlp))

@@ -166,8 +166,8 @@ def _check_size(layers: int, words: int, steps: int) -> None:
     """Raise UserError where a chunk would be larger than those that are read."""
     nbytes = 8 * steps * layers * words
     if nbytes > LARGEST_BYTES:
-        told = f"{steps:,} steps of" if steps > 1 else "a step of"
+        times = f"{steps:,} steps × " if steps > 1 else ""
         raise UserError(
-            f"{told} {words * WORD_BITS:,} tokens at {layers:,} layers take {format_bytes(nbytes)},"
-            f" and a trace holds {format_bytes(LARGEST_BYTES)} of them at once: take fewer tokens or layers"
+            f"{times}{layers:,} layers × {words * WORD_BITS:,} tokens are {format_bytes(nbytes)} of bits, and a trace "
+            f"holds {format_bytes(LARGEST_BYTES)} at once: take fewer tokens or layers"
         )
