@@ -154,8 +154,11 @@ class Search:
         )
         if asked.sweep_tokens is None:
             for sweep in (policy.sweep_tokens // 2, policy.sweep_tokens * 2):
-                if max(policy.batch_tokens, 32) <= sweep <= _MOST_SWEEP:
-                    yield replace(same, sweep_tokens=sweep)
+                call = policy.batch_tokens if asked.batch_tokens else min(policy.batch_tokens, sweep)
+                if max(call, 32) <= sweep <= _MOST_SWEEP:
+                    yield replace(same, sweep_tokens=sweep, batch_tokens=call)
+        if asked.slots is None:
+            yield replace(same, slots=3 if policy.slots == 2 else 2)
         if asked.rows is None and asked.batch_size is None:
             fewer = [rows for rows in _ROWS if rows < policy.rows]
             more = [rows for rows in _ROWS if policy.rows < rows <= self.case.job.prompts]
@@ -165,8 +168,6 @@ class Search:
             for batch in (policy.batch_tokens // 2, policy.batch_tokens * 2):
                 if 32 <= batch <= policy.sweep_tokens and batch <= max(self.case.shape.footprint.call_tokens, 32):
                     yield replace(same, batch_tokens=batch)
-        if asked.slots is None:
-            yield replace(same, slots=3 if policy.slots == 2 else 2)
 
     def worth(self, candidate: Candidate) -> float:
         """What is wanted of a plan, more being better: a bound on time per token comes before speed."""
