@@ -27,3 +27,15 @@ def test_whole_spans_stay_whole(given_spans: list[Span], batch_tokens: int) -> N
     batches = pack(given_spans, batch_tokens, cut=False)
     assert [span for batch in batches for span in batch] == given_spans
     assert all(len(batch) == 1 or sum(span.count for span in batch) <= batch_tokens for batch in batches)
+
+
+def test_all_micro_batches_but_the_last_have_a_multiple_of_16_tokens() -> None:
+    def sizes(tokens: int, batch_tokens: int) -> list[int]:
+        batches = pack([Span(0, 0, tokens, samples=True)], batch_tokens, cut=True)
+        return [sum(span.count for span in batch) for batch in batches]
+
+    assert sizes(532, 256) == [192, 192, 148]
+    assert sizes(512, 256) == [256, 256]
+    assert sizes(33, 32) == [32, 1]
+    assert sizes(50, 18) == [18, 18, 14]  # as the limit is
+    assert sizes(40, 256) == [40]

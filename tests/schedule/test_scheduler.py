@@ -56,7 +56,7 @@ def test_micro_batches_are_balanced_and_cut_prefills() -> None:
     engine = FakeEngine(policy(sweep=30, batch=20), ONE, ROOMY, 4)
     engine.add(26, 2)
     engine.add(4, 2)
-    assert shape(next(engine.sweeps())) == [[(0, 0, 15)], [(0, 15, 11), (1, 0, 4)]]
+    assert shape(next(engine.sweeps())) == [[(0, 0, 16)], [(0, 16, 10), (1, 0, 4)]]
 
 
 def test_a_prefill_that_may_not_be_cut_goes_whole() -> None:

@@ -1,13 +1,19 @@
-"""Cutting a sweep's spans into micro-batches of nearly equal size."""
+"""Cutting a sweep's spans into micro-batches of nearly equal size.
+
+A product takes tokens 16 at a time (a vector of float32, a tile of tensor cores), and what is left over costs as much as
+16 do. So all micro-batches but the last have a multiple of 16 tokens.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from penstock.schedule.types import Span
 
+TOGETHER = 16  # tokens that a product takes at a time
+
 
 def pack(spans: Sequence[Span], batch_tokens: int, cut: bool) -> list[tuple[Span, ...]]:
-    """Micro-batches of at most ``batch_tokens`` tokens, balanced, in the order of the spans.
+    """Micro-batches of at most ``batch_tokens`` tokens, balanced to 16 tokens, in the order of the spans.
 
     Where ``cut``, a span is cut at the border of a micro-batch, so that one row may have spans in several of them, in
     order. Otherwise spans stay whole, and one longer than ``batch_tokens`` is a micro-batch alone.
@@ -16,7 +22,7 @@ def pack(spans: Sequence[Span], batch_tokens: int, cut: bool) -> list[tuple[Span
     if not tokens:
         return []
     parts = -(-tokens // batch_tokens)
-    target = -(-tokens // parts)
+    target = min(batch_tokens, -(-tokens // (parts * TOGETHER)) * TOGETHER)
     return _fill(_pieces(spans, target), target) if cut else _group(spans, target, batch_tokens)
 
 
