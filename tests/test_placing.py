@@ -9,10 +9,10 @@ import pytest
 
 import penstock.placing
 from penstock.errors import UserError
-from penstock.placing import Placing
+from penstock.placing import Placing, _lengths
 from penstock.plan.policy import Policy, Shares
 from penstock.plan.saved import Expected, Identity, SavedPlan
-from penstock.plan.types import Asked, Job, Ledger, Placement
+from penstock.plan.types import Asked, Job, Ledger, Length, Placement
 
 CPU = Shares(cpu=1.0)
 POLICY = Policy(CPU, CPU, CPU, rows=2, sweep_tokens=64, batch_tokens=64)
@@ -73,3 +73,13 @@ def test_kv_and_activations_on_disk_keep_the_budget_there() -> None:
     with pytest.raises(UserError, match=r"puts 1 TiB on disk, where 1 TiB are free: .* --disk-memory 1048577MiB"):
         chosen(spilled)
     assert chosen(replace(spilled, kv={"disk": 1 << 20})).kv == {"disk": 1 << 20}
+
+
+def test_rows_beyond_those_that_were_looked_at_begin_as_they_do_and_are_no_copies_of_them() -> None:
+    shared = tuple(range(32))
+    known = tuple(Length(48, 4, (*shared, *range(100 * n, 100 * n + 16))) for n in range(1, 4))
+    lengths = _lengths(Job(7, 52, 52, 48, known))
+    assert lengths[:3] == list(known)
+    prompts = [tuple(length.ids or ()) for length in lengths]
+    assert all(ids[:32] == shared and len(ids) == 48 for ids in prompts)
+    assert len({ids[32:] for ids in prompts}) == 7

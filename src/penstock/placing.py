@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from penstock.engine.shape import model_shape
 from penstock.errors import UserError
 from penstock.machine.machine import Machine
 from penstock.model.fingerprint import fingerprint
+from penstock.plan.beginnings import Beginnings
 from penstock.plan.case import Case
 from penstock.plan.plan import Prediction
 from penstock.plan.policy import TIERS, Tier
@@ -163,6 +164,12 @@ def saved_plan(path: Path, asked: Asked) -> SavedPlan:
 
 
 def _lengths(job: Job) -> list[Length]:
-    """A row for each of the job's prompts, like those that are known of it."""
+    """A row for each of the job's prompts, like those that are known of it: they begin alike as these do, no more."""
     known = job.lengths or (Length(job.longest_prompt, max(1, job.mean_tokens - job.longest_prompt)),)
-    return list(islice(cycle(known), min(job.prompts, _MOST_LENGTHS)))
+    number = min(job.prompts, _MOST_LENGTHS)
+    begun = Beginnings([length.ids for length in known if length.ids is not None]) if number > len(known) else None
+    lengths = list(known[:number])
+    for at, length in zip(range(len(known), number), cycle(known), strict=False):
+        ids = begun.supposed(at, length.prompt) if begun is not None and length.ids is not None else None
+        lengths.append(replace(length, ids=ids))
+    return lengths
