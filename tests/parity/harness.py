@@ -71,7 +71,7 @@ class Trail:
             return sweep
 
         def observe(row: int, position: int, logits: torch.Tensor) -> None:
-            self.logits.setdefault(row, {})[position] = logits.clone()
+            self.logits.setdefault(row, {})[position] = logits.cpu().clone()
 
         engine.scheduler.next = following  # type: ignore[method-assign]
         engine.observe = observe

@@ -22,7 +22,10 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
         "activations": "gpu=40%,cpu=30%,disk=30%",
     },
 }
-LANES = {"activations-on-disk": ("cpu→disk", "disk→cpu"), "gpu": ("cpu→gpu", "gpu→cpu", "disk→cpu")}
+PLACEMENTS["cuda"] = {**PLACEMENTS["gpu"], "device": "cuda"}
+FROM_CPU = ("cpu→gpu", "gpu→cpu", "disk→cpu")
+LANES = {"activations-on-disk": ("cpu→disk", "disk→cpu"), "gpu": FROM_CPU, "cuda": FROM_CPU}
+MARKED = [pytest.param(name, marks=[pytest.mark.gpu] * (name == "cuda")) for name in PLACEMENTS]
 
 # One worker per family, so that its checkpoint and reference are made once.
 each_family = pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.xdist_group(f)) for f in FAMILIES])
@@ -38,7 +41,7 @@ def test_reference_depends_on_its_input(subject, family):
     assert sum(len(set(answer.tokens)) > 1 for answer in model.answers) >= len(model.answers) / 2
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", MARKED)
 @each_family
 def test_matrix(subject, compare, family, placement):
     model = subject(family)

@@ -81,7 +81,8 @@ def ran() -> tuple[list[Any], Trail]:
     trail = Trail()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llm_module, "assemble", _watched(llm_module.assemble, trail))
-        with LLM("demo", dtype="float32", weights="cpu=50%,disk=50%", rows=24, batch_tokens=96) as model:
+        how = {"weights": "cpu=50%,disk=50%", "rows": 24, "sweep_tokens": 256, "batch_tokens": 96}
+        with LLM("demo", dtype="float32", **how) as model:
             outputs = model.generate(PROMPTS, SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True))
             assert model.last_run["peak_bytes"]["disk"] >= model.blueprint.cached_bytes > 0  # the page cache counts
     return outputs, trail
