@@ -1,7 +1,7 @@
 """Cutting a sweep's spans into micro-batches of nearly equal size.
 
-A product takes tokens 16 at a time (a vector of float32, a tile of tensor cores), and what is left over costs as much as
-16 do. So all micro-batches but the last have a multiple of 16 tokens.
+A product takes tokens 16 at a time (a vector of float32, a tile of tensor cores), and what is left over costs as much
+as 16 do. So all micro-batches but the last have a multiple of 16 tokens.
 """
 
 from collections.abc import Iterable, Sequence
