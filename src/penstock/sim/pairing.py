@@ -33,7 +33,7 @@ def split_policies(given: Sequence[str]) -> tuple[str, ...]:
     policies: list[str] = []
     for text in given:
         for number, part in enumerate(part.strip() for part in text.split(",")):
-            if number and ":" in policies[-1] and ":" not in part and ("=" in part or part in _flags()):
+            if number and policies and ":" in policies[-1] and ":" not in part and ("=" in part or part in _flags()):
                 policies[-1] += f",{part}"
             elif part:
                 policies.append(part)
