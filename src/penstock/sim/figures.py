@@ -26,6 +26,7 @@ Quantity = Literal["alpha", "hbm_bytes"]
 
 SEER = "◊"
 _WIDTH = 11.0
+_WIDE = 4  # times in which the longest exceeds the shortest, from which on an axis is logarithmic
 _BOUNDS = (("lb1_at_weights_s", "solid", "bound, these weights"), ("lb0_s", "dotted", "bound, any capacity"))
 _OVER_STEPS = {
     "alpha": ("alpha: read from HBM", "alpha*: both memories end together"),
@@ -44,8 +45,10 @@ def times(rows: pl.DataFrame, heading: str, colours: Palette, theme: Theme) -> "
     for index, (axes, placement) in enumerate(zip(panels, placements, strict=True)):
         here = rows.filter(pl.col("placement") == placement).sort("time_s")
         names = here["migration"].to_list()
-        seconds = [time * scale for time in here["time_s"]]
-        axes.barh(range(len(names)), seconds, color=[colours.colour(name) for name in names], height=0.72)
+        seconds = (here["time_s"] * scale).to_list()
+        bars = axes.barh(range(len(names)), seconds, color=[colours.colour(name) for name in names], height=0.72)
+        told = [f"{value:,.0f}" if value >= 1000 else f"{value:#.4g}" for value in seconds]
+        axes.bar_label(bars, told, padding=3, fontsize=8)
         labels = [marked(name, seer) for name, seer in zip(names, here["clairvoyant"], strict=True)]
         axes.set_yticks(range(len(names)), labels)
         axes.invert_yaxis()
@@ -53,7 +56,7 @@ def times(rows: pl.DataFrame, heading: str, colours: Palette, theme: Theme) -> "
             line = axes.axvline(here[column][0] * scale, color=theme.bound, linewidth=1.3, linestyle=dashes)
             drawn.setdefault(name, line)
         axes.set_title(placement)
-        axes.set_xlim(0, longest * scale * 1.04 or 1.0)
+        axes.set_xlim(0, longest * scale * 1.12 or 1.0)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         if index >= len(placements) - 2:
@@ -78,17 +81,18 @@ def over_steps(
     quantity, limit_name = _OVER_STEPS[what]
     figure, panels = _panels([title for title, _ in groups], 3.1, heading, theme)
     drawn: dict[str, Artist] = {}
+    ends: dict[str, Artist] = {}
     for axes, (title, rows) in zip(panels, groups, strict=True):
         shown = [row for row in rows.iter_rows(named=True) if row["id"] in curves]
-        for row in shown:
+        for number, row in enumerate(shown):
             label = marked(f"{row['migration']}, {row['placement']}", row["clairvoyant"])
             colour, dashes = colours.colour(row["migration"]), colours.line(row["migration"])
             steps, values = curves[row["id"]].step + 1, parts(row, curves[row["id"]], what)
-            (line,) = axes.plot(steps, values, color=colour, linestyle=dashes, linewidth=1.5)
+            width = (3.2, 1.2)[number % 2]  # of lines that lie on each other both are seen
+            (line,) = axes.plot(steps, values, color=colour, linestyle=dashes, linewidth=width, zorder=3 - width / 4)
             drawn.setdefault(label, line)
         for limit in sorted({limits[row["id"]] for row in shown if row["id"] in limits}):
-            line = axes.axhline(limit, color=theme.bound, linewidth=1, linestyle="dotted")
-            drawn.setdefault(limit_name, line)
+            ends[limit_name] = axes.axhline(limit, color=theme.bound, linewidth=1, linestyle="dotted")
         axes.set_title(title)
         axes.set_xlabel("decode step")
         axes.set_ylabel(quantity)
@@ -97,7 +101,7 @@ def over_steps(
         if what == "hbm_bytes":
             axes.set_ylim(0, 1.05)
         axes.grid(axis="y")
-    _legend(figure, drawn, 3, any(rows["clairvoyant"].any() for _, rows in groups))
+    _legend(figure, drawn | ends, 3, any(rows["clairvoyant"].any() for _, rows in groups))
     return figure
 
 
@@ -105,7 +109,10 @@ def against(key: str, groups: Panels, heading: str, colours: Palette, theme: The
     """Time over a setting that takes several values: for each migration its fastest placement, and the bounds."""
     figure, panels = _panels([title for title, _ in groups], 3.8, heading, theme)
     drawn: dict[str, Artist] = {}
-    scale, unit = _time_scale(max(extreme(rows, "time_s") for _, rows in groups))
+    longest = max(extreme(rows, "time_s") for _, rows in groups)
+    shortest = min(extreme(rows, "lb0_s", largest=False) for _, rows in groups)
+    is_log = 0 < shortest * _WIDE < longest
+    scale, unit = _time_scale(longest)
     fastest = [(title, rows, rows.sort("time_s").unique([key, "migration"], keep="first")) for title, rows in groups]
     seers = {name for *_, best in fastest for name in best.filter(pl.col("clairvoyant"))["migration"]}
     for axes, (title, rows, best) in zip(panels, fastest, strict=True):
@@ -117,14 +124,20 @@ def against(key: str, groups: Panels, heading: str, colours: Palette, theme: The
         bound = rows.group_by(key).agg(pl.col("lb1_at_weights_s", "lb0_s").min()).sort(key)
         for column, dashes, name in _BOUNDS:
             values = (bound[column] * scale).to_list()
-            (line,) = axes.plot(bound[key].to_list(), values, color=theme.bound, linestyle=dashes, linewidth=1.2)
+            (line,) = axes.plot(bound[key].to_list(), values, color=theme.bound, linestyle=dashes, zorder=1.8)
+            line.set(linewidth=3, alpha=0.6)  # what comes close to it lies on it
             drawn.setdefault(name, line)
         axes.set_title(title)
         axes.set_xlabel(key.replace("_", " "))
         axes.xaxis.set_major_formatter(lambda value, _: plain(int(value) if value >= 1000 else float(value), key))
-        axes.set_ylabel(f"time of the decode ({unit})")
-        axes.set_ylim(bottom=0)
-        axes.grid(axis="y")
+        axes.set_ylabel(f"time of the decode ({unit}{', log scale' if is_log else ''})")
+        if is_log:
+            axes.set_yscale("log")
+            for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                formatted(lambda value, _: f"{value:g}")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.grid(axis="y", which="both")
     _legend(figure, drawn, 4, bool(seers))
     return figure
 
@@ -132,7 +145,8 @@ def against(key: str, groups: Panels, heading: str, colours: Palette, theme: The
 def gap(groups: Panels, heading: str, theme: Theme) -> "Figure":
     """How much of the bound every pair reaches: placements down, migrations across, in percent."""
     most = max(rows["placement"].n_unique() for _, rows in groups)
-    figure, panels = _panels([title for title, _ in groups], 1.7 + 0.32 * most, heading, theme, columns=1)
+    told = f"{heading}\nbound with these weights / time, in percent"
+    figure, panels = _panels([title for title, _ in groups], 1.7 + 0.32 * most, told, theme, columns=1)
     dark = min(0.5, *(extreme(rows, "oracle_share", largest=False) for _, rows in groups))
     for axes, (title, rows) in zip(panels, groups, strict=True):
         across = rows["migration"].unique(maintain_order=True).to_list()
@@ -145,8 +159,8 @@ def gap(groups: Panels, heading: str, theme: Theme) -> "Figure":
             for x, row in enumerate(line):
                 if row is not None:
                     ink = "#fdfdfd" if row["oracle_share"] < (dark + 1) / 2 else "#0a0a0a"
-                    told = marked(f"{100 * row['oracle_share']:.1f}".replace("100.0", "100"), row["clairvoyant"])
-                    axes.text(x, y, told, ha="center", va="center", color=ink, fontsize=9)
+                    share = marked(f"{100 * row['oracle_share']:.1f}".replace("100.0", "100"), row["clairvoyant"])
+                    axes.text(x, y, share, ha="center", va="center", color=ink, fontsize=9)
         axes.set_xticks(range(len(across)), across, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(down)), down)
         axes.tick_params(length=0)

@@ -58,8 +58,9 @@ def _drawn(plate: Plate, directory: Path) -> str:
     """A figure as SVG, which is also written beside the report, as is a PNG."""
     with drawn_in(LIGHT):
         figure = plate.draw(LIGHT)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # what was laid out stays: laying out takes longer than drawing
+        if (layout := figure.get_layout_engine()) is not None:
+            layout.execute(figure)
+        figure.set_layout_engine(None)  # laid out it is; saving would do it again, and draw twice to do so
         svg = drawing.svg(figure)
         figure.savefig(directory / f"{plate.name}.png", dpi=drawing.DPI)
     (directory / f"{plate.name}.svg").write_text(svg, encoding="utf-8")
