@@ -40,8 +40,8 @@ def places_for(g, s, row, layer, token, words):
         count += ones(row[w] & alike[w])
     count *= g.token_places
     for i in range(g.loose_words):
-        w = np.int64(s.row[LOOSE, i])
-        count += loose_places(g, s, w, row[w], layer, token)
+        at = np.int64(s.row[LOOSE, i])
+        count += loose_places(g, s, at, row[at], layer, token)
     return count
 
 
@@ -79,8 +79,8 @@ def _halve(g, s, later, row, places, layer, token, words):
         count += ones(rest[w] & ~later[w] & alike[w])
     count *= g.token_places
     for i in range(g.loose_words):
-        w = np.int64(s.row[LOOSE, i])
-        count += loose_places(g, s, w, rest[w] & ~later[w], layer, token)
+        at = np.int64(s.row[LOOSE, i])
+        count += loose_places(g, s, at, rest[at] & ~later[at], layer, token)
     if count > places:
         for w in range(words):
             rest[w] &= ~later[w]

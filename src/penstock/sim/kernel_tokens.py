@@ -165,7 +165,7 @@ def ins_of_tokens(g, s, c, layer, token, row, words):
 @part
 def _count_absent_by_word(g, s, row, words):
     """Set the row GROUP to how many items of each word of a row are outside HBM; how many they are together."""
-    columns, total = s.row[GROUP], 0
+    columns, total = s.row[GROUP], np.int64(0)
     for w in range(words):
         columns[w] = NO_TOKEN
     for layer in range(g.layers):

@@ -24,9 +24,9 @@ def begin_token(g, s, token):
     listed = g.loose_words
     g.loose_words = 0
     for i in range(listed):
-        w = np.int64(s.row[LOOSE, i])
-        if w < token >> 6 and ~s.row[ALIKE, w] != NO_TOKEN:
-            _list_loose(g, s, w)
+        at = np.int64(s.row[LOOSE, i])
+        if at < token >> 6 and ~s.row[ALIKE, at] != NO_TOKEN:
+            _list_loose(g, s, at)
     _list_loose(g, s, token >> 6)
 
 
@@ -77,17 +77,17 @@ def whole_outs(g, s, c, row, layer, token, words):
     g.tokens_inside -= count
     count *= g.layers
     for i in range(g.loose_words):
-        w = np.int64(s.row[LOOSE, i])
-        loose = row[w] & ~alike[w]
+        at = np.int64(s.row[LOOSE, i])
+        loose = row[at] & ~alike[at]
         if loose == NO_TOKEN:
             continue
-        read += ones(loose & s.hbm[layer, w] & reads[w])
+        read += ones(loose & s.hbm[layer, at] & reads[at])
         for other in range(g.layers):
-            gone = loose & s.hbm[other, w]
+            gone = loose & s.hbm[other, at]
             count += ones(gone)
             s.layer[HELD, other] -= ones(gone)
-            s.hbm[other, w] &= ~loose
-        alike[w] |= loose & ~bit(token & 63) if w == token >> 6 else loose
+            s.hbm[other, at] &= ~loose
+        alike[at] |= loose & ~bit(token & 63) if at == token >> 6 else loose
     count_outs(g, c, count, read)
 
 
@@ -121,17 +121,17 @@ def _come(g, s, c, row, layer, token, words):
     g.tokens_inside += count
     count *= g.layers
     for i in range(g.loose_words):
-        w = np.int64(s.row[LOOSE, i])
-        loose = row[w] & ~alike[w]
+        at = np.int64(s.row[LOOSE, i])
+        loose = row[at] & ~alike[at]
         if loose == NO_TOKEN:
             continue
-        read += ones(absent(s, layer, w, loose, layer, token) & missed[w])
+        read += ones(absent(s, layer, at, loose, layer, token) & missed[at])
         for other in range(g.layers):
-            come = absent(s, other, w, loose, layer, token)
-            s.hbm[other, w] |= come
+            come = absent(s, other, at, loose, layer, token)
+            s.hbm[other, at] |= come
             s.layer[HELD, other] += ones(come)
             count += ones(come)
-        _become_inside(g, s, w, loose & ~bit(token & 63) if w == token >> 6 else loose)
+        _become_inside(g, s, at, loose & ~bit(token & 63) if at == token >> 6 else loose)
     count_ins(g, c, count, read)
 
 
