@@ -132,6 +132,8 @@ def test_steps_sum_to_the_run(small: str, tmp_path: Path, suffix: str, capsys: p
         (["SMALL", "--steps", "steps.csv"], "for one run, and this command names 60"),
         (["SMALL", "--bound", "lb3"], "lb2 is the only one"),
         (["SMALL", "--output", ""], "--output has no name"),
+        (["SMALL", "--placement", ","], "--placement names no policy"),
+        (["SMALL", "--policy", ""], "--policy names no policy"),
         (["SMALL", "--steps", "steps.csv", "--trace", "./steps.csv"], "would be written over --trace ./steps.csv"),
         (["SMALL", "--steps", "./results.csv", "--output", "."], "results.csv would be written over --steps"),
         (
@@ -242,7 +244,9 @@ def test_compiling_is_told_where_kernels_are_new(
     words = ["simulate", small, "--placement", placement, "--migration", "none", "--output", str(tmp_path / "out")]
     for times in (told, 0):  # what is finished needs no kernels
         assert main(words) == 0
-        assert capsys.readouterr().err.count("compiling kernels, once for this version: about a minute\n") == times
+        err = capsys.readouterr().err
+        assert err.count("compiling kernels, once for this version: about a minute\n") == times
+        assert err.count("kernels compiled in ") == times
 
 
 def test_a_report_that_cannot_be_written_is_one_line(

@@ -169,15 +169,20 @@ def _check_names(scenario: str, trace: str | None, output: str | None, steps: st
         raise UserError(f"--bound {bound}: lb2 is the only one that is asked for; the others are always there")
 
 
-def _tell_what_comes(study: "Study", done: Container[str], shown: SimulationProgress, what: str) -> None:
-    """Say what goes on before the first step is simulated: nothing else moves, for a minute where kernels are new."""
+def _make_ready(study: "Study", done: Container[str], shown: SimulationProgress, what: str) -> None:
+    """Have kernels compiled where they are new, and say what goes on before the first step is simulated."""
     from penstock.sim.kernel_cache import is_compiled
 
     left = [pair for cell in study.cells for pair in cell.pairs if cell.row_id(pair) not in done]
     has_kernels = any(".py:" not in "".join(pair.texts) for pair in left)
     if has_kernels and find_spec("numba") is not None and not is_compiled():
         shown.wait("compiling kernels, once for this version: about a minute", is_long=True)
-    elif left:
+        from penstock.sim.kernel_form import compile_kernels  # imports numba
+
+        start_s = time.perf_counter()
+        compile_kernels()
+        shown.note(f"kernels compiled in {format_seconds(time.perf_counter() - start_s)}")
+    if left:
         shown.wait(what)
 
 
@@ -189,7 +194,7 @@ def _write_steps(study: "Study", steps: str, shown: SimulationProgress) -> None:
             f"--steps {steps} is for one run, and this command names {study.runs}: "
             "choose with --placement NAME --migration NAME --skip LEVEL"
         )
-    _tell_what_comes(study, (), shown, "writing every step")
+    _make_ready(study, (), shown, "writing every step")
     lines = write_steps(study, Path(steps))
     shown.note(f"{steps}: {lines:,} steps")
 
@@ -199,7 +204,7 @@ def _results(study: "Study", output: str | None, jobs: int, shown: SimulationPro
     from penstock.sim.results_directory import ResultsDirectory
 
     with nullcontext() if output is None else ResultsDirectory(Path(output), study) as directory:
-        _tell_what_comes(study, () if directory is None else directory.done, shown, "making traces and bounds")
+        _make_ready(study, () if directory is None else directory.done, shown, "making traces and bounds")
         outcome = _run(study, directory, jobs, shown)
         if directory is None:
             return outcome, 0.0

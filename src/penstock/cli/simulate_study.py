@@ -15,8 +15,11 @@ def choice_of(
     placement: Sequence[str], migration: Sequence[str], own: Sequence[str], skip: str | None, lb2: bool
 ) -> Choice:
     """What of the scenario is run; a person's own policy stands beside those named on its side, or alone."""
-    placing, moving = list(split_policies(placement)), list(split_policies(migration))
-    for text in own:
+    placing, moving, mine = (
+        _named(flag, given)
+        for flag, given in (("--placement", placement), ("--migration", migration), ("--policy", own))
+    )
+    for text in mine:
         made = load_policy(text)
         if not isinstance(made, PlacementPolicy | MigrationPolicy):
             raise UserError(f"--policy {text} is no policy: it needs a method in_hbm(self, view) or moves(self, view)")
@@ -24,6 +27,13 @@ def choice_of(
         moving += [text] if isinstance(made, MigrationPolicy) else []
     levels = None if skip is None else [read_value(level) for level in skip.split(",")]
     return Choice(placing or None, moving or None, levels, lb2)
+
+
+def _named(flag: str, given: Sequence[str]) -> list[str]:
+    named = list(split_policies(given))
+    if given and not named:
+        raise UserError(f"{flag} names no policy: give one, or leave it out")
+    return named
 
 
 def study_asked(
