@@ -32,6 +32,7 @@ Examples:
   penstock simulate reasoning-70b --migration alpha --sweep target=0.7,0.8,0.9 --json
   penstock simulate seed-004 --set omega=0.8,phi=0.8 --sweep mode=exclusive,inclusive
   penstock simulate mine.toml --policy mine.py:MyMigration
+  penstock simulate mine.toml --placement prefer-hbm --migration none,alpha,belady --bound lb2
   penstock simulate mine.json --steps steps.csv      every step of one run
 """
 
@@ -73,7 +74,7 @@ Placement = Annotated[
 ]
 Migration = Annotated[
     list[str] | None,
-    option(RUNS, "--migration", "migrations, in the same way (default: all)", metavar="NAMES"),
+    option(RUNS, "--migration", "migrations, in the same way (default: all but belady, a reference)", metavar="NAMES"),
 ]
 Policy = Annotated[
     list[str] | None,
