@@ -12,7 +12,8 @@ from penstock.errors import UserError
 from penstock.placing import Placing, _lengths
 from penstock.plan.policy import Policy, Shares
 from penstock.plan.saved import Expected, Identity, SavedPlan
-from penstock.plan.types import Asked, Job, Ledger, Length, Placement
+from penstock.plan.types import Asked, Footprint, Job, Ledger, Length, Placement
+from penstock.profiling import here
 
 CPU = Shares(cpu=1.0)
 POLICY = Policy(CPU, CPU, CPU, rows=2, sweep_tokens=64, batch_tokens=64)
@@ -83,3 +84,22 @@ def test_rows_beyond_those_that_were_looked_at_begin_as_they_do_and_are_no_copie
     prompts = [tuple(length.ids or ()) for length in lengths]
     assert all(ids[:32] == shared and len(ids) == 48 for ids in prompts)
     assert len({ids[32:] for ids in prompts}) == 7
+
+
+def test_a_host_is_measured_within_the_run_s_own_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms: list[object] = []
+    notes: list[object] = []
+
+    def measured(extents: object, offload: Path, on_event: object, room: object) -> None:
+        rooms.append(room)
+        raise UserError("that is too little")
+
+    monkeypatch.setattr(here, "host_machine", measured)
+    pages = [SimpleNamespace(nbytes=16 << 20, kind="layer", extents=())] * 4
+    footprint = Footprint([16 << 20] * 4, frozenset(), 1 << 20, 16 << 10, 4096, 64 << 10, 16)
+    model: Any = SimpleNamespace(layout=SimpleNamespace(pages=pages), footprint=lambda: footprint)
+    placing = Placing(model, Asked(), None, "cpu", Path(), lambda event: notes.append(event["text"]))
+    ledger = Ledger({"gpu": 0, "cpu": 80 << 20, "disk": 256 << 20}, {"cpu": 16 << 20})
+    rough = placing.choose(Job(40, 300, 300, 200), lambda: ledger)
+    assert rooms == [{"cpu": 64 << 20, "disk": 256 << 20}]
+    assert notes == ["not planned: that is too little"] and "disk" in rough.homes

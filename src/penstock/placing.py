@@ -54,17 +54,18 @@ class Placing:
         rough = decide(footprint, job, ledger(), self.asked, self.compute, 0)
         if self._is_given():
             return rough
-        machine = self._machine(measure=not self._holds_all(rough, job))
+        holds_all = self._holds_all(rough, job)
+        machine = self._known(self._stored() if holds_all else self._measured(ledger()))
         if machine is None:
             return rough
         case = self._case(machine, job, ledger())
-        if self._holds_all(rough, job):
+        if holds_all:
             return decide(footprint, job, case.ledger, self.asked, self.compute, hidden(case))
         return Search(case).best(_FINALISTS)[0].placement
 
     def predict(self, placement: Placement, job: Job, budget: Mapping[Tier, int]) -> Prediction | None:
         """What a job will do as it is placed; None where this machine was never measured."""
-        machine = self._machine(measure=False)
+        machine = self._known(self._stored())
         if machine is None:
             return None
         try:
@@ -82,15 +83,22 @@ class Placing:
         )
         self.event({"kind": "note", "text": text})
 
-    def _machine(self, measure: bool) -> Machine | None:
-        """This host as it was measured, or is measured now; None where that is not wanted or tells nothing of it."""
-        machine = stored_machine(self.model, self.offload) if not measure else self._measured()
+    def _known(self, machine: Machine | None) -> Machine | None:
+        """A machine of which the tier that computes is known; None of another one."""
         return machine if machine is not None and self.compute in machine.processors else None
 
-    def _measured(self) -> Machine | None:
+    def _stored(self) -> Machine | None:
+        """This host as it was measured; None where it was not."""
+        return stored_machine(self.model, self.offload)
+
+    def _measured(self, ledger: Ledger) -> Machine | None:
+        """This host as it was measured, or is measured now within what a ledger leaves; None where that is too little.
+
+        That is said, and is no reason not to run.
+        """
         try:
-            return host_machine(self.model, self.offload, self.event)
-        except UserError as refusal:  # a disk without room to be measured is no reason not to run
+            return host_machine(self.model, self.offload, self.event, ledger)
+        except UserError as refusal:
             self.event({"kind": "note", "text": f"not planned: {refusal}"})
             return None
 
