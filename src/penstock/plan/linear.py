@@ -31,12 +31,14 @@ class Item:
     """What is placed: weights, KV, activations.
 
     tiers: where it may rest. buffers: by (tier it rests on, other tier), the bytes that the other tier holds besides
-    when the whole item rests there, such as slots that it streams through.
+    when the whole item rests there, such as slots that it streams through. in_place: the tier where it lies already,
+    so that it takes none of its bytes there.
     """
 
     nbytes: int
     tiers: tuple[Tier, ...]
     buffers: Mapping[tuple[Tier, Tier], int] = field(default_factory=dict)
+    in_place: Tier | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def used_bytes(program: Program, shares: SharesOf) -> dict[Tier, float]:
 
 def _bytes_on(item: Item, rest: Tier, tier: Tier) -> int:
     """The bytes that one tier holds when the whole item rests on another, or on it."""
-    return (item.nbytes if rest == tier else 0) + item.buffers.get((rest, tier), 0)
+    return (item.nbytes if rest == tier != item.in_place else 0) + item.buffers.get((rest, tier), 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,23 +65,24 @@ class Steady:
         rows = float(min(cut.rows, case.job.prompts))
         load = self._middle(cut, rows)
         kv_bytes = int(rows * self.row_bytes(sizes) * packed(case.kv_bits, 16))
+        part = packed(case.weight_bits, shape.weight_bits)
+        in_place: Tier | None = "disk" if part == 1 else None  # packed ones are files of penstock's own
         items = {
-            "weights": Item(int(shape.page_bytes * packed(case.weight_bits, shape.weight_bits)), self._tiers()),
+            "weights": Item(int(shape.page_bytes * part), self._weight_tiers(), in_place=in_place),
             "kv": Item(kv_bytes, self._tiers()),
         }
-        capacity: dict[Tier, int] = {t: max(0, case.ledger.free(t)) for t in self._tiers()}
+        capacity: dict[Tier, int] = {t: max(0, case.ledger.free(t)) for t in self._weight_tiers()}
         capacity[case.compute] = max(0, case.ledger.free(case.compute) - sizes.fixed(cut))
         nothing: dict[Tier, float] = {}
         base = self._cost(cut, Shares.from_mapping({case.compute: 1.0})).closed_form([load], nothing).lanes
         share_s: dict[str, dict[tuple[str, Tier], float]] = {}
-        for tier in self._tiers():
-            whole: dict[Tier, float] = {} if tier == case.compute else {tier: float(shape.page_bytes)}
-            here = Shares.from_mapping({case.compute: 1.0})
-            for item, kv, streamed in (("weights", here, whole), ("kv", Shares.from_mapping({tier: 1.0}), nothing)):
-                priced = self._cost(cut, kv).closed_form([load], streamed)
-                for lane, busy in priced.lanes.items():
-                    more = max(0.0, busy - base.get(lane, 0.0))
-                    share_s.setdefault(lane, {})[item, tier] = more
+        here = Shares.from_mapping({case.compute: 1.0})
+        for place in ((name, tier) for name, item in items.items() for tier in item.tiers if tier != case.compute):
+            what, tier = place
+            whole: dict[Tier, float] = {tier: float(shape.page_bytes)} if what == "weights" else nothing
+            kv = Shares.from_mapping({tier: 1.0}) if what == "kv" else here
+            for lane, busy in self._cost(cut, kv).closed_form([load], whole).lanes.items():
+                share_s.setdefault(lane, {})[place] = max(0.0, busy - base.get(lane, 0.0))
         lanes = {lane: Lane(base.get(lane, 0.0), share_s.get(lane, {})) for lane in {*base, *share_s}}
         try:
             found = solve(Program(items, capacity, lanes), settle_ties=False)
@@ -96,15 +97,20 @@ class Steady:
         return sizes.row_bytes(int(self.case.prompt + self.case.generated / 2))
 
     def _tiers(self) -> tuple[Tier, ...]:
+        """Where something may rest that takes bytes there."""
         free = self.case.ledger
         return tuple(tier for tier in TIERS if free.free(tier) > 0 and not (tier == "disk" and self.case.no_disk))
 
+    def _weight_tiers(self) -> tuple[Tier, ...]:
+        """The same of weights, which on disk lie where they take no more."""
+        return tuple(tier for tier in TIERS if tier in self._tiers() or (tier == "disk" and not self.case.no_disk))
+
     def _streamed(self, resident: float) -> Mapping[Tier, float] | None:
         """Page bytes by tier below the compute tier, fastest filled first; None where they do not fit."""
-        case, left = self.case, 0.0
+        case = self.case
         left = max(0.0, case.shape.page_bytes * packed(case.weight_bits, case.shape.weight_bits) - resident)
         streamed: dict[Tier, float] = {}
-        for tier in self._tiers():
+        for tier in self._weight_tiers():
             if tier == case.compute or left <= 0:
                 continue
             # the checkpoint's own bytes on disk take nothing from the budget there
