@@ -95,7 +95,8 @@ def exchange(planes, come, gone, more, less, words):
 @part
 def where_equal(planes, number, equal, words):
     """Set `equal` to the tokens that a counter holds this number for."""
-    equal[:words] = EVERY
+    for w in range(words):
+        equal[w] = EVERY
     for place, plane in enumerate(planes):
         flip = NO_TOKEN if number >> place & 1 else EVERY
         for w in range(words):

@@ -1,23 +1,35 @@
 """Where the simulator's compiled code is kept."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from penstock.directories import cache_directory
 
 _HERE = Path(__file__).parent
+# Kernels make no arrays: references to those that they are given need not be counted.
+_PLAIN: Mapping[str, Any] = MappingProxyType({"error_model": "numpy", "_nrt": False})
 
 
 def part(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function for others that are compiled: none from Python, which saves half of the work."""
     import numba
 
-    compiled: Callable[..., Any] = numba.njit(
-        function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )
+    compiled: Callable[..., Any] = numba.njit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_PLAIN)
+    return compiled
+
+
+def piece(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function that is called in one place as a piece of its caller.
+
+    A part is compiled by itself and once more within each of its callers, of theirs, and so on.
+    """
+    import numba
+
+    compiled: Callable[..., Any] = numba.njit(function, inline="always", **_PLAIN)
     return compiled
 
 
@@ -28,7 +40,7 @@ def kept(function: Callable[..., None]) -> Callable[..., None]:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(_home())
     try:
-        compiled: Callable[..., None] = numba.njit(function, cache=True, nogil=True, error_model="numpy")
+        compiled: Callable[..., None] = numba.njit(function, cache=True, nogil=True, **_PLAIN)
     finally:
         numba.config.CACHE_DIR = before
     return compiled

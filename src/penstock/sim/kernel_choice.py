@@ -9,14 +9,14 @@ outside HBM.
 import numpy as np
 
 from penstock.sim.kernel_bits import NO_TOKEN, bit, keep_highest, ones
-from penstock.sim.kernel_cache import part
-from penstock.sim.kernel_state import ALIKE, GROUP, LOOSE, MISSED, REST
+from penstock.sim.kernel_cache import part, piece
+from penstock.sim.kernel_state import ALIKE, GROUP, HBM, LOOSE, MISSED, REST
 
 
 @part
 def absent(s, other, w, tokens, layer, token):
     """Of loose tokens of a word those whose item at a layer exists and is not in HBM; `token` exists below `layer`."""
-    outside = tokens & ~s.hbm[other, w]
+    outside = tokens & ~s.row[HBM + other, w]
     if other >= layer and w == token >> 6:
         outside &= ~bit(token & 63)
     return outside
@@ -57,7 +57,7 @@ def choose_best(g, s, planes, row, places, layer, token, words):
     return places
 
 
-@part
+@piece
 def keep_best_items(g, s, planes, row, places, in_flight_first, layer, token, words):
     """Keep of a row of items the best, so many: within a group those in flight, if they go first, then the newest."""
     places = choose_best(g, s, planes, row, places, layer, token, words)
@@ -91,7 +91,7 @@ def _halve(g, s, later, row, places, layer, token, words):
     return places - count
 
 
-@part
+@piece
 def _keep_newest(row, count, words):
     """Keep the newest tokens of a row, so many."""
     while words > 0 and ones(row[words - 1]) <= count:

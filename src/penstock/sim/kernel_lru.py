@@ -8,10 +8,11 @@ step are a time. The items of time 0 leave token by token over all layers.
 
 from penstock.sim import prices
 from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, keep_lowest, lowest, ones, write_number
-from penstock.sim.kernel_cache import part
+from penstock.sim.kernel_cache import part, piece
 from penstock.sim.kernel_moves import free, has_time, install_newest, put_in, take_out
 from penstock.sim.kernel_state import (
     ATTN_HBM,
+    HBM,
     MISSED,
     MOVED_IN,
     NONE_LEFT,
@@ -28,18 +29,19 @@ passive_limit = part(prices.passive_limit)
 NOBODY, FROM_START = -1, -2
 
 
-@part
-def note_use(s, layer, token, time, words):
+@piece
+def note_use(g, s, layer, token, time, words):
     """This step has read its reads and writes its token."""
     last, newest = token >> 6, bit(token & 63)
     s.row[READS, last] |= newest
-    write_number(s.last_use[layer], time, s.row[READS], words)
+    first = g.last_use + layer * g.time_planes
+    write_number(s.row[first : first + g.time_planes], time, s.row[READS], words)
     s.row[READS, last] &= ~newest
     for w in range(words):
-        s.oldest[layer, w] &= ~s.row[READS, w]
+        s.row[g.oldest + layer, w] &= ~s.row[READS, w]
 
 
-@part
+@piece
 def install_reads(g, s, c, layer, reads, hits, time, words):
     """Install what was read from external memory and is outside HBM still, newest first, each for a victim at need."""
     limit = NONE_LEFT
@@ -51,7 +53,7 @@ def install_reads(g, s, c, layer, reads, hits, time, words):
         return
     wanted = 0
     for w in range(words):
-        wanted += ones(s.row[MISSED, w] & ~s.hbm[layer, w])
+        wanted += ones(s.row[MISSED, w] & ~s.row[HBM + layer, w])
     wanted = min(wanted, limit)
     short = wanted - free(g)
     while short > 0:
@@ -64,11 +66,11 @@ def install_reads(g, s, c, layer, reads, hits, time, words):
     install_newest(g, s, c, layer, s.row[MISSED], min(wanted, free(g)), words)
 
 
-@part
+@piece
 def _install_with_time(g, s, c, layer, limit, time, words):
     """All installs cost the same, so the first that finds no time is the last to be tried."""
     for w in range(words - 1, -1, -1):
-        items = s.row[MISSED, w] & ~s.hbm[layer, w]
+        items = s.row[MISSED, w] & ~s.row[HBM + layer, w]
         while items != NO_TOKEN:
             if limit == 0:
                 return
@@ -98,14 +100,14 @@ def forget_moves(g, s):
             g.start_from = 0
 
 
-@part
+@piece
 def forget_step(g, s, layer, time):
     """The step is over: what came in may leave from now on."""
     forget_moves(g, s)
     for other in range(g.layers):
         if s.layer[MOVED_IN, other]:
             s.layer[MOVED_IN, other] = 0
-            s.moved[other] = NO_TOKEN
+            s.row[g.moved + other] = NO_TOKEN
     if s.layer[OLDEST_USE, layer] >= time:
         s.layer[OLDEST_USE, layer] = UNKNOWN
 
@@ -117,7 +119,7 @@ def _find_oldest(g, s, layer, time, words):
         found, use = NOBODY, NONE_LEFT
         for other in range(g.layers):
             if s.layer[OLDEST_USE, other] == UNKNOWN:
-                _look_up_oldest(s, other, words)
+                _look_up_oldest(g, s, other, words)
             if s.layer[OLDEST_USE, other] < use and not (other == layer and s.layer[OLDEST_USE, other] == time):
                 found, use = other, s.layer[OLDEST_USE, other]
         if found == NOBODY:
@@ -126,37 +128,38 @@ def _find_oldest(g, s, layer, time, words):
             for w in range(g.start_from, words):
                 g.start_from = w
                 for other in range(g.layers):
-                    if s.layer[OLDEST_USE, other] == 0 and _leaving(s, other, w) != NO_TOKEN:
+                    if s.layer[OLDEST_USE, other] == 0 and _leaving(g, s, other, w) != NO_TOKEN:
                         return FROM_START
             for other in range(g.layers):
                 if s.layer[OLDEST_USE, other] == 0:
                     s.layer[OLDEST_USE, other] = UNKNOWN
         else:
             for w in range(s.layer[OLDEST_FROM, found], words):
-                if _leaving(s, found, w) != NO_TOKEN:
+                if _leaving(g, s, found, w) != NO_TOKEN:
                     s.layer[OLDEST_FROM, found] = w
                     return found
             s.layer[OLDEST_USE, found] = UNKNOWN
 
 
 @part
-def _leaving(s, layer, w):
-    return s.oldest[layer, w] & s.hbm[layer, w] & ~s.moved[layer, w]
+def _leaving(g, s, layer, w):
+    return s.row[g.oldest + layer, w] & s.row[HBM + layer, w] & ~s.row[g.moved + layer, w]
 
 
-@part
-def _look_up_oldest(s, layer, words):
+@piece
+def _look_up_oldest(g, s, layer, words):
     """Find a layer's least recent use among its items in HBM that have not moved in this step."""
-    oldest = s.oldest[layer]
+    oldest = s.row[g.oldest + layer]
     held = NO_TOKEN
     for w in range(words):
-        oldest[w] = s.hbm[layer, w] & ~s.moved[layer, w]
+        oldest[w] = s.row[HBM + layer, w] & ~s.row[g.moved + layer, w]
         held |= oldest[w]
     use = 0
     if held == NO_TOKEN:
         use = NONE_LEFT
     else:
-        planes = s.last_use[layer]
+        first = g.last_use + layer * g.time_planes
+        planes = s.row[first : first + g.time_planes]
         for place in range(len(planes) - 1, -1, -1):
             before = NO_TOKEN
             for w in range(words):
@@ -177,7 +180,7 @@ def _leaves(g, s, c, layer, most, words):
     left = most
     w = s.layer[OLDEST_FROM, layer]
     while left > 0 and w < words:
-        items = _leaving(s, layer, w)
+        items = _leaving(g, s, layer, w)
         if ones(items) > left:
             items = keep_lowest(items, left)
         left -= take_out(g, s, c, layer, w, items, False)
@@ -196,12 +199,12 @@ def _start_leaves(g, s, c, most, words):
         count, tokens = 0, NO_TOKEN
         for other in range(g.layers):
             if s.layer[OLDEST_USE, other] == 0:
-                count += ones(_leaving(s, other, w))
-                tokens |= _leaving(s, other, w)
+                count += ones(_leaving(g, s, other, w))
+                tokens |= _leaving(g, s, other, w)
         if count <= left:
             for other in range(g.layers):
                 if s.layer[OLDEST_USE, other] == 0:
-                    left -= take_out(g, s, c, other, w, _leaving(s, other, w), False)
+                    left -= take_out(g, s, c, other, w, _leaving(g, s, other, w), False)
             w += 1
             continue
         while left > 0:
@@ -209,6 +212,6 @@ def _start_leaves(g, s, c, most, words):
             tokens ^= item
             for other in range(g.layers):
                 if left > 0 and s.layer[OLDEST_USE, other] == 0:
-                    left -= take_out(g, s, c, other, w, _leaving(s, other, w) & item, False)
+                    left -= take_out(g, s, c, other, w, _leaving(g, s, other, w) & item, False)
     g.start_from = min(w, words - 1)
     return most - left

@@ -6,8 +6,8 @@
 
 from penstock.sim import prices
 from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, keep_highest, keep_lowest, lowest, ones
-from penstock.sim.kernel_cache import part
-from penstock.sim.kernel_state import HELD, MISSED, MOVED_IN, NO_ROOM, READS, ROOM_BY_ITEM, SPARE
+from penstock.sim.kernel_cache import part, piece
+from penstock.sim.kernel_state import HBM, HELD, MISSED, MOVED_IN, NO_ROOM, READS, ROOM_BY_ITEM, SPARE
 
 MADE, NO_TIME, NO_MORE = range(3)
 
@@ -66,7 +66,7 @@ def count_ins(g, c, count, read):
 def take_out(g, s, c, layer, w, items, own):
     """Items of a word leave HBM; `own`: the layer is the one that this step has read."""
     count = ones(items)
-    s.hbm[layer, w] &= ~items
+    s.row[HBM + layer, w] &= ~items
     s.layer[HELD, layer] -= count
     count_outs(g, c, count, ones(items & s.row[READS, w]) if own else 0)
     return count
@@ -76,18 +76,18 @@ def take_out(g, s, c, layer, w, items, own):
 def put_in(g, s, c, layer, w, items, own):
     """Items of a word come into HBM."""
     count = ones(items)
-    s.hbm[layer, w] |= items
+    s.row[HBM + layer, w] |= items
     s.layer[HELD, layer] += count
     count_ins(g, c, count, ones(items & s.row[MISSED, w]) if own else 0)
     if g.moves_noted:
-        s.moved[layer, w] |= items
+        s.row[g.moved + layer, w] |= items
         s.layer[MOVED_IN, layer] += count
 
 
 @part
 def take_row_out(g, s, c, layer, row, first, words, own):
     """All items of a row's words from `first` on that are in HBM leave it; how many they are."""
-    held, reads, count, read = s.hbm[layer], s.row[READS], 0, 0
+    held, reads, count, read = s.row[HBM + layer], s.row[READS], 0, 0
     if own and g.exclusive:
         for w in range(first, words):
             read += ones(row[w] & held[w] & reads[w])
@@ -104,7 +104,7 @@ def take_oldest_out(g, s, c, layer, row, first, most, words):
     """The oldest items of a row in HBM leave, of the words from `first` on; how many, and the first word kept."""
     if most >= s.layer[HELD, layer]:
         return take_row_out(g, s, c, layer, row, first, words, True), words
-    held, last, left = s.hbm[layer], first, most
+    held, last, left = s.row[HBM + layer], first, most
     while left > 0 and last < words:
         count = ones(row[last] & held[last])
         if count > left:
@@ -120,13 +120,13 @@ def take_oldest_out(g, s, c, layer, row, first, most, words):
 @part
 def put_row_in(g, s, c, layer, row, first, words, own):
     """All items of a row's words from `first` on come into HBM."""
-    held, missed, count, read = s.hbm[layer], s.row[MISSED], 0, 0
+    held, missed, count, read = s.row[HBM + layer], s.row[MISSED], 0, 0
     if own:
         for w in range(first, words):
             read += ones(row[w] & ~held[w] & missed[w])
     if g.moves_noted:
         for w in range(first, words):
-            s.moved[layer, w] |= row[w] & ~held[w]
+            s.row[g.moved + layer, w] |= row[w] & ~held[w]
     for w in range(first, words):
         count += ones(row[w] & ~held[w])
         held[w] |= row[w]
@@ -139,7 +139,7 @@ def put_row_in(g, s, c, layer, row, first, words, own):
 @part
 def install_newest(g, s, c, layer, row, most, words):
     """The newest items of a row outside HBM come in, so many at most."""
-    first, held = words, s.hbm[layer]
+    first, held = words, s.row[HBM + layer]
     while most > 0 and first > 0:
         count = ones(row[first - 1] & ~held[first - 1])
         if count > most:
@@ -159,7 +159,7 @@ def outs_of_layer(g, s, c, layer, row, limit, words):
         return limit - gone
     only_read = False
     for w in range(words):
-        items = row[w] & s.hbm[layer, w]
+        items = row[w] & s.row[HBM + layer, w]
         if items == NO_TOKEN:
             continue
         if ones(items) > limit:
@@ -197,7 +197,7 @@ def make_room(g, s, c, layer, needed, words):
     while needed > 0 and w < words:
         held = NO_TOKEN
         for other in range(g.layers):
-            held |= s.hbm[other, w]
+            held |= s.row[HBM + other, w]
         tokens = held & s.row[SPARE, w]
         while needed > 0 and tokens != NO_TOKEN:
             item = bit(lowest(tokens))
@@ -213,7 +213,7 @@ def take_token_out(g, s, c, layer, w, item):
     """All items of one token leave."""
     count = 0
     for other in range(g.layers):
-        held = s.hbm[other, w] & item
+        held = s.row[HBM + other, w] & item
         if held != NO_TOKEN:
             count += take_out(g, s, c, other, w, held, other == layer)
     return count
@@ -226,7 +226,7 @@ def ins_of_layer(g, s, c, layer, row, limit, words):
         return _ins_of_layer_with_time(g, s, c, layer, row, limit, words)
     wanted = 0
     for w in range(words):
-        wanted += ones(row[w] & ~s.hbm[layer, w])
+        wanted += ones(row[w] & ~s.row[HBM + layer, w])
     wanted = min(wanted, limit)
     if wanted > free(g) and g.room_kind != NO_ROOM:
         make_room(g, s, c, layer, wanted - free(g), words)
@@ -234,11 +234,11 @@ def ins_of_layer(g, s, c, layer, row, limit, words):
     return limit - wanted
 
 
-@part
+@piece
 def _ins_of_layer_with_time(g, s, c, layer, row, limit, words):
     only_read = False
     for w in range(words - 1, -1, -1):
-        items = row[w] & ~s.hbm[layer, w]
+        items = row[w] & ~s.row[HBM + layer, w]
         if ones(items) > limit:
             items = keep_highest(items, limit)
         limit -= ones(items)
@@ -286,16 +286,16 @@ def try_in(g, s, c, layer, other, w, item, words):
     return NO_MORE if read else NO_TIME
 
 
-@part
+@piece
 def next_spare(g, s, layer, words):
     """The oldest of what may make room: its word and token, how many items leave with it, how many of them are read."""
     by_token = g.room_kind != ROOM_BY_ITEM
     for w in range(g.room_from, words):
         g.room_from = w
-        held = s.hbm[layer, w]
+        held = s.row[HBM + layer, w]
         if by_token:
             for other in range(g.layers):
-                held |= s.hbm[other, w]
+                held |= s.row[HBM + other, w]
         tokens = held & s.row[SPARE, w]
         if tokens != NO_TOKEN:
             token = bit(lowest(tokens))
@@ -303,6 +303,6 @@ def next_spare(g, s, layer, words):
             if by_token:
                 outs = 0
                 for other in range(g.layers):
-                    outs += ones(s.hbm[other, w] & token)
-            return w, token, outs, ones(token & s.row[READS, w] & s.hbm[layer, w])
+                    outs += ones(s.row[HBM + other, w] & token)
+            return w, token, outs, ones(token & s.row[READS, w] & s.row[HBM + layer, w])
     return 0, NO_TOKEN, 0, 0

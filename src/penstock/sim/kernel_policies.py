@@ -3,12 +3,13 @@
 
 from penstock.sim import prices
 from penstock.sim.kernel_bits import EVERY, bit, keep_lowest, ones, sum_over, where_equal
-from penstock.sim.kernel_cache import part
+from penstock.sim.kernel_cache import part, piece
 from penstock.sim.kernel_choice import keep_best_items, places_for
 from penstock.sim.kernel_moves import free, ins_of_layer, make_room, outs_of_layer, put_row_in
 from penstock.sim.kernel_state import (
     ATTN_HBM,
     CHOSEN,
+    HBM,
     HELD,
     INSIDE,
     LOOK_AHEAD,
@@ -43,7 +44,7 @@ def place(g, s, wanted, layer, token):
     return wanted
 
 
-@part
+@piece
 def migrate(g, s, c, skipped, named, skips, row, step, layer, token, skip_counts, words):
     """Make the moves of the migration policy; `row` is the place of the step in what its window says."""
     g.room_kind = NO_ROOM
@@ -80,7 +81,7 @@ def _copy(row, other, words):
         other[w] = row[w]
 
 
-@part
+@piece
 def _choose_oldest_tokens(g, s, words):
     """The oldest tokens that have an item in HBM."""
     survey(g, s, words)
@@ -93,7 +94,7 @@ def _choose_oldest_tokens(g, s, words):
         left -= ones(tokens)
 
 
-@part
+@piece
 def _look_ahead(g, s, c, planes, length, layer, token, words):
     """What the whole window skips leaves or may make room; the rest comes in, by how often it is read."""
     leave, come = s.row[SPARE], s.row[CHOSEN]
@@ -106,7 +107,7 @@ def _look_ahead(g, s, c, planes, length, layer, token, words):
     else:
         outs_of_layer(g, s, c, layer, leave, UNLIMITED, words)
         if free(g) > 0:
-            _set_neither(come, leave, s.hbm[layer], token, words)
+            _set_neither(come, leave, s.row[HBM + layer], token, words)
             count = places_for(g, s, come, layer, token, words)
             _best_come(g, s, c, planes, count, min(count, free(g)), False, layer, token, words)
 
@@ -121,7 +122,7 @@ def _best_come(g, s, c, planes, count, most, in_flight_first, layer, token, word
     put_row_in(g, s, c, layer, s.row[CHOSEN], 0, words, True)
 
 
-@part
+@piece
 def _look_ahead_in_order(g, s, c, planes, length, layer, token, words):
     """The same where each move must find time, or room that another leaves."""
     leave, come = s.row[SPARE], s.row[CHOSEN]
@@ -131,7 +132,7 @@ def _look_ahead_in_order(g, s, c, planes, length, layer, token, words):
         survey(g, s, words)
         left = common(come, s.row[SOME_ABSENT], words)
     else:
-        left = common(come, come, words) - common(come, s.hbm[layer], words)
+        left = common(come, come, words) - common(come, s.row[HBM + layer], words)
     if g.room:
         g.room_kind = ROOM_BY_TOKEN if g.whole else ROOM_BY_ITEM
     elif g.whole:
@@ -177,10 +178,10 @@ def _cut(row, tokens, words):
     row[words - 1] &= bit(tokens & 63) - bit(0) if tokens >> 6 == words - 1 else EVERY
 
 
-@part
+@piece
 def _alpha(g, s, c, planes, length, step, layer, token, skip_counts, words):
     """Bring in, or move out, what is missing to the target."""
-    weights, leave, held_row = s.layer[ATTN_HBM, layer], s.row[SPARE], s.hbm[layer]
+    weights, leave, held_row = s.layer[ATTN_HBM, layer], s.row[SPARE], s.row[HBM + layer]
     step_bytes, wanted = 0, 0
     for m in range(step + 1, step + 1 + length):
         reads = g.prefill + m - skip_counts[m, layer]
@@ -206,12 +207,12 @@ def _alpha(g, s, c, planes, length, step, layer, token, skip_counts, words):
                 break
 
 
-@part
+@piece
 def _bring_in(g, s, c, planes, length, layer, token, limit, words):
     """Of items that are read equally often, first those in flight; what the whole window skips makes room."""
     come, leave = s.row[CHOSEN], s.row[SPARE]
     if not g.slack:
-        _set_neither(come, leave, s.hbm[layer], token, words)
+        _set_neither(come, leave, s.row[HBM + layer], token, words)
         count = places_for(g, s, come, layer, token, words)
         wanted = min(count, limit)
         if wanted > free(g):

@@ -20,9 +20,10 @@ PASSIVE_OFF, PASSIVE_ALL, PASSIVE_ALPHA = range(3)
 NO_ROOM, ROOM_BY_ITEM, ROOM_BY_TOKEN = range(3)
 
 # Rows of State.row: R(n, l), of these the items not in HBM, candidates, what leaves or may make room, a free one, the
-# tokens with an item in HBM or outside it at any layer, two to choose by, and those of kernel_whole.
-READS, MISSED, CHOSEN, SPARE, SCRATCH, SOME_HELD, SOME_ABSENT, GROUP, REST, ALIKE, INSIDE, LOOSE = range(12)
-# Numbers of State.layer: items in HBM, bytes of weights there, see State.oldest, items that moved in in the step.
+# tokens with an item in HBM or outside it at any layer, two to choose by, those of kernel_whole, and from HBM on
+# those in HBM of each layer; Given says where others begin.
+READS, MISSED, CHOSEN, SPARE, SCRATCH, SOME_HELD, SOME_ABSENT, GROUP, REST, ALIKE, INSIDE, LOOSE, HBM = range(13)
+# Numbers of State.layer: items in HBM, bytes of weights there, see Given.oldest, items that moved in in the step.
 HELD, ATTN_HBM, OLDEST_USE, OLDEST_FROM, MOVED_IN = range(5)
 
 UNKNOWN, NONE_LEFT = -1, 1 << 60  # of OLDEST_USE
@@ -74,23 +75,23 @@ class Given(NamedTuple):
     token_places: int  # that a token of ALIKE takes
     tokens_inside: int  # of INSIDE
     loose_words: int  # of LOOSE
+    # The first rows of what passive installs keep of each layer: when its items were used last, in planes; of those in
+    # HBM those used least recently, at OLDEST_USE, from the word OLDEST_FROM on; what migration moved in in the step.
+    last_use: int
+    time_planes: int
+    oldest: int
+    moved: int
     placed: int  # new items for which a place was free: those where the placement had a say
 
 
 class State(NamedTuple):
     """Arrays that steps change; a row is the words of all tokens.
 
-    Few arrays, for every function that takes them is compiled with their shapes and strides as its arguments.
+    Two of them, for every function that takes them is compiled with their shapes and strides as its arguments.
     """
 
-    hbm: Words  # [layers, words]
-    row: Words  # [12, words]
+    row: Words  # [rows, words]
     layer: Numbers  # [5, layers]
-    # Passive installs: when each item was used last [layers, planes, words]; of each layer's items in HBM those used
-    # least recently, at OLDEST_USE, from the word OLDEST_FROM on; and what migration has moved in in the step.
-    last_use: Words
-    oldest: Words
-    moved: Words
 
 
 def given(scenario: Scenario, start: InitialState, pair: Pair) -> Given:
@@ -118,6 +119,10 @@ def given(scenario: Scenario, start: InitialState, pair: Pair) -> Given:
         "duplex": prices.duplex,
         "items": int(start.items.sum()),
         "token_places": 1,
+        "oldest": HBM + scenario.layers,
+        "moved": HBM + 2 * scenario.layers,
+        "last_use": HBM + 3 * scenario.layers,
+        "time_planes": scenario.decode_tokens.bit_length(),
     }
     numbers |= zip(("r_hbm", "r_read", "r_write", "r_internal"), prices.reduced(), strict=True)
     numbers["placed_by_items"] = int(isinstance(pair.placement, AlphaLayers))
@@ -186,24 +191,14 @@ def state(scenario: Scenario, start: InitialState, g: Given) -> State:
     per_layer[HELD] = loose.sum(axis=1)
     per_layer[ATTN_HBM] = start.attn_bytes
     per_layer[OLDEST_USE] = UNKNOWN
-    passive_layers = layers if g.passive != PASSIVE_OFF else 0
-
-    def rows(*shape: int) -> Words:
-        return np.zeros((*shape, words), np.uint64)
-
-    row = rows(12)
+    rows = HBM + layers if g.passive == PASSIVE_OFF else g.last_use + layers * g.time_planes
+    row = np.zeros((rows, words), np.uint64)
+    row[HBM : HBM + layers] = _words(loose, words)
     row[ALIKE] = ~np.uint64(0)
     if g.alike:
         row[ALIKE], row[INSIDE] = _words(alike, words), _words(inside, words)
         row[LOOSE, : g.loose_words] = _loose_words(start)
-    return State(
-        hbm=_words(loose, words),
-        row=row,
-        layer=per_layer,
-        last_use=rows(passive_layers, scenario.decode_tokens.bit_length()),
-        oldest=rows(passive_layers),
-        moved=rows(passive_layers),
-    )
+    return State(row, per_layer)
 
 
 def _loose_words(start: InitialState) -> Numbers:

@@ -3,11 +3,11 @@
 
 from penstock.sim import prices
 from penstock.sim.kernel_bits import bit, ones
-from penstock.sim.kernel_cache import kept, part
+from penstock.sim.kernel_cache import kept, part, piece
 from penstock.sim.kernel_lru import forget_moves, forget_step, install_reads, note_use
 from penstock.sim.kernel_moves import seconds
 from penstock.sim.kernel_policies import migrate, place
-from penstock.sim.kernel_state import ATTN_HBM, HELD, INSIDE, MISSED, NO_MIGRATION, PASSIVE_OFF, READS
+from penstock.sim.kernel_state import ATTN_HBM, HBM, HELD, INSIDE, MISSED, NO_MIGRATION, PASSIVE_OFF, READS
 
 split_bytes = part(prices.split_bytes)
 
@@ -28,7 +28,7 @@ def advance(given, s, bits, lead, first, named, skips, skip_counts, wanted, coun
             items[step - first, layer] = g.items
 
 
-@part
+@piece
 def _step(g, s, c, skipped, named, skips, row, step, layer, skip_counts, wanted):
     """Reads, moves, installs and the new item of one attention step, in this order; `row`: its place in the window."""
     token = g.prefill + step
@@ -48,7 +48,7 @@ def _step(g, s, c, skipped, named, skips, row, step, layer, skip_counts, wanted)
         migrate(g, s, c, skipped, named, skips, row, step, layer, token, skip_counts, words)
         g.moves_noted = 0
     if g.passive != PASSIVE_OFF:
-        note_use(s, layer, token, step + 1, words)
+        note_use(g, s, layer, token, step + 1, words)
         forget_moves(g, s)
         install_reads(g, s, c, layer, reads, hits, step + 1, words)
         forget_step(g, s, layer, step + 1)
@@ -57,15 +57,15 @@ def _step(g, s, c, skipped, named, skips, row, step, layer, skip_counts, wanted)
         to_hbm = place(g, s, wanted, layer, token)
         _finish(g, c, to_hbm, hits)
     if to_hbm:
-        s.hbm[layer, token >> 6] |= bit(token & 63)
+        s.row[HBM + layer, token >> 6] |= bit(token & 63)
         s.layer[HELD, layer] += 1
         g.items += 1
 
 
-@part
+@piece
 def _read(g, s, skipped, layer, token, words):
     """Set the rows of what the step reads; how many of these items are in HBM."""
-    held, inside, reads, missed, hits = s.hbm[layer], s.row[INSIDE], s.row[READS], s.row[MISSED], 0
+    held, inside, reads, missed, hits = s.row[HBM + layer], s.row[INSIDE], s.row[READS], s.row[MISSED], 0
     if not g.slack and g.passive == PASSIVE_OFF and g.migration == NO_MIGRATION:
         for w in range(words):
             hits += ones(~skipped[w] & held[w])

@@ -7,7 +7,7 @@
 import numpy as np
 
 from penstock.sim.kernel_bits import NO_TOKEN, bit, has, highest, lowest, ones
-from penstock.sim.kernel_cache import part
+from penstock.sim.kernel_cache import part, piece
 from penstock.sim.kernel_moves import (
     NO_MORE,
     NO_TIME,
@@ -21,7 +21,7 @@ from penstock.sim.kernel_moves import (
     take_token_out,
     try_in,
 )
-from penstock.sim.kernel_state import GROUP, MISSED, NO_ROOM, READS, SOME_ABSENT, SOME_HELD
+from penstock.sim.kernel_state import GROUP, HBM, MISSED, NO_ROOM, READS, SOME_ABSENT, SOME_HELD
 
 FEW = 16  # a token's items lie in as many rows as there are layers: a row's words are that many times as fast
 
@@ -33,7 +33,7 @@ def survey(g, s, words):
     held[:words] = NO_TOKEN
     absent[:words] = NO_TOKEN
     for layer in range(g.layers):
-        row = s.hbm[layer]
+        row = s.row[HBM + layer]
         for w in range(words):
             held[w] |= row[w]
             absent[w] |= ~row[w]
@@ -67,7 +67,7 @@ def outs_of_tokens(g, s, c, layer, row, words):
             take_token_out(g, s, c, layer, w, item)
 
 
-@part
+@piece
 def _outs_of_tokens_with_time(g, s, c, layer, row, words):
     only_read = False
     for w in range(words):
@@ -76,13 +76,13 @@ def _outs_of_tokens_with_time(g, s, c, layer, row, words):
             continue
         while True:
             if only_read:
-                tokens &= s.row[READS, w] & s.hbm[layer, w]
+                tokens &= s.row[READS, w] & s.row[HBM + layer, w]
             if tokens == NO_TOKEN:
                 break
             item = bit(lowest(tokens))
             tokens ^= item
             for other in range(g.layers):
-                if s.hbm[other, w] & item == NO_TOKEN:
+                if s.row[HBM + other, w] & item == NO_TOKEN:
                     continue
                 read = 1 if other == layer and s.row[READS, w] & item != NO_TOKEN else 0
                 if only_read and not read:
@@ -95,34 +95,34 @@ def _outs_of_tokens_with_time(g, s, c, layer, row, words):
                     only_read = True
 
 
-@part
+@piece
 def _word_leaves(g, s, c, layer, w, tokens):
     """All items of a word's tokens leave if there is time for them together: whether they did."""
     count = 0
     for other in range(g.layers):
-        count += ones(tokens & s.hbm[other, w])
-    if not has_time(g, c, count, ones(tokens & s.row[READS, w] & s.hbm[layer, w]), 0, 0):
+        count += ones(tokens & s.row[HBM + other, w])
+    if not has_time(g, c, count, ones(tokens & s.row[READS, w] & s.row[HBM + layer, w]), 0, 0):
         return False
     for other in range(g.layers):
-        take_out(g, s, c, other, w, tokens & s.hbm[other, w], other == layer)
+        take_out(g, s, c, other, w, tokens & s.row[HBM + other, w], other == layer)
     return True
 
 
-@part
+@piece
 def _word_comes(g, s, c, layer, w, tokens):
     """All items of a word's tokens come in if there is room and time for them together: whether they did."""
     count = 0
     for other in range(g.layers):
-        count += ones(tokens & ~s.hbm[other, w])
-    read = ones(tokens & s.row[MISSED, w] & ~s.hbm[layer, w])
+        count += ones(tokens & ~s.row[HBM + other, w])
+    read = ones(tokens & s.row[MISSED, w] & ~s.row[HBM + layer, w])
     if count > free(g) or not has_time(g, c, 0, 0, count, read):
         return False
     for other in range(g.layers):
-        put_in(g, s, c, other, w, tokens & ~s.hbm[other, w], other == layer)
+        put_in(g, s, c, other, w, tokens & ~s.row[HBM + other, w], other == layer)
     return True
 
 
-@part
+@piece
 def ins_of_tokens(g, s, c, layer, token, row, words):
     """All items of the tokens of a row outside HBM come in, newest first, lower layers first, as far as places go.
 
@@ -139,7 +139,7 @@ def ins_of_tokens(g, s, c, layer, token, row, words):
         wanted = _count_absent_by_word(g, s, row, words)
         if newest_is_in:
             for other in range(layer):
-                wanted += ones(newest & ~s.hbm[other, last])
+                wanted += ones(newest & ~s.row[HBM + other, last])
         if wanted > free(g) and g.room_kind != NO_ROOM:
             make_room(g, s, c, layer, wanted - free(g), words)
     if newest_is_in:
@@ -162,14 +162,14 @@ def ins_of_tokens(g, s, c, layer, token, row, words):
             break
 
 
-@part
+@piece
 def _count_absent_by_word(g, s, row, words):
     """Set the row GROUP to how many items of each word of a row are outside HBM; how many they are together."""
     columns, total = s.row[GROUP], np.int64(0)
     for w in range(words):
         columns[w] = NO_TOKEN
     for layer in range(g.layers):
-        held = s.hbm[layer]
+        held = s.row[HBM + layer]
         for w in range(words):
             columns[w] += np.uint64(ones(row[w] & ~held[w]))
     for w in range(words):
@@ -183,11 +183,11 @@ def put_token_in(g, s, c, layer, below, w, item):
     for other in range(below):
         if free(g) <= 0:
             break
-        if s.hbm[other, w] & item == NO_TOKEN:
+        if s.row[HBM + other, w] & item == NO_TOKEN:
             put_in(g, s, c, other, w, item, other == layer)
 
 
-@part
+@piece
 def _ins_of_tokens_with_time(g, s, c, layer, token, row, words):
     only_read = False
     for w in range(words - 1, -1, -1):
@@ -195,7 +195,7 @@ def _ins_of_tokens_with_time(g, s, c, layer, token, row, words):
         if tokens != NO_TOKEN and not only_read and w < token >> 6 and _word_comes(g, s, c, layer, w, tokens):
             continue
         while True:
-            candidates = tokens & s.row[MISSED, w] & ~s.hbm[layer, w] if only_read else tokens
+            candidates = tokens & s.row[MISSED, w] & ~s.row[HBM + layer, w] if only_read else tokens
             if candidates == NO_TOKEN:
                 break
             place = highest(candidates)
@@ -203,7 +203,7 @@ def _ins_of_tokens_with_time(g, s, c, layer, token, row, words):
             tokens &= item - bit(0)
             below = layer if w == token >> 6 and place == token & 63 else g.layers
             for other in range(below):
-                if s.hbm[other, w] & item != NO_TOKEN:
+                if s.row[HBM + other, w] & item != NO_TOKEN:
                     continue
                 if only_read and not (other == layer and s.row[MISSED, w] & item != NO_TOKEN):
                     continue

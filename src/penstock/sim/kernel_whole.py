@@ -13,7 +13,7 @@ from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, ones
 from penstock.sim.kernel_cache import part
 from penstock.sim.kernel_choice import absent, choose_best, places_for
 from penstock.sim.kernel_moves import count_ins, count_outs, free
-from penstock.sim.kernel_state import ALIKE, HELD, INSIDE, LOOSE, MISSED, READS, REST
+from penstock.sim.kernel_state import ALIKE, HBM, HELD, INSIDE, LOOSE, MISSED, READS, REST
 
 
 @part
@@ -46,7 +46,7 @@ def _settle(g, s, w, item):
         return
     held = 0
     for other in range(g.layers):
-        held += ones(s.hbm[other, w] & item)
+        held += ones(s.row[HBM + other, w] & item)
     if held == 0:
         s.row[ALIKE, w] |= item
     elif held == g.layers:
@@ -57,7 +57,7 @@ def _settle(g, s, w, item):
 def _become_inside(g, s, w, tokens):
     """Loose tokens whose items are all in HBM are alike from now on."""
     for other in range(g.layers):
-        s.hbm[other, w] &= ~tokens
+        s.row[HBM + other, w] &= ~tokens
         s.layer[HELD, other] -= ones(tokens)
     s.row[ALIKE, w] |= tokens
     s.row[INSIDE, w] |= tokens
@@ -81,12 +81,12 @@ def whole_outs(g, s, c, row, layer, token, words):
         loose = row[at] & ~alike[at]
         if loose == NO_TOKEN:
             continue
-        read += ones(loose & s.hbm[layer, at] & reads[at])
+        read += ones(loose & s.row[HBM + layer, at] & reads[at])
         for other in range(g.layers):
-            gone = loose & s.hbm[other, at]
+            gone = loose & s.row[HBM + other, at]
             count += ones(gone)
             s.layer[HELD, other] -= ones(gone)
-            s.hbm[other, at] &= ~loose
+            s.row[HBM + other, at] &= ~loose
         alike[at] |= loose & ~bit(token & 63) if at == token >> 6 else loose
     count_outs(g, c, count, read)
 
@@ -128,7 +128,7 @@ def _come(g, s, c, row, layer, token, words):
         read += ones(absent(s, layer, at, loose, layer, token) & missed[at])
         for other in range(g.layers):
             come = absent(s, other, at, loose, layer, token)
-            s.hbm[other, at] |= come
+            s.row[HBM + other, at] |= come
             s.layer[HELD, other] += ones(come)
             count += ones(come)
         _become_inside(g, s, at, loose & ~bit(token & 63) if at == token >> 6 else loose)
@@ -169,7 +169,7 @@ def _token_comes(g, s, c, w, item, layer, token):
         _list_loose(g, s, w)
     for other in range(g.layers):
         if absent(s, other, w, item, layer, token) != NO_TOKEN and free(g) > 0:
-            s.hbm[other, w] |= item
+            s.row[HBM + other, w] |= item
             s.layer[HELD, other] += 1
             count_ins(g, c, 1, ones(item & s.row[MISSED, w]) if other == layer else 0)
     if not (w == token >> 6 and item == bit(token & 63)):

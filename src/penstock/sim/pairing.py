@@ -8,6 +8,7 @@ from penstock.errors import UserError
 from penstock.sim.given import Given
 from penstock.sim.options import split_name
 from penstock.sim.overrides import all_options, combinations
+from penstock.sim.policy import looks_ahead
 from penstock.sim.registry import BUDGET, migrations, pair, placements
 
 Plain = str | float | int | bool
@@ -18,13 +19,14 @@ Side = Literal["placement", "migration"]
 class Pairing:
     """A placement and a migration as the registry reads them.
 
-    labels: the same without what was swept. swept: (key, value) of each swept option that one of the two has.
+    labels: the same without what was swept. moves_ahead: how many steps the migration looks ahead.
+    swept: (key, value) of each swept option that one of the two has.
     """
 
     texts: tuple[str, str]
     labels: tuple[str, str]
     slack: bool
-    clairvoyant: bool
+    moves_ahead: int
     swept: tuple[tuple[str, Plain], ...] = ()
 
 
@@ -91,7 +93,8 @@ def _pairing(
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     told = tuple((key, value) for key, value in values.items() if isinstance(value, Plain))
-    return Pairing((texts[0], texts[1]), (labels[0], labels[1]), made.budget_slack, made.ahead > 0, told), used
+    ahead = looks_ahead(made.migration)
+    return Pairing((texts[0], texts[1]), (labels[0], labels[1]), made.budget_slack, ahead, told), used
 
 
 def _of_side(side: str, text: str, options: Mapping[str, object]) -> dict[str, tuple[str, object]]:

@@ -80,11 +80,14 @@ class _Pool:
                     raise UserError(message)
 
     def _hand_out(self, to: Connection, left: list[Task], at_work: dict[Connection, Task], cell: int | None) -> None:
-        """Give a process its next task: of the cell whose trace it holds, else of the one that fewest work on."""
+        """Give a process its next task: of the cell whose trace it holds, else of the one that fewest work on.
+
+        The longest goes first, so that none waits long for another in the end.
+        """
         if not left:
             return
         held = [task.cell for task in at_work.values()]
-        task = min(left, key=lambda task: (task.cell != cell, held.count(task.cell)))
+        task = min(left, key=lambda task: (task.cell != cell, held.count(task.cell), -task.effort))
         left.remove(task)
         at_work[to] = task
         to.send(task)

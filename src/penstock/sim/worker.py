@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +17,7 @@ from penstock.sim.row import Curve, Row, curve_of
 from penstock.sim.simulator import simulate_many
 from penstock.sim.study import Cell
 from penstock.sim.trace_facts import TraceFacts, trace_facts
+from penstock.sim.trace_source import one_at_a_time
 from penstock.trace.skip_trace import SkipTrace
 
 Progress = Callable[[int], None]
@@ -27,6 +29,11 @@ class Task:
 
     cell: int
     pairs: tuple[Pairing, ...]
+
+    @property
+    def effort(self) -> int:
+        """About how long it takes beside other tasks of its cell: migrations that look far ahead are the slowest."""
+        return sum(1 + pair.moves_ahead for pair in self.pairs)
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,9 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """All that the pairs of a cell share."""
+class _Known:
+    """What holds of a cell under any policy."""
 
-    trace: SkipTrace
     start: InitialState
     facts: TraceFacts
     bounds: Bounds
@@ -67,11 +73,16 @@ class _Prepared:
 
 
 class Worker:
-    """Runs tasks one after another and keeps the last cell's trace for the next; shared: see TraceSource.open."""
+    """Runs tasks one after another and keeps the last cell's trace for the next.
+
+    shared: a directory of the processes that run a study together. What all need of a cell is made by one of them and
+    left there for the others: its trace, and what is known of it, which is not needed before the first runs are over.
+    """
 
     def __init__(self, cells: Sequence[Cell], shared: Path | None = None) -> None:
         self._cells, self._shared = cells, shared
-        self._held: tuple[int, _Prepared] | None = None
+        self._trace: tuple[int, SkipTrace] | None = None
+        self._known: tuple[int, _Known] | None = None
 
     def run(self, task: Task, progress: Progress) -> Finished:
         """Run a task; progress is told token steps done, counted once for every pair.
@@ -79,33 +90,49 @@ class Worker:
         Raises UserError for a trace that cannot be had and for a user's policy that errs.
         """
         cell = self._cells[task.cell]
-        prepared, seconds = self._prepare(task.cell)
+        trace, seconds = self._open(task.cell)
         start_s = time.perf_counter()
         runs = simulate_many(
             cell.scenario,
-            prepared.trace,
+            trace,
             [pair.texts for pair in task.pairs],
             progress=lambda steps: progress(steps * len(task.pairs)),
         )
         seconds += Seconds(simulation=time.perf_counter() - start_s)
-        rows = [_row(cell, pair, run, prepared) for pair, run in zip(task.pairs, runs, strict=True)]
-        return Finished(task, tuple(rows), seconds, os.getpid())
+        known, took = self._learn(task.cell, trace)
+        rows = [_row(cell, pair, run, known) for pair, run in zip(task.pairs, runs, strict=True)]
+        return Finished(task, tuple(rows), seconds + took, os.getpid())
 
-    def _prepare(self, index: int) -> tuple[_Prepared, Seconds]:
-        """What the pairs of a cell share, and the time it took now."""
-        if self._held is not None and self._held[0] == index:
-            return self._held[1], Seconds()
-        self._held = None  # two traces need not fit side by side
-        cell = self._cells[index]
-        start_s = time.perf_counter()
-        trace = cell.trace.open(self._shared)
-        facts = trace_facts(trace)
-        made_s = time.perf_counter()
-        prepared = _Prepared(
-            trace, initial_state(cell.scenario), facts, bounds(cell.scenario, trace), _lb2(cell, trace)
-        )
-        self._held = (index, prepared)
-        return prepared, Seconds(trace=made_s - start_s, bounds=time.perf_counter() - made_s)
+    def _open(self, index: int) -> tuple[SkipTrace, Seconds]:
+        """A cell's trace, and the time it took now."""
+        if self._trace is None or self._trace[0] != index:
+            self._trace = None  # two need not fit side by side
+            start_s = time.perf_counter()
+            self._trace = index, self._cells[index].trace.open(self._shared)
+            return self._trace[1], Seconds(trace=time.perf_counter() - start_s)
+        return self._trace[1], Seconds()
+
+    def _learn(self, index: int, trace: SkipTrace) -> tuple[_Known, Seconds]:
+        """What is known of a cell, and the time it took now."""
+        if self._known is None or self._known[0] != index:
+            start_s = time.perf_counter()
+            self._known = index, self._shared_or_known(index, trace)
+            return self._known[1], Seconds(bounds=time.perf_counter() - start_s)
+        return self._known[1], Seconds()
+
+    def _shared_or_known(self, index: int, trace: SkipTrace) -> _Known:
+        if self._shared is None:
+            return _known(self._cells[index], trace)
+        path = self._shared / f"{index}.known"
+        with one_at_a_time(path.with_suffix(".known-lock")):
+            if not path.exists():
+                path.write_bytes(pickle.dumps(_known(self._cells[index], trace)))
+            known: _Known = pickle.loads(path.read_bytes())
+            return known
+
+
+def _known(cell: Cell, trace: SkipTrace) -> _Known:
+    return _Known(initial_state(cell.scenario), trace_facts(trace), bounds(cell.scenario, trace), _lb2(cell, trace))
 
 
 def _lb2(cell: Cell, trace: SkipTrace) -> float | None:
@@ -116,8 +143,8 @@ def _lb2(cell: Cell, trace: SkipTrace) -> float | None:
     return lb2(cell.scenario, trace)
 
 
-def _row(cell: Cell, pair: Pairing, run: Run, prepared: _Prepared) -> tuple[Row, Curve]:
-    scenario, start, least = cell.scenario, prepared.start, prepared.bounds
+def _row(cell: Cell, pair: Pairing, run: Run, known: _Known) -> tuple[Row, Curve]:
+    scenario, start, least = cell.scenario, known.start, known.bounds
     steps, weights = scenario.decode_tokens, scenario.weights_bytes
     capacity = scenario.memories.hbm_capacity_bytes
     held = int(start.attn_bytes.sum() + start.mlp_bytes.sum())
@@ -143,8 +170,8 @@ def _row(cell: Cell, pair: Pairing, run: Run, prepared: _Prepared) -> tuple[Row,
         prefill_tokens=scenario.prefill_tokens,
         decode_tokens=steps,
         hbm_capacity_bytes=capacity,
-        skip_realised=prepared.facts.skip,
-        overlap_realised=prepared.facts.overlap,
+        skip_realised=known.facts.skip,
+        overlap_realised=known.facts.overlap,
         time_s=run.time_s,
         ms_per_token=run.time_s / steps * 1000,
         tok_s=cell.batch * steps / run.time_s if run.time_s else None,
@@ -163,7 +190,7 @@ def _row(cell: Cell, pair: Pairing, run: Run, prepared: _Prepared) -> tuple[Row,
         lb0_s=least.lb0_s,
         lb1_s=least.lb1_s,
         lb1_at_weights_s=least.lb1_at_weights_s,
-        lb2_s=prepared.lb2_s,
+        lb2_s=known.lb2_s,
         oracle_share=part(least.lb1_at_weights_s),
         lb1_share=part(least.lb1_s),
         best_s=None if scenario.weight_capacity_bytes is None else best_at_share(scenario, run),
