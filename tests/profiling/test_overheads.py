@@ -1,5 +1,6 @@
 import pytest
 
+from penstock.machine.machine import Curve
 from penstock.profiling.overheads import Swept, measure_overheads, overheads_of
 from penstock.profiling.place import Place
 
@@ -20,8 +21,14 @@ def test_terms_are_told_apart() -> None:
 
 def test_a_tiny_model_in_the_real_engine(place: Place) -> None:
     found = measure_overheads(
-        place, 0.05, layers=(1, 3), cuts=((4, 4), (8, 4)), vocabularies=(64, 4096), experts=(2, 32)
+        place, 0.05, Curve.flat(1e12), layers=(1, 3), cuts=((4, 4), (8, 4)), vocabularies=(64, 4096), experts=(2, 32)
     )
     assert 1e-6 < found.visit_s < 1
     assert 1e-6 < found.expert_s < 1
     assert found.sweep_s >= 0 and found.row_s >= 0 and found.logit_s >= 0
+
+
+def test_what_the_products_own_arithmetic_takes_is_no_overhead(place: Place) -> None:
+    """Where products are said to take all of the time, next to nothing is left for a visit."""
+    given = {"layers": (1, 3), "cuts": ((4, 4), (8, 4)), "vocabularies": (64, 4096), "experts": (2, 32)}
+    assert measure_overheads(place, 0.05, Curve.flat(1e6), **given).visit_s < 1e-5

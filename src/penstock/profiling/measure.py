@@ -190,7 +190,8 @@ def _processor(place: Place, form: Form, steps: _Steps, places: int, extra: dict
     rates = attention.measure_attention(place, budget_s("attention", _ATTENTION), keys=form.keys, spans=form.spans)
     between = traffic.measure_traffic(place, budget_s("between products", _TRAFFIC))
     unpacked = unpacking.measure_unpacking(place, budget_s("unpacking", _UNPACKING))
-    costs = overheads.measure_overheads(place, budget_s("overheads", _OVERHEADS), form.layers)
+    flops = curves[kinds[0].name]  # what `auto` makes of a bfloat16 checkpoint comes first
+    costs = overheads.measure_overheads(place, budget_s("overheads", _OVERHEADS), flops, form.layers)
     extra[f"{place.device.compute_tier}_attention_row_s"] = rates.row_s
     return Processor(
         products=curves,

@@ -1,4 +1,4 @@
-"""What a sweep costs besides arithmetic and bytes: a tiny random model in the real engine, by how the work is cut."""
+"""What a sweep costs besides arithmetic and bytes: a small random model in the real engine, by how the work is cut."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 from penstock.engine.build import Blueprint, assemble, blueprint
 from penstock.engine.engine import Engine
 from penstock.engine.sampler import Draw, sample
+from penstock.machine.machine import Curve
 from penstock.memory.clock import Clock, Lane
 from penstock.model.source import Source
 from penstock.plan.policy import Policy, Shares, Tier
@@ -22,15 +23,19 @@ from penstock.profiling.place import Place
 from penstock.profiling.timing import median_s
 from penstock.sampling import Sampling
 
-LAYERS = (4, 16)
+LAYERS = (2, 8)
 EXPERTS = (8, 64)
+# In and out of most products: as wide as a small model's, so that they are handed to threads as those are.
+_WIDTH, _HEAD = 512, 64
 # Rows, and rows of a micro-batch: enough for the products' kernel for many tokens, which takes longer to be called.
 CUTS = ((8, 8), (32, 8), (32, 32))
 VOCABULARIES = (2048, 65536)
 _SAMPLED_ROWS = 32
 _EXPERT_ROWS, _EXPERT_LAYERS = 8, 2
 _PROMPT = 4
-_ROW_TOKENS = 1024
+_ROW_TOKENS = 128
+_LAYER_WEIGHTS = 5 * _WIDTH * _WIDTH + 2 * _WIDTH * _HEAD  # queries, output, three of the MLP; keys and values
+_LEAST_S = 1e-6
 _GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0, max_tokens=_ROW_TOKENS, stop=(), stop_ids=frozenset())
 
 
@@ -39,8 +44,9 @@ class Overheads:
     """Seconds besides products, attention and what is between them.
 
     sweep_s: of a sweep. visit_s: of a call that passes a page, the mean of attention's and MLP's: the model's Python
-    from one stop to the next, and its part of serving the page. row_s: of a row that a token is drawn for. logit_s: of
-    one of its logits. expert_s: of an expert that a call touches: its tokens told from the others, its calls made.
+    from one stop to the next, what its products take besides their FLOP, and its part of serving the page. row_s: of a
+    row that a token is drawn for. logit_s: of one of its logits. expert_s: of an expert that a call touches: its tokens
+    told from the others, its calls made.
     """
 
     sweep_s: float
@@ -52,7 +58,7 @@ class Overheads:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Median seconds of a decode sweep of so many pages, micro-batches and rows."""
+    """Median seconds of a decode sweep of so many pages, micro-batches and rows, without its products' FLOP."""
 
     pages: int
     calls: int
@@ -63,15 +69,16 @@ class Swept:
 def measure_overheads(
     place: Place,
     budget_s: float,
+    flops: Curve,
     layers: Sequence[int] = LAYERS,
     cuts: Sequence[tuple[int, int]] = CUTS,
     vocabularies: Sequence[int] = VOCABULARIES,
     experts: Sequence[int] = EXPERTS,
 ) -> Overheads:
     """Decode sweeps of models of several depths, cut in several ways, and of several numbers of experts; draws from
-    vocabularies of several sizes."""
+    vocabularies of several sizes. flops: of products by tokens of a call, in the arithmetic of ``place.auto``."""
     share_s = 0.6 * budget_s / (len(layers) * len(cuts))
-    swept = [one for depth in layers for one in _sweeps(place, depth, cuts, share_s)]
+    swept = [one for depth in layers for one in _sweeps(place, flops, depth, cuts, share_s)]
     drawn = [draw_s(place, size, 0.2 * budget_s / len(vocabularies)) for size in vocabularies]
     routed = [routed_s(place, number, 0.2 * budget_s / len(experts)) for number in experts]
     return overheads_of(swept, vocabularies, drawn, experts, routed)
@@ -100,16 +107,21 @@ def draw_s(place: Place, vocabulary: int, budget_s: float, rows: int = _SAMPLED_
 
 def routed_s(place: Place, experts: int, budget_s: float, layers: int = _EXPERT_LAYERS) -> float:
     """Seconds that one layer of so many experts takes, as part of a sweep whose every token is sent to all of them."""
-    model = _tiny(place, layers, experts)
+    model = _small(place, layers, experts)
     with _engine(place, model, _EXPERT_ROWS, _EXPERT_ROWS) as engine:
         return sweep_s(engine, _EXPERT_ROWS, budget_s) / layers
 
 
-def _sweeps(place: Place, layers: int, cuts: Sequence[tuple[int, int]], budget_s: float) -> Iterator[Swept]:
-    model = _tiny(place, layers)
+def _sweeps(
+    place: Place, flops: Curve, layers: int, cuts: Sequence[tuple[int, int]], budget_s: float
+) -> Iterator[Swept]:
+    model = _small(place, layers)
     for rows, batch in cuts:
         with _engine(place, model, rows, batch) as engine:
-            yield Swept(len(engine.model.first_order), -(-rows // batch), rows, sweep_s(engine, rows, budget_s))
+            products_s = 2.0 * rows * layers * _LAYER_WEIGHTS / flops.at(min(rows, batch))
+            pages, calls = len(engine.model.first_order), -(-rows // batch)
+            # where products are faster than their curve, what was measured is still no less than nothing
+            yield Swept(pages, calls, rows, max(sweep_s(engine, rows, budget_s) - products_s, _LEAST_S))
 
 
 def sweep_s(engine: Engine, rows: int, budget_s: float) -> float:
@@ -126,21 +138,22 @@ def sweep_s(engine: Engine, rows: int, budget_s: float) -> float:
     return median(taken[1:])
 
 
-def _tiny(place: Place, layers: int, experts: int = 0) -> Blueprint:
-    """A model whose arithmetic takes no time worth counting; with experts, all of which every token is sent to."""
+def _small(place: Place, layers: int, experts: int = 0) -> Blueprint:
+    """A model with products of _WIDTH; with experts, all of which every token is sent to, one of next to no work."""
+    width = _HEAD if experts else _WIDTH
     sizes = {
         "vocab_size": 64,
-        "hidden_size": 64,
-        "intermediate_size": 64,
+        "hidden_size": width,
+        "intermediate_size": width,
         "num_hidden_layers": layers,
-        "num_attention_heads": 1,
+        "num_attention_heads": width // _HEAD,
         "num_key_value_heads": 1,
         "max_position_embeddings": 2 * _ROW_TOKENS,
     }
     config: PretrainedConfig = LlamaConfig(**sizes)
     if experts:
-        routed = {"moe_intermediate_size": 64, "num_experts": experts, "num_experts_per_tok": experts, "head_dim": 64}
-        config = Qwen3MoeConfig(**sizes, **routed)
+        routed = {"moe_intermediate_size": width, "num_experts": experts, "num_experts_per_tok": experts}
+        config = Qwen3MoeConfig(**sizes, **routed, head_dim=_HEAD)
     source = Source("overheads", "random", Path(), config, None, "bfloat16")
     return blueprint(source, place.auto, one_group=True)
 
