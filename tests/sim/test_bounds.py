@@ -8,8 +8,9 @@ from tests.sim.oracle import Case, Player
 
 from penstock.sim.bounds import bounds
 from penstock.sim.memories import Duplex, Memories
-from penstock.sim.read_sets import read_counts, read_mask
+from penstock.sim.read_sets import read_mask
 from penstock.sim.scenario import Scenario
+from penstock.sim.trace_facts import trace_facts
 from penstock.trace.skip_trace import BitTrace, TraceShape
 
 CASES = [random_case(random.Random(seed), Limits(layers=3, prefill=90, decode=20)) for seed in range(12)]
@@ -43,7 +44,7 @@ def by_the_page(case: Case) -> tuple[Fraction, Fraction, Fraction]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_bounds_are_the_sums_that_the_page_defines(case: Case) -> None:
-    found = bounds(scenario_of(case), trace_of(case))
+    found = bounds(scenario_of(case), trace_facts(trace_of(case)).reads)
     expected = [float(value) for value in by_the_page(case)]
     assert [found.lb0_s, found.lb1_s, found.lb1_at_weights_s] == pytest.approx(expected, rel=1e-12)
     assert found.lb0_s <= found.lb1_s * (1 + 1e-12) and found.lb1_s <= found.lb1_at_weights_s * (1 + 1e-12)
@@ -52,7 +53,7 @@ def test_bounds_are_the_sums_that_the_page_defines(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES[:6])
 def test_read_sets_are_all_older_tokens_that_are_not_skipped(case: Case) -> None:
     trace = trace_of(case)
-    mask, counts = read_mask(trace), read_counts(trace)
+    mask, counts = read_mask(trace), trace_facts(trace).reads
     for step, of_layers in enumerate(case.all_reads):
         for layer, tokens in enumerate(of_layers):
             assert set(np.flatnonzero(mask[step, layer])) == tokens
@@ -64,7 +65,7 @@ def test_counts_do_not_depend_on_the_windows_a_trace_is_read_in() -> None:
     shape = TraceShape(prefill_tokens=70_000, steps=50, layers=5)  # longer than a window
     bits = rng.integers(0, 1 << 63, (shape.steps, shape.layers, shape.words), np.uint64)
     bits[:, :, 1093:] = 0  # the prefill ends in word 1093
-    counts = read_counts(BitTrace(shape, bits))
+    counts = trace_facts(BitTrace(shape, bits)).reads
     step, layer = 49, 3
     assert counts[step, layer] == 70_049 - sum(int(word).bit_count() for word in bits[step, layer])
 
@@ -82,8 +83,7 @@ def test_weights_that_take_less_than_is_read_of_them_leave_the_rest_to_kv() -> N
         decode_tokens=1,
         weight_capacity_bytes=200,
     )
-    shape = TraceShape(10, 1, 1)
-    found = bounds(scenario, BitTrace(shape, np.zeros((1, 1, 1), np.uint64)))
+    found = bounds(scenario, np.full((1, 1), 10))
     assert found.lb0_s == pytest.approx(2000 / 1100)
     assert found.lb1_s == pytest.approx(600 / 100)
     assert found.lb1_at_weights_s == pytest.approx(600 / 1000 + 600 / 100)

@@ -13,6 +13,7 @@ from penstock.sim.memories import Duplex, Memories
 from penstock.sim.optimum import lb2
 from penstock.sim.scenario import Initial, Mode, Scenario, Start
 from penstock.sim.simulator import simulate
+from penstock.sim.trace_facts import trace_facts
 
 # HBM takes a second for three items, external memory one for one; two prefill items and the new one have room.
 TWO_ITEMS = Scenario(
@@ -110,7 +111,7 @@ def test_every_bound_is_at_least_the_one_before_and_no_policy_beats_the_last(see
     rng = random.Random(seed)
     case = random_case(rng, Limits(layers=2, prefill=10, decode=6), mode)
     scenario, trace = scenario_of(case), trace_of(case)
-    below, optimum = bounds(scenario, trace), lb2(scenario, trace)
+    below, optimum = bounds(scenario, trace_facts(trace).reads), lb2(scenario, trace)
     policies = [
         simulate(
             scenario,

@@ -1,13 +1,12 @@
-"""What no policy can beat, in one pass over a trace; docs/policies.md, Bounds."""
+"""What no policy can beat; docs/policies.md, Bounds."""
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penstock.sim.initial import initial_state
-from penstock.sim.read_sets import read_counts
 from penstock.sim.scenario import Scenario
-from penstock.trace.skip_trace import SkipTrace
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,14 @@ class Bounds:
     lb1_at_weights_s: float
 
 
-def bounds(scenario: Scenario, trace: SkipTrace) -> Bounds:
-    """LB0, LB1 and LB1 at omega of a scenario over a trace; computing and fixed times are left out of all three."""
+def bounds(scenario: Scenario, reads: NDArray[np.int64]) -> Bounds:
+    """LB0, LB1 and LB1 at omega of a scenario; computing and fixed times are left out of all three.
+
+    reads: |R(n, l)| [steps, layers], as `trace_facts` counts them.
+    """
     memories, start = scenario.memories, initial_state(scenario)
     hbm_rate, ext_rate = memories.hbm_bytes_per_s, memories.ext_bytes_per_s
-    kv = scenario.kv_bytes * read_counts(trace)  # [steps, layers]
+    kv = scenario.kv_bytes * reads
     attn_held, mlp_held = start.attn_bytes, start.mlp_bytes
 
     room = memories.hbm_capacity_bytes - start.occupied_bytes  # what weights leave to KV

@@ -132,7 +132,8 @@ class Worker:
 
 
 def _known(cell: Cell, trace: SkipTrace) -> _Known:
-    return _Known(initial_state(cell.scenario), trace_facts(trace), bounds(cell.scenario, trace), _lb2(cell, trace))
+    facts = trace_facts(trace)
+    return _Known(initial_state(cell.scenario), facts, bounds(cell.scenario, facts.reads), _lb2(cell, trace))
 
 
 def _lb2(cell: Cell, trace: SkipTrace) -> float | None:

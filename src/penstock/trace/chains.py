@@ -6,7 +6,7 @@ used, so nothing depends on the order of work.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 DIGITS = 16  # of a probability, in binary: within 1/131,072 of what is asked
 
 Advance = Callable[[NDArray[np.uint64], int, int, np.uint64, int, int], None]
+Choose = Callable[
+    [NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], int, np.uint64, NDArray[np.uint64]], None
+]
 
 
 def threshold(probability: float) -> int:
@@ -31,19 +34,36 @@ def advance(
     the probabilities that a bit is set afterwards, where it is clear and where it is set.
     """
     if start < stop:
-        _compiled()(states, start, stop, key, threshold(set_if_clear), threshold(set_if_set))
+        _compiled()[0](states, start, stop, key, threshold(set_if_clear), threshold(set_if_set))
+
+
+def choose(
+    states: NDArray[np.uint64],
+    following: NDArray[np.uint64],
+    allowed: NDArray[np.uint64],
+    words: int,
+    last: np.uint64,
+    chosen: NDArray[np.uint64],
+) -> None:
+    """Fill so many words of every row with the common chain where a bit follows it, else with the row's own.
+
+    states: [1 + rows, words or more], the common chain first. following, chosen: [rows, words or more]. Bits stay that
+    are in `allowed` [words or more] and, in the last word, in `last`.
+    """
+    if words > 0:
+        _compiled()[1](states, following, allowed, words, last, chosen)
 
 
 @cache
-def _compiled() -> Advance:
+def _compiled() -> tuple[Advance, Choose]:
     import numba  # half a second, and only where chains are run
     from numba import types
 
-    signature = types.void(
-        types.Array(types.uint64, 2, "C"), types.intp, types.intp, types.uint64, types.int64, types.int64
-    )
-    jit: Callable[[Any], Advance] = numba.njit(signature, nogil=True, cache=True)
-    return jit(_advance)
+    matrix, number = types.Array(types.uint64, 2, "C"), types.uint64
+    advances = types.void(matrix, types.intp, types.intp, number, types.int64, types.int64)
+    chooses = types.void(matrix, matrix, types.Array(number, 1, "C"), types.intp, number, matrix)
+    jit: Callable[[Any], Callable[[Any], Any]] = partial(numba.njit, nogil=True, cache=True)
+    return jit(advances)(_advance), jit(chooses)(_choose)
 
 
 def _advance(
@@ -79,3 +99,18 @@ def _advance(
         for word in range(words):
             state = states[row, start + word]
             states[row, start + word] = (for_set[word] & state) | (for_clear[word] & ~state)
+
+
+def _choose(
+    states: NDArray[np.uint64],
+    following: NDArray[np.uint64],
+    allowed: NDArray[np.uint64],
+    words: int,
+    last: np.uint64,
+    chosen: NDArray[np.uint64],
+) -> None:
+    for row in range(chosen.shape[0]):
+        for word in range(words):
+            own = states[1 + row, word]
+            chosen[row, word] = (own ^ (own ^ states[0, word]) & following[row, word]) & allowed[word]
+        chosen[row, words - 1] &= last

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,10 +103,11 @@ def synth(
         raise UserError(f"seed is {seed}: give a number from 0 to 2^63 − 1")
     header = TraceHeader(shape.prefill_tokens, shape.layers, "synth", parameters=_parameters(rules, seed))
     with TraceWriter(path, header, chunk_steps=chunk_steps_for(shape.layers, shape.words)) as writer:
-        for step, skipped in enumerate(_steps(shape, rules, seed)):
-            writer.append(skipped)
-            if progress is not None:
-                progress(step + 1, shape.steps)
+        for block in _one_ahead(_blocks(shape, rules, seed)):
+            for skipped in block:
+                writer.append(skipped)
+                if progress is not None:
+                    progress(writer.steps, shape.steps)
         return writer.close()
 
 
@@ -120,8 +122,17 @@ def _parameters(rules: Skipping, seed: int) -> dict[str, bool | int | float | st
     }
 
 
-def _steps(shape: TraceShape, rules: Skipping, seed: int) -> Iterator[SkipBits]:
-    """Each step's bits, [layers, words]; the same array again.
+def _one_ahead(blocks: Iterator[SkipBits]) -> Iterator[SkipBits]:
+    """The same blocks, the next of which is made by a thread while one is used."""
+    with ThreadPoolExecutor(1, "penstock-chains") as thread:
+        making = thread.submit(next, blocks, None)
+        while (block := making.result()) is not None:
+            making = thread.submit(next, blocks, None)
+            yield block
+
+
+def _blocks(shape: TraceShape, rules: Skipping, seed: int) -> Iterator[SkipBits]:
+    """The bits of a few steps at a time, [steps, layers, words].
 
     Row 0 of the states is every token's common chain, row 1 + l layer l's own. A (token, layer) follows one of the two
     for good: the common one with probability √correlation. Words begin, stationary, when their first token may be
@@ -129,11 +140,12 @@ def _steps(shape: TraceShape, rules: Skipping, seed: int) -> Iterator[SkipBits]:
     """
     states = np.zeros((1 + shape.layers, shape.words), np.uint64)
     following = np.zeros((shape.layers, shape.words), np.uint64)
-    skipped = np.zeros((shape.layers, shape.words), np.uint64)
-    common, own = states[:1], states[1:]
     sinks = ~bits.below(rules.sinks, shape.words)
+    most = chunk_steps_for(shape.layers, shape.words)
     running = 0
     for step in range(shape.steps):
+        if step % most == 0:
+            block = np.zeros((min(most, shape.steps - step), shape.layers, shape.words), np.uint64)
         may_be_skipped = shape.prefill_tokens + step - rules.recent
         words = max(0, -(-may_be_skipped // WORD_BITS))
         chains.advance(states, 0, running, _key(seed, 0, step), rules.enters, 1 - rules.leaves)
@@ -142,14 +154,10 @@ def _steps(shape: TraceShape, rules: Skipping, seed: int) -> Iterator[SkipBits]:
             shared = math.sqrt(rules.correlation)
             chains.advance(following, running, words, _key(seed, _FOLLOWING, step), shared, shared)
             running = words
-        now = skipped[:, :words]
-        np.bitwise_xor(common[:, :words], own[:, :words], out=now)
-        np.bitwise_and(now, following[:, :words], out=now)
-        np.bitwise_xor(now, own[:, :words], out=now)
-        np.bitwise_and(now, sinks[:words], out=now)
-        if words:
-            now[:, -1] &= bits.below(may_be_skipped - (words - 1) * WORD_BITS, 1)
-        yield skipped
+        last = bits.below(may_be_skipped - (words - 1) * WORD_BITS, 1)[0]
+        chains.choose(states, following, sinks, words, last, block[step % most])
+        if step % most == len(block) - 1:
+            yield block
 
 
 def _key(seed: int, use: int, step: int) -> np.uint64:
