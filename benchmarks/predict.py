@@ -1,8 +1,9 @@
 """Predicted beside measured: different jobs on this machine in one sitting; prints a Markdown table.
 
-    python benchmarks/predict.py --work DIR [--only NAME,…]
+    python benchmarks/predict.py --work DIR [--only NAME,…] [--profile each]
 
-Measures the machine first (penstock profile), then runs each job through the command line with `--json`, which carries
+Measures the machine first (penstock profile), once or before each job, for a machine that others share is another one
+ten minutes later. Then runs each job through the command line with `--json`, which carries
 what the planner said of it beside what happened. Checkpoints are built under --work where they are missing. Every
 result is appended to a JSONL file; `--table-only` prints its table again.
 """
@@ -108,18 +109,18 @@ def main() -> None:
     parser.add_argument("--penstock", default=str(Path(sys.executable).with_name("penstock")))
     parser.add_argument("--only", type=words, help="names of jobs, in part")
     parser.add_argument("--results", type=Path)
-    parser.add_argument("--no-profile", action="store_true", help="use the stored profile as it is")
+    parser.add_argument("--profile", choices=("once", "each", "never"), default="once", help="never: use what is stored")
     parser.add_argument("--table-only", action="store_true")
     arguments = parser.parse_args()
     results = arguments.results or arguments.work / "predict.jsonl"
     if not arguments.table_only:
-        if not arguments.no_profile:
-            subprocess.run([arguments.penstock, "profile", "--force"], check=True, stdout=sys.stderr)
-        for case in CASES:
-            if arguments.only is None or any(part in case.name for part in arguments.only):
-                record = execute(case, arguments)
-                append(results, record)
-                print(table([record]).splitlines()[-1], file=sys.stderr)
+        chosen = [c for c in CASES if arguments.only is None or any(part in c.name for part in arguments.only)]
+        for number, case in enumerate(chosen):
+            if arguments.profile == "each" or arguments.profile == "once" and number == 0:
+                subprocess.run([arguments.penstock, "profile", "--force"], check=True, stdout=sys.stderr)
+            record = execute(case, arguments)
+            append(results, record)
+            print(table([record]).splitlines()[-1], file=sys.stderr)
     print(table([json.loads(line) for line in results.read_text().splitlines()]))
 
 
