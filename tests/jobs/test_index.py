@@ -36,3 +36,13 @@ def test_an_entry_takes_72_bytes_at_most() -> None:
     for number in range(1, 3000):
         index.add(digest(number), number)
         assert number < 700 or index.nbytes <= 72 * number
+
+
+def test_room_that_is_taken_beforehand_is_enough() -> None:
+    index = Index(expected=1000)
+    before = index.nbytes
+    for number in range(1, 1001):
+        assert index.add(digest(number), number)
+    assert index.nbytes == before == Index(expected=1000).nbytes
+    assert [index.get(digest(number)) for number in (1, 1000, 1001)] == [1, 1000, 0]
+    assert Index().nbytes < before

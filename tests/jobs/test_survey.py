@@ -157,6 +157,17 @@ def test_a_kept_survey_holds_as_long_as_the_input_is_the_same(tmp_path):
     assert resumed(source, None, Done()) is None
 
 
+def test_the_index_of_a_job_that_goes_on_takes_its_memory_at_once(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join(json.dumps({"custom_id": f"q{i}", "prompt": "x"}) for i in range(1000)))
+    whole = survey(source, "f", Done())
+    again = resumed(source, json.loads(json.dumps(whole.kept())), Done())
+    assert again is not None
+    before = again.owners.nbytes
+    assert len(list(lines_to_go(source, again, Done()))) == 1000
+    assert again.owners.nbytes == before == whole.owners.nbytes > Survey().owners.nbytes
+
+
 def test_what_is_appended_after_the_survey_is_for_the_next_start(source: Path) -> None:
     found = survey(source, "model", Done())
     with source.open("a") as file:

@@ -9,15 +9,18 @@ _halves = Struct("<QQ").unpack
 
 
 class Index:
-    """16-byte digests to whole numbers of 1 to 2^64 - 1; nothing is ever taken out.
+    """16-byte digests to whole numbers of 1 to 2^64 - 1; nothing is ever taken out. expected: entries with room now.
 
     Open addressing in three flat arrays: 36 to 72 bytes an entry, where a dict of bytes takes 150 and more. Digests are
     spread evenly already, so their first bytes choose the slot.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, expected: int = 0) -> None:
         self._count = 0
-        self._allocate(_FIRST_SLOTS)
+        slots = _FIRST_SLOTS
+        while _is_full(expected, slots):
+            slots *= 2
+        self._allocate(slots)
 
     def __len__(self) -> int:
         return self._count
@@ -40,7 +43,7 @@ class Index:
             return False
         self._firsts[slot], self._seconds[slot], self._values[slot] = first, second, value
         self._count += 1
-        if 3 * self._count > 2 * (self._last + 1):
+        if _is_full(self._count, len(self._values)):
             self._grow()
         return True
 
@@ -64,3 +67,8 @@ class Index:
             if value:
                 slot = self._slot(first, second)
                 firsts[slot], seconds[slot], values[slot] = first, second, value
+
+
+def _is_full(entries: int, slots: int) -> bool:
+    """Whether so many entries would make searches long."""
+    return 3 * entries > 2 * slots

@@ -82,7 +82,8 @@ class Survey:
 
     def kept(self) -> dict[str, Any]:
         """What a later start needs of this survey, if the input is the same then."""
-        return {"digest": self.digest, **{name: getattr(self, name) for name in _KEPT}, "of": self.to_go}
+        sums = {name: getattr(self, name) for name in _KEPT}
+        return {"digest": self.digest, **sums, "of": self.to_go, "owners": len(self.owners)}
 
     def _look(self, line: Line, fingerprint: str, done: Done) -> None:
         self.lines += 1
@@ -130,11 +131,12 @@ def resumed(path: str | os.PathLike[str], kept: object, done: Done) -> Survey | 
     """
     if not isinstance(kept, dict) or kept.get("digest") != _digest(path):
         return None
-    if not all(isinstance(kept.get(name), int) for name in (*_KEPT, "of")):
+    if not all(isinstance(kept.get(name), int) for name in (*_KEPT, "of", "owners")):
         return None
     if done.retries and kept["strangers"]:  # those with errors go now, and it is not known how many that are
         return None
-    found = Survey(**{name: kept[name] for name in _KEPT}, digest=str(kept["digest"]), is_kept=True)
+    owners = Index(kept["owners"])  # filled as lines are read; its memory is taken now, before any is planned with
+    found = Survey(**{name: kept[name] for name in _KEPT}, digest=str(kept["digest"]), is_kept=True, owners=owners)
     found.done = max(0, _kept_lines(done) - found.strangers)
     found.to_go = max(0, found.lines - found.done)
     for name in _SUMS:
