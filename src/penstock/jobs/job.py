@@ -6,9 +6,9 @@ was replaced would lose its lock, and a crash can only tear what is of no use by
 """
 
 import contextlib
+import fcntl
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,24 +27,6 @@ _PADDED_BYTES = 1024
 _LOCK_TRIES = 10  # 0.3 s: whoever asks for the status holds the lock for a moment
 
 Settings = Mapping[str, Any]
-
-if sys.platform == "win32":  # no locks there
-
-    def _lock(file: int, *, shared: bool = False) -> bool:
-        return True
-
-else:
-    import fcntl
-
-    def _lock(file: int, *, shared: bool = False) -> bool:
-        """Whether the lock is had now; file systems that know no locks are as if nobody else were there."""
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
 
 
 class JobFile:
@@ -142,7 +124,8 @@ class JobFile:
                 os.pwrite(self._file, self._found, 0)
                 os.ftruncate(self._file, len(self._found))
         else:  # there was none, or what a start that was killed had left
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.unlink()
         os.close(self._file)
         self._file = None
 
@@ -251,6 +234,17 @@ def _open_locked(out: Path) -> int:
         f"{out.name} is being written by another penstock{f' (pid {pid})' if pid else ''}: wait for it, stop it, or use"
         " another -o"
     )
+
+
+def _lock(file: int, *, shared: bool = False) -> bool:
+    """Whether the lock is had now; file systems that know no locks are as if nobody else were there."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _still_named(file: int, path: Path) -> bool:
