@@ -6,6 +6,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable
+from weakref import finalize
 
 import torch
 
@@ -26,6 +27,7 @@ class File:
             self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise UserError(f"cannot open {path}: {error.strerror}") from error
+        self._close = finalize(self, os.close, self._descriptor)  # once: by close, or when nobody has it
         self.direct = self._set_direct(True)
 
     def read_all(self, memory: memoryview, offset: int, needed: int | None = None) -> None:
@@ -59,8 +61,8 @@ class File:
         return os.fstat(self._descriptor).st_blocks * 512
 
     def close(self) -> None:
-        """Closes the descriptor; nothing may be under way."""
-        os.close(self._descriptor)
+        """Closes the descriptor, if it is still open; nothing may be under way."""
+        self._close()
 
     def _repeat(
         self, call: Callable[[int, list[memoryview], int], int], verb: str, memory: memoryview, offset: int
