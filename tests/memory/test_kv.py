@@ -1,6 +1,8 @@
 """KV blocks keep their bytes wherever the scheduler sends them."""
 
 import os
+from concurrent.futures import Future
+from threading import Timer
 
 import pytest
 import torch
@@ -84,6 +86,17 @@ def test_staging_mixes_what_is_here_with_what_is_elsewhere(store):
     store.copy_local(0, blocks, staging)
     keys, values = store.staged_views(0, staging, 2)
     assert torch.equal(keys[0], away[0]) and torch.equal(values[1], near[1])
+
+
+def test_a_move_that_fails_is_over_when_all_transfers_are(store, monkeypatch):
+    failed, slow = Future(), Future()
+    failed.set_exception(UserError("no room"))
+    transfers = iter([[failed], [slow]])
+    monkeypatch.setattr(store, "_copy", lambda layer, source, target: next(transfers))
+    Timer(0.05, slow.set_result, [None]).start()
+    with pytest.raises(UserError, match="no room"):
+        store.move([Move(1, ("cpu", at), ("disk", at)) for at in range(2)])
+    assert slow.done()
 
 
 def test_what_cannot_be_made_leaves_no_file_open(tmp_path):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,15 +145,18 @@ class KVStore:
         """Copy blocks between tiers, all layers of their group, in this order, and wait until they are there."""
         pending: list[Future[None]] = []
         busy: set[tuple[int, Tier, int]] = set()
-        for move in moves:
-            places = {(move.group, *move.source), (move.group, *move.target)}
-            if places & busy:  # a place that an earlier move still reads or writes
-                self._finish(pending)
-                pending, busy = [], set()
-            for layer in self.groups[move.group].layers:
-                pending += self._copy(layer, move.source, move.target)
-            busy |= places
-        self._finish(pending)
+        try:
+            for move in moves:
+                places = {(move.group, *move.source), (move.group, *move.target)}
+                if places & busy:  # a place that an earlier move still reads or writes
+                    self._finish(pending)
+                    pending, busy = [], set()
+                for layer in self.groups[move.group].layers:
+                    pending += self._copy(layer, move.source, move.target)
+                busy |= places
+            self._finish(pending)
+        finally:  # nothing may be under way to a place that others get, be it after an error or Ctrl-C
+            wait(pending)
 
     def _finish(self, pending: Sequence["Future[None]"]) -> None:
         if pending:
@@ -238,6 +241,7 @@ class KVStore:
         """Give back files; nothing is left on disk."""
         for file in self._files.values():
             file.close()
+        self._files.clear()
 
 
 def block_views(
