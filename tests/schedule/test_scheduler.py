@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.schedule.fake_engine import CPU, HALF, ONE, ROOMY, STEPS, FakeEngine, engines, policy
 
 from penstock.errors import UserError
-from penstock.plan.policy import TIERS, Shares
+from penstock.plan.policy import TIERS, Policy, Shares
 from penstock.schedule.types import GroupSpec, Sweep
 
 
@@ -198,3 +198,18 @@ def test_static_groups_keep_their_order() -> None:
     for most in (1, 3):
         engine.add(4, most)
     assert engine.run().finished == [0, 1]
+
+
+@pytest.mark.parametrize("how", [policy(b=2, number=2), policy(rows=4)], ids=["static", "continuous"])
+def test_nothing_is_kept_of_rows_that_have_ended(how: Policy) -> None:
+    engine = FakeEngine(how, ONE, ROOMY, 4)
+    for row in range(40):
+        engine.add(1 + row % 7, 1 + row % 5)
+    engine.run()
+    engine.add(1, 1)
+    engine.run()
+    scheduler = engine.scheduler
+    assert len(scheduler._longest) <= 1, "the row that entered last is passed over when the next one looks"
+    assert not scheduler._waiting and not scheduler._returning and not scheduler._room.rows
+    prefixes = scheduler._room.prefixes
+    assert not prefixes._blocks and not prefixes._owners and not +prefixes._wanted

@@ -109,7 +109,8 @@ class Scheduler:
             self._room.prefixes.want(row)
         self._next_id += 1
         self._waiting[row.id] = row
-        heappush(self._longest, (-limit, row.id))
+        if self._policy.admission != "static":  # nobody would take it out again
+            heappush(self._longest, (-limit, row.id))
         return row.id
 
     def abort(self, row_id: int) -> None:
