@@ -1,0 +1,42 @@
+"""Bytes of KV by a row's length: whole blocks, windows that leave some behind, homes beside the tier that computes."""
+
+import pytest
+
+from penstock.schedule.demand import Demand
+from penstock.schedule.types import GroupSpec
+
+ENDLESS, WINDOW = GroupSpec(10), GroupSpec(4, window=5)  # a window of 5 reaches into one full block of 4
+
+
+def test_blocks_are_whole() -> None:
+    demand = Demand([ENDLESS], 4, "cpu", whole=False)
+    assert [demand.blocks(tokens) for tokens in (1, 4, 5)] == [1, 1, 2]
+    assert [demand.held(tokens) for tokens in (1, 4, 5)] == [10, 10, 20]
+
+
+def test_windows_hold_what_they_reach() -> None:
+    demand = Demand([ENDLESS, WINDOW], 4, "cpu", whole=False)
+    assert (demand.stride_bytes, demand.endless_bytes, demand.windowed) == (14, 10, True)
+    assert [demand.held(tokens) for tokens in (4, 8, 12, 400)] == [14, 28, 38, 1000 + 4 + 4]
+
+
+def test_the_tier_that_computes_holds_the_tail_of_a_row_at_home_elsewhere() -> None:
+    demand = Demand([ENDLESS, WINDOW], 4, "cpu", whole=False)
+    assert demand.peak(9, "cpu") == {"cpu": 38}
+    assert demand.peak(9, "disk") == {"cpu": 14, "disk": 24}
+
+
+def test_a_prefill_that_is_not_cut_needs_all_its_blocks_at_once() -> None:
+    demand = Demand([ENDLESS, WINDOW], 4, "cpu", whole=True)
+    assert demand.held(9) == 42
+    assert demand.peak(9, "disk") == {"cpu": 42, "disk": 28}
+
+
+@pytest.mark.parametrize(("capacity", "longest"), [({"cpu": 35}, 12), ({"cpu": 9}, 0), ({"cpu": 2000}, 100)])
+def test_the_longest_row_that_fits(capacity: dict, longest: int) -> None:
+    assert Demand([ENDLESS], 4, "cpu", whole=False).longest(100, ["cpu"], capacity) == longest
+
+
+def test_the_longest_row_takes_its_best_home() -> None:
+    demand = Demand([ENDLESS], 4, "cpu", whole=False)
+    assert demand.longest(100, ["cpu", "disk"], {"cpu": 20, "disk": 55}) == 24
