@@ -36,3 +36,10 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):
         offload_root(tmp_path / "file" / "below")
+
+
+def test_a_root_that_is_gone_by_then_is_told(tmp_path):
+    root = offload_root(tmp_path / "spill")
+    root.rmdir()
+    with pytest.raises(UserError, match=r"spill takes no directory \(No such file or directory\): give another one"):
+        make_offload(root)

@@ -32,8 +32,11 @@ def offload_root(asked: str | os.PathLike[str] | None) -> Path:
 
 
 def make_offload(root: Path) -> Path:
-    """A new directory of this process's own."""
-    return Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=root))
+    """A new directory of this process's own; UserError where the disk takes none, or the root is gone."""
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=root))
+    except OSError as error:
+        raise UserError(f"--offload-dir {root} takes no directory ({error.strerror}): give another one") from error
 
 
 def remove_offload(directory: Path) -> None:
