@@ -31,3 +31,13 @@ def test_older_numpy_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = bits.counts(drawn[:, ::2])
     monkeypatch.delattr(np, "bitwise_count", raising=False)
     assert bits.counts(drawn[:, ::2]).tolist() == expected.tolist()
+
+
+def test_what_is_read_again_is_in_both_read_sets() -> None:
+    draw, exist = np.random.default_rng(1), np.arange(62, 67)  # token 64 begins a word
+    skipped = [[set(np.flatnonzero(draw.random(tokens) < 0.5)) for _ in range(2)] for tokens in exist.tolist()]
+    held = np.array([[bits.from_tokens(np.array(sorted(ids)), 2) for ids in of_layers] for of_layers in skipped])
+    read = [[set(range(n)) - ids for ids in of_layers] for n, of_layers in zip(exist.tolist(), skipped, strict=True)]
+    both = [[len(read[i][layer] & read[i + 1][layer]) for layer in range(2)] for i in range(4)]
+    assert bits.read_again(held, exist).tolist() == both
+    assert bits.read_again(held[:1], exist[:1]).shape == (0, 2)

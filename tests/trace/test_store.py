@@ -1,4 +1,3 @@
-import fcntl
 import os
 from pathlib import Path
 
@@ -55,25 +54,6 @@ def test_what_is_discarded_is_gone(tmp_path: Path) -> None:
     sink.discard()
     sink.discard()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_process_left_goes_with_the_next_trace_of_its_name(tmp_path: Path) -> None:
-    left, others, held = (tmp_path / f".{name}.part" for name in ("a*.1", "b.1", "a*.2"))
-    for path in (left, others, held):
-        path.touch()
-    with held.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        Sink(tmp_path / "a*", 0).finish(b"")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".a*.2.part", ".b.1.part", "a*"]
-
-
-def test_what_is_being_written_is_not_taken_for_abandoned(tmp_path: Path) -> None:
-    first = Sink(tmp_path / "a", 0)
-    (part,) = tmp_path.iterdir()
-    part.rename(tmp_path / ".a.1.part")
-    Sink(tmp_path / "a", 0).discard()
-    assert [path.name for path in tmp_path.iterdir()] == [".a.1.part"]
-    first.discard()
 
 
 @pytest.mark.parametrize("name", ["", ".", "/", "/dev/null"])

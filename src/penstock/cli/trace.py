@@ -159,7 +159,7 @@ def synth(
         raise UserError(f"{' and '.join(missing)} must be given, or --scenario, which says all sizes")
     shape = TraceShape(**{name: size for name, size in sizes.items() if size is not None})
     rules: dict[str, Any] = {name: rate for name, rate in rates.items() if rate is not None}
-    with _progress("drawing skips", 8 * shape.layers * shape.words, json_) as progress:
+    with _progress("drawing skips", shape.step_bytes, json_) as progress:
         trace = make(shape, skip, path=Path(file), progress=progress, **rules)
     _say_written(file, trace, [f"{percent(trace.realised_skip)} skipped ({percent(skip)} asked)"], json_)
 
@@ -209,7 +209,7 @@ def info(file: MadeTrace, plot: Plot = None, json_: Json = False) -> None:
         refuse_nowhere("--plot", plot)
         refuse_overwriting({"--plot": plot}, {"FILE": file})
     trace = CodedTrace.open(file)
-    with _progress("counting", 8 * trace.shape.layers * trace.shape.words, json_) as progress:
+    with _progress("counting", trace.shape.step_bytes, json_) as progress:
         found = inspect(trace, progress)
     if plot is not None:
         from penstock.trace.figure import draw

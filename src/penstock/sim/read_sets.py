@@ -12,7 +12,7 @@ def read_mask(trace: SkipTrace) -> NDArray[np.bool_]:
     """R(n, l) as [steps, layers, tokens] booleans: a byte for each, so for small and medium traces."""
     shape = trace.shape
     mask = np.empty((shape.steps, shape.layers, shape.tokens), np.bool_)
-    for first, bits in trace.windows(max(1, _WINDOW_BYTES // (8 * shape.layers * shape.words))):
+    for first, bits in trace.windows(shape.steps_in(_WINDOW_BYTES)):
         octets = np.ascontiguousarray(bits, dtype="<u8").view(np.uint8)
         skipped = np.unpackbits(octets, axis=-1, count=shape.tokens, bitorder="little").view(np.bool_)
         exist = np.arange(shape.tokens) < (shape.prefill_tokens + first + np.arange(len(bits)))[:, None]

@@ -17,6 +17,7 @@ from penstock.sim.plates import MOST_PANELS, Plate, grouped, plates
 from penstock.sim.readable import percent, seconds
 from penstock.sim.row import Curve
 from penstock.sim.table import varied
+from penstock.trace.part_file import PartFile
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: %(paper)s; --ink: %(ink)s; --faint: #dddddd }
@@ -48,9 +49,8 @@ def write_report(
     parts += [_section(plate, _drawn(plate, directory)) for plate in plates(frame, curves, best_shares or {})]
     parts.append("</body></html>\n")
     path = directory / "report.html"
-    beside = path.with_name(".report.html.new")
-    beside.write_text("\n".join(parts), encoding="utf-8")
-    beside.replace(path)
+    with PartFile(path) as whole:
+        whole.file.write("\n".join(parts).encode())
     return path
 
 

@@ -13,6 +13,7 @@ from typing import get_args, get_type_hints
 import polars as pl
 
 from penstock.sim.row import Row
+from penstock.trace.part_file import PartFile
 
 Value = str | float | int | bool | None
 
@@ -72,9 +73,8 @@ def write_table(directory: Path, frame: pl.DataFrame) -> Sequence[Path]:
     """Write results.csv and results.parquet, each whole or as it was before, and return their paths."""
     csv, parquet = directory / "results.csv", directory / "results.parquet"
     for path, write in ((csv, frame.write_csv), (parquet, frame.write_parquet)):
-        beside = path.with_name(f".{path.name}.new")
-        write(beside)
-        beside.replace(path)
+        with PartFile(path) as whole:
+            write(whole.part)
     return csv, parquet
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.trace import bits
-from penstock.trace.skip_trace import WORD_BITS, SkipTrace
+from penstock.trace.skip_trace import SkipTrace
 
 _WINDOW_BYTES = 4 << 20  # a window stays in the cache between the passes over it
 
@@ -26,20 +26,13 @@ class TraceFacts:
 def trace_facts(trace: SkipTrace) -> TraceFacts:
     """Count a trace in one pass."""
     shape = trace.shape
-    window = max(1, _WINDOW_BYTES // (8 * shape.layers * shape.words))
     exist = shape.prefill_tokens + np.arange(shape.steps)
     skipped = np.empty((shape.steps, shape.layers), np.int64)
-    counted = either = 0
-    for first, held in trace.windows(window, ahead=1):
+    counted = kept = 0
+    for first, held in trace.windows(shape.steps_in(_WINDOW_BYTES), ahead=1):
         skipped[counted : first + len(held)] = bits.counts(held[counted - first :])
         counted = first + len(held)
-        both = held[:-1] | held[1:]
-        # Token n is new to step n + 1 and belongs to neither read set that is compared.
-        before = exist[first : counted - 1]
-        new = np.uint64(1) << (before % WORD_BITS).astype(np.uint64)
-        both[np.arange(len(before)), :, before // WORD_BITS] &= ~new[:, None]
-        either += bits.count(both)
+        kept += int(bits.read_again(held, exist[first:counted]).sum())
     reads = exist[:, None] - skipped
     there, read = shape.layers * int(exist.sum()), int(reads[:-1].sum())
-    kept = shape.layers * int(exist[:-1].sum()) - either
     return TraceFacts(int(skipped.sum()) / there if there else 0.0, kept / read if read else None, reads)

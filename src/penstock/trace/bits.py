@@ -20,6 +20,20 @@ def count(bits: SkipBits) -> int:
     return int(counts(bits).sum())
 
 
+def read_again(bits: SkipBits, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many tokens each step reads and the next one reads too: [steps - 1, layers] of [steps, layers, words].
+
+    tokens: [steps], how many exist at each step.
+    """
+    before = tokens[:-1]
+    either = bits[:-1] | bits[1:]
+    # Token n, which is new to step n + 1, belongs to neither of the read sets that are compared.
+    new = np.uint64(1) << (before % WORD_BITS).astype(np.uint64)
+    either[np.arange(len(before)), :, before // WORD_BITS] &= ~new[:, None]
+    read: NDArray[np.int64] = before[:, None] - counts(either)
+    return read
+
+
 def below(tokens: int, words: int) -> SkipBits:
     """Words whose bits are set for all tokens before this one."""
     full = min(max(tokens, 0), words * WORD_BITS)

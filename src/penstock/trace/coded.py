@@ -79,7 +79,7 @@ class CodedTrace:
     @property
     def raw_bytes(self) -> int:
         """The size of all bits, uncompressed."""
-        return 8 * self.shape.steps * self.shape.layers * self.shape.words
+        return self.shape.steps * self.shape.step_bytes
 
     @property
     def realised_skip(self) -> float:

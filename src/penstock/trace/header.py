@@ -94,12 +94,11 @@ class _Block(_Form):
     def _agrees(self) -> "_Block":
         header, contents = self.header, self.contents
         shape = TraceShape(header.prefill_tokens, contents.steps, header.layers)
-        step_bytes = 8 * shape.layers * shape.words
         chunk_steps = min(contents.chunk_steps, contents.steps)
-        if step_bytes > LARGEST_BYTES or (chunk_steps > 1 and chunk_steps * step_bytes > LARGEST_BYTES):
+        if shape.step_bytes > LARGEST_BYTES or (chunk_steps > 1 and chunk_steps * shape.step_bytes > LARGEST_BYTES):
             raise ValueError(
                 f"{chunk_steps:,} steps of {shape.layers:,} layers and {shape.tokens:,} tokens in a chunk:"
-                f" {format_bytes(chunk_steps * step_bytes)}, and no chunk exceeds {format_bytes(LARGEST_BYTES)}"
+                f" {format_bytes(chunk_steps * shape.step_bytes)}, and no chunk exceeds {format_bytes(LARGEST_BYTES)}"
             )
         if contents.skipped > existing_bits(shape):
             raise ValueError(f"{contents.skipped:,} skipped tokens in all, where {existing_bits(shape):,} exist")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -126,15 +125,13 @@ def inspect(trace: CodedTrace, progress: Progress | None = None) -> TraceInfo:
     skipped = np.zeros((shape.steps, shape.layers), np.int64)
     stayed = np.zeros((shape.steps - 1, shape.layers), np.int64)
     shared = np.zeros((shape.steps, shape.layers - 1), np.int64)
-    steps = max(1, min(_WINDOW_STEPS, _WINDOW_BYTES // (8 * shape.layers * shape.words)))
+    steps = min(_WINDOW_STEPS, shape.steps_in(_WINDOW_BYTES))
     for first, window in trace.windows(steps, ahead=1):
         now = window[:steps]
         skipped[first : first + len(now)] = bits.counts(now)
         shared[first : first + len(now)] = bits.counts(now[:, 1:] & now[:, :-1])
-        for step, (before, after) in enumerate(pairwise(window), first):
-            # read by both: not skipped by either, of the tokens that existed at the first
-            both = bits.counts((before | after) & bits.below(shape.prefill_tokens + step, shape.words))
-            stayed[step] = shape.prefill_tokens + step - both
+        end = first + len(window)
+        stayed[first : end - 1] = bits.read_again(window, shape.prefill_tokens + np.arange(first, end))
         if progress is not None:
             progress(first + len(now), shape.steps)
     if (total := int(skipped.sum())) != trace.contents.skipped:

@@ -31,6 +31,15 @@ class TraceShape:
         """uint64 words of one (step, layer)."""
         return -(-self.tokens // WORD_BITS)
 
+    @property
+    def step_bytes(self) -> int:
+        """The size of one step's bits."""
+        return 8 * self.layers * self.words
+
+    def steps_in(self, nbytes: int) -> int:
+        """How many steps' bits so many bytes hold; one at least, and no more than there are."""
+        return max(1, min(nbytes // self.step_bytes, self.steps))
+
 
 class SkipTrace(Protocol):
     """A trace that can be read from its start, any number of times, in windows of steps.

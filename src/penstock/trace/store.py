@@ -1,17 +1,13 @@
 """Where a coded trace's bytes lie: in a file or in memory."""
 
-import contextlib
-import errno
-import fcntl
-import glob
 import os
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
-from penstock.directories import sync_directory
 from penstock.errors import UserError
+from penstock.trace.part_file import PartFile
 
 
 class Store(Protocol):
@@ -96,24 +92,13 @@ class Sink:
 
     def __init__(self, path: Path | None, head_bytes: int) -> None:
         self._path = path
-        self._part: Path | None = None
         try:
-            self._file: BinaryIO = BytesIO() if path is None else self._begun(path)
+            self._part = None if path is None else PartFile(path)
         except OSError as error:
             raise self._unwritable(error) from error
+        self._file: BinaryIO = BytesIO() if self._part is None else self._part.file
         self.nbytes = 0
         self.write(bytes(head_bytes))
-
-    def _begun(self, path: Path) -> BinaryIO:
-        if path.exists() and not path.is_file():
-            code = errno.EISDIR if path.is_dir() else errno.EINVAL  # a device would be replaced by a file
-            raise OSError(code, os.strerror(code))
-        _remove_abandoned(path)
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        file = self._part.open("wb")
-        with contextlib.suppress(OSError):  # not every file system has locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
 
     def write(self, data: bytes) -> None:
         """Append."""
@@ -129,25 +114,19 @@ class Sink:
         try:
             self._file.seek(0)
             self._file.write(head)
-            self._file.flush()
             if isinstance(self._file, BytesIO):
                 return MemoryStore(self._file.getvalue())
-            os.fsync(self._file.fileno())
-            self._file.close()
-            assert self._part is not None and self._path is not None
-            self._part.replace(self._path)
-            sync_directory(self._path.absolute().parent)
+            assert self._part is not None
+            self._part.finish()
         except OSError as error:
             self.discard()
             raise self._unwritable(error) from error
-        return FileStore.of(self._path)
+        return FileStore.of(self._part.path)
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
-            self._file.close()
         if self._part is not None:
-            self._part.unlink(missing_ok=True)
+            self._part.discard()
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"{self._path} cannot be written ({error.strerror}): name another file")
@@ -159,11 +138,3 @@ def _version(found: os.stat_result) -> tuple[int, ...]:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be read ({error.strerror}): give a trace that penstock trace wrote")
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove parts of this file that nobody writes any more: those who do hold a lock."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with contextlib.suppress(OSError), part.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink()

@@ -94,10 +94,10 @@ def synth(
             f"{shape.prefill_tokens:,} prefill tokens, {shape.steps:,} steps, {shape.layers:,} layers:"
             " a trace needs a step and a layer at least"
         )
-    if (step_bytes := shape.layers * shape.words * 8) > MOST_STEP_BYTES:
+    if shape.step_bytes > MOST_STEP_BYTES:
         raise UserError(
-            f"{shape.layers:,} layers × {shape.tokens:,} tokens are {format_bytes(step_bytes)} of bits at every step,"
-            f" and at most {format_bytes(MOST_STEP_BYTES)} are made: ask for fewer tokens or layers"
+            f"{shape.layers:,} layers × {shape.tokens:,} tokens are {format_bytes(shape.step_bytes)} of bits at every"
+            f" step, and at most {format_bytes(MOST_STEP_BYTES)} are made: ask for fewer tokens or layers"
         )
     if not 0 <= seed < 1 << 63:
         raise UserError(f"seed is {seed}: give a number from 0 to 2^63 − 1")
