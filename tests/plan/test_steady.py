@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
-from tests.plan.made import MIB, case
+import pytest
+from tests.plan.made import BLOCK, MIB, beside_a_gpu, case
 
+from penstock.machine.machine import Link
 from penstock.plan.case import Case
 from penstock.plan.policy import Shares
 from penstock.plan.sizes import Cut
@@ -40,3 +42,21 @@ def test_weights_take_nothing_of_what_the_disk_may_take() -> None:
 
 def test_without_a_disk_no_weights_are_on_it() -> None:
     assert Steady(replace(with_disk(0), no_disk=True)).estimate(CUT) is None
+
+
+def test_kv_beside_a_gpu_holds_no_more_rows_than_there_is_room() -> None:
+    """Of 100 MiB for pages and rows, 256 rows of 13 blocks would take twice as much."""
+    made = beside_a_gpu([Length(100, 100)] * 256, gpu_mib=100, cpu_mib=100)
+    found = Steady(made).estimate(Cut(2, 256, 256, 512), Shares(cpu=1.0))
+    assert found is not None and found.rows == pytest.approx((100 - 32) * MIB / (11 * BLOCK), rel=0.01)
+
+
+def test_pages_give_way_to_kv_on_the_cpu_beside_a_gpu() -> None:
+    def tok_s(cpu_mib: int) -> float:
+        made = beside_a_gpu([Length(100, 100)] * 256, gpu_mib=100, cpu_mib=cpu_mib)
+        slow = replace(made, machine=replace(made.machine, links={**made.machine.links, "disk→cpu": Link(1e8)}))
+        found = Steady(slow).estimate(Cut(2, 256, 256, 512), Shares(cpu=1.0))
+        assert found is not None and found.rows == 256
+        return found.tok_s
+
+    assert tok_s(300) < 0.7 * tok_s(1000)

@@ -13,7 +13,7 @@ from penstock.machine.machine import Machine
 from penstock.plan.attending import NATIVE_BITS, Attending
 from penstock.plan.carrying import Carrying
 from penstock.plan.load import Load
-from penstock.plan.overlap import Busy, Overlap, scaled, sums
+from penstock.plan.overlap import Busy, Overlap, Sweep, scaled, sums
 from penstock.plan.policy import Policy, Shares, Tier
 from penstock.plan.shape import AttentionShape, ModelShape, distinct
 from penstock.plan.visits import Visits
@@ -65,6 +65,7 @@ class SweepCost:
         ]
         self._table_on_disk = any(self.homes[i] == "disk" for i in self._kinds.tables)
         self._memo: dict[tuple[Load, ...], Priced] = {}
+        self._outlines: dict[tuple[Load, ...], _Outlined] = {}
 
     def with_kv(self, kv: Shares) -> "SweepCost":
         """The same with KV elsewhere."""
@@ -72,17 +73,35 @@ class SweepCost:
 
     def price(self, loads: Sequence[Load]) -> Priced:
         """A sweep of these micro-batches, among others like it."""
-        key = tuple(loads)
-        found = self._memo.get(key)
-        if found is None:
-            found = self._memo[key] = self._priced(key)
-        return found
+        return self.prices([tuple(loads)])[0]
+
+    def prices(self, sweeps: Sequence[tuple[Load, ...]]) -> list[Priced]:
+        """Many sweeps, each among others like it: much quicker than one by one."""
+        new = [loads for loads in dict.fromkeys(sweeps) if loads not in self._memo]
+        self._memo.update(zip(new, self._priced(new), strict=True))
+        return [self._memo[loads] for loads in sweeps]
 
     def closed_form(self, loads: Sequence[Load], streamed: Mapping[Tier, float]) -> Priced:
         """A steady sweep without looking at single pages: every lane as busy as it is, the busiest holds the others.
 
         streamed: bytes of pages that rest on each tier other than the compute tier. For a search; ``price`` is exact.
         """
+        outlined = self._outlined(tuple(loads))
+        carried, compute, beside = dict(outlined.carried), outlined.compute, outlined.beside
+        for tier, nbytes in streamed.items():
+            _add(carried, self._carrying.weights(nbytes, tier))
+        slower, longer = self._together(compute, carried.get("disk→cpu", 0.0))
+        compute = slower * compute + outlined.fixed
+        lanes = {**carried, "disk→cpu": longer * carried.get("disk→cpu", 0.0), f"{self._compute}-compute": compute}
+        if beside and self._compute != "cpu":
+            lanes["cpu-compute"] = beside
+        seconds = sum(lanes.values()) - beside if self.policy.slots == 1 else max(lanes.values())
+        return Priced(seconds, {lane: busy for lane, busy in lanes.items() if busy > 0})
+
+    def _outlined(self, loads: tuple[Load, ...]) -> "_Outlined":
+        """What a sweep takes of every lane wherever pages rest; cuts of the work have many sweeps in common."""
+        if (found := self._outlines.get(loads)) is not None:
+            return found
         visits = self._visits.seconds(loads)
         tokens = sum(load.tokens for load in loads)
         compute = sum(number * visits[kind] for kind, number in self._number.items())
@@ -95,43 +114,51 @@ class SweepCost:
             _add(carried, self._carrying.kv(layer, loads), number)
         compute += self._kinds.decoders * self._between_s(tokens)
         _add(carried, self._carrying.activations(tokens), self._kinds.decoders)
-        for tier, nbytes in streamed.items():
-            _add(carried, self._carrying.weights(nbytes, tier))
-        slower, longer = self._together(compute, carried.get("disk→cpu", 0.0))
-        compute = slower * compute + self._fixed_s(loads, tokens)
-        lanes = {**carried, "disk→cpu": longer * carried.get("disk→cpu", 0.0), f"{self._compute}-compute": compute}
-        if beside and self._compute != "cpu":
-            lanes["cpu-compute"] = beside
-        seconds = sum(lanes.values()) - beside if self.policy.slots == 1 else max(lanes.values())
-        return Priced(seconds, {lane: busy for lane, busy in lanes.items() if busy > 0})
+        found = self._outlines[loads] = _Outlined(compute, beside, carried, self._fixed_s(loads, tokens))
+        return found
 
-    def _priced(self, loads: tuple[Load, ...]) -> Priced:
+    def _priced(self, sweeps: Sequence[tuple[Load, ...]]) -> list[Priced]:
+        taken = [self._taken(loads) for loads in sweeps]
+        overlapping = [one.sweep for one in taken if self._overlaps(one.sweep)]
+        overlapped = iter(self._overlap.seconds(overlapping))
+        priced = []
+        for one in taken:
+            (compute, reads, uploads), fixed, writes = one.sweep.sums, one.sweep.fixed, one.writes
+            if self._overlaps(one.sweep):
+                seconds = max(next(overlapped), *writes.values())
+            elif self.policy.slots == 1:
+                seconds = compute + reads + uploads + sum(writes.values()) + fixed
+            else:
+                seconds = max(compute + fixed, *writes.values())
+            lanes = {f"{self._compute}-compute": compute - one.beside + fixed}
+            if one.beside:
+                lanes["cpu-compute"] = lanes.get("cpu-compute", 0.0) + one.beside
+            lanes |= {"disk→cpu": reads, "cpu→gpu": uploads, **writes}
+            priced.append(Priced(seconds, {lane: busy for lane, busy in lanes.items() if busy > 0}))
+        return priced
+
+    def _overlaps(self, sweep: Sweep) -> bool:
+        """Whether something is carried to the compute tier beside what it computes."""
+        _, reads, uploads = sweep.sums
+        return self.policy.slots > 1 and (reads > 0 or uploads > 0)
+
+    def _taken(self, loads: tuple[Load, ...]) -> "_Taken":
+        """What a sweep takes of every lane, with what compute and disk take from each other."""
         tokens = sum(load.tokens for load in loads)
         pages, joints = self._pages(loads, tokens), self._joints(loads, tokens)
-        fixed = self._fixed_s(loads, tokens)
         page_sums = sums(pages, self._placed_number)
         joint_sums = sums([joint.busy for joint in joints], self._joint_number)
         slower, longer = self._together(page_sums[0] + joint_sums[0], page_sums[1] + joint_sums[1])
         factors = (slower, longer, 1.0)
-        page_sums, joint_sums = scaled(page_sums, factors), scaled(joint_sums, factors)
-        compute, reads, uploads = (a + b for a, b in zip(page_sums, joint_sums, strict=True))
         writes, beside = dict.fromkeys(_WRITES, 0.0), 0.0
         for i, joint in enumerate(joints):
             beside += self._joint_number[i] * joint.beside
             for name in _WRITES:
                 writes[name] += self._joint_number[i] * joint.moved.get(name, 0.0)
-        if self.policy.slots == 1:
-            seconds = compute + reads + uploads + sum(writes.values()) + fixed
-        elif not reads and not uploads:
-            seconds = max(compute + fixed, *writes.values())
-        else:
-            portions = [joint.busy for joint in joints]
-            seconds = max(self._overlap.seconds(pages, portions, page_sums, joint_sums, fixed), *writes.values())
-        lanes = {f"{self._compute}-compute": compute - beside + fixed}
-        if beside:
-            lanes["cpu-compute"] = lanes.get("cpu-compute", 0.0) + beside
-        lanes |= {"disk→cpu": reads, "cpu→gpu": uploads, **writes}
-        return Priced(seconds, {lane: busy for lane, busy in lanes.items() if busy > 0})
+        portions = [joint.busy for joint in joints]
+        fixed = self._fixed_s(loads, tokens)
+        sweep = Sweep(pages, portions, scaled(page_sums, factors), scaled(joint_sums, factors), fixed)
+        return _Taken(sweep, writes, beside)
 
     def _pages(self, loads: Sequence[Load], tokens: float) -> list[Busy]:
         """What each kind of page takes where it rests."""
@@ -182,17 +209,33 @@ class SweepCost:
     def _together(self, computing: float, reading: float) -> tuple[float, float]:
         """How much longer each takes for what they take from each other, for the part of the time that both run."""
         lost, slowed = self.machine.compute_loses, self.machine.disk_loses
-        a = b = 1.0
         if self._compute != "cpu" or not computing or not reading or self.policy.slots == 1:
-            return a, b
-        for _ in range(20):
-            before = a, b
-            longer = max(a * computing, b * reading)
-            a = 1 / (1 - lost * b * reading / longer)
-            b = 1 / (1 - slowed * a * computing / longer)
-            if abs(a - before[0]) + abs(b - before[1]) < 1e-9:
-                break
-        return a, b
+            return 1.0, 1.0
+        # whoever is done first ran beside the other all the time, and the other beside it just so long
+        slower, longer = 1 / (1 - lost), 1 / (1 - slowed)
+        if computing > (1 - lost) * longer * reading:
+            return 1 + lost * longer * reading / computing, longer
+        return slower, 1 + slowed * slower * computing / reading
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlined:
+    """Seconds that a sweep takes of every lane besides its pages. beside: on the cpu beside a gpu, within its compute.
+    carried: by link. fixed: that follow the last page."""
+
+    compute: float
+    beside: float
+    carried: Mapping[str, float]
+    fixed: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Seconds that a sweep takes of every lane. writes: by link. beside: of compute, on the cpu beside a gpu."""
+
+    sweep: Sweep
+    writes: Mapping[str, float]
+    beside: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,17 @@ from dataclasses import replace
 
 from penstock.errors import UserError
 from penstock.plan.case import Case
+from penstock.plan.grid import cut_of
 from penstock.plan.plan import Gain
 from penstock.plan.policy import TIERS, Shares, Tier
 from penstock.plan.search import Candidate, Search
-from penstock.plan.sizes import Cut
 
 _GIB = 1 << 30
 
 
 def duals(case: Case, search: Search, best: Candidate) -> Mapping[str, float]:
     """tok/s that one more byte of a tier, or byte per second of a link, buys, by the linear program at the plan."""
-    estimate = search.steady.placed(_cut(best))
+    estimate = search.steady.placed(cut_of(best.placement.policy))
     if estimate is None or estimate.optimum is None or not estimate.optimum.seconds:
         return {}
     found, speed = estimate.optimum, best.predicted.total_tok_s
@@ -65,7 +65,7 @@ def _kv_shares(search: Search, best: Candidate) -> list[Shares | None]:
     case, resting = search.case, best.placement.policy.kv
     if case.asked.kv is not None or resting.of(case.compute) >= 1:
         return [case.asked.kv]
-    estimate = search.steady.placed(_cut(best))
+    estimate = search.steady.placed(cut_of(best.placement.policy))
     return list(dict.fromkeys([resting, *([estimate.kv] if estimate else [])]))
 
 
@@ -82,8 +82,3 @@ def _wider(search: Search, best: Candidate, kv: Shares | None) -> list[Candidate
 def _fills_disk(best: Candidate) -> bool:
     """Whether anything of the plan takes of the disk's budget."""
     return max(best.placement.policy.kv.disk, best.placement.policy.activations.disk) > 0
-
-
-def _cut(best: Candidate) -> Cut:
-    policy = best.placement.policy
-    return Cut(policy.slots, policy.batch_tokens, policy.rows, policy.sweep_tokens)

@@ -2,8 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from penstock.plan.pipeline import pipelined
+import numpy as np
+
+from penstock.plan.pipeline import Step, pipelined
 from penstock.plan.shape import Kinds
 
 Busy = tuple[float, float, float]  # seconds of compute, of reads from disk and of uploads to the gpu
@@ -26,43 +30,100 @@ class Overlap:
         self._placed_of, self._streams = placed_of[:shown], streams[:shown]
         self._joint_of = {at: joint for at, joint in kinds.joint_of.items() if at < shown}
         self._placed_number, self._joint_number = Counter(self._placed_of), Counter(self._joint_of.values())
-        self._memo: dict[tuple[int, ...], float] = {}
+        self._memo: dict[Likeness, float] = {}
 
-    def seconds(
-        self, pages: Sequence[Busy], portions: Sequence[Busy], page_sums: Busy, joint_sums: Busy, fixed: float
-    ) -> float:
-        """Seconds of a sweep: what its pages and the portions carried beside them take by kind, and in all.
+    def seconds(self, sweeps: Sequence["Sweep"]) -> list[float]:
+        """How long sweeps take.
 
-        How much longer than its busiest lane it takes depends on how lanes compare, not on how long they are. So that
-        is reckoned once for all sweeps that are alike to a fortieth of their busiest lane. fixed: seconds that follow
-        the last page.
+        How much longer than its busiest lane a sweep takes depends on how lanes compare, not on how long they are. So
+        that is reckoned once for all sweeps that are alike to a fortieth of their busiest lane, and side by side for
+        those that are new.
         """
-        sums = [a + b for a, b in zip(page_sums, joint_sums, strict=True)]
-        longest = max(sums[0] + fixed, *sums[1:])
-        steps = tuple(round(_STEPS * amount / longest) for amount in (*sums, fixed))
-        parts = tuple(round(_STEPS * part / of) if of else 0 for part, of in zip(joint_sums, sums, strict=True))
-        found = self._memo.get((*steps, *parts))
-        if found is None:
-            found = self._memo[*steps, *parts] = self._stretch(pages, portions, steps, parts)
-        return found * longest
+        likenesses = [sweep.likeness() for sweep in sweeps]
+        new: dict[Likeness, Sweep] = {}
+        for key, sweep in zip(likenesses, sweeps, strict=True):
+            if key not in self._memo:
+                new.setdefault(key, sweep)
+        if new:
+            self._memo.update(zip(new, self._stretches(new), strict=True))
+        return [self._memo[key] * sweep.longest for key, sweep in zip(likenesses, sweeps, strict=True)]
 
-    def _stretch(
-        self, pages: Sequence[Busy], portions: Sequence[Busy], steps: Sequence[int], parts: Sequence[int]
-    ) -> float:
-        """How long a sweep takes whose busiest lane takes 1, and whose lanes have just the sums that the steps stand
-        for: whoever asks first, the answer is the same."""
-        in_pages = [step * (_STEPS - part) / _STEPS**2 for step, part in zip(steps, parts, strict=False)]
-        in_joints = [step * part / _STEPS**2 for step, part in zip(steps, parts, strict=False)]
-        pages = _summing_to(in_pages, pages, self._placed_number)
-        portions = _summing_to(in_joints, portions, self._joint_number)
-        order = [
-            (*pages[placed], 0.0, 0.0, streams) for placed, streams in zip(self._placed_of, self._streams, strict=True)
-        ]
-        for at, joint in self._joint_of.items():
-            compute, read, upload, _, _, streams = order[at]
-            more, portion_read, portion_upload = portions[joint]
-            order[at] = (compute + more, read, upload, portion_read, portion_upload, streams)
-        return max(1.0, pipelined(order, self._slots, steps[-1] / _STEPS, self._jitter))
+    def _stretches(self, sweeps: Mapping["Likeness", "Sweep"]) -> list[float]:
+        """How long sweeps take whose busiest lane takes 1, and whose lanes have just the sums that their likeness
+        stands for: of those that are alike, it is all the same which is asked."""
+        pages, portions = [], []
+        for alike, sweep in sweeps.items():
+            in_pages = [step * (_STEPS - part) / _STEPS**2 for step, part in zip(alike.sums, alike.parts, strict=True)]
+            in_joints = [step * part / _STEPS**2 for step, part in zip(alike.sums, alike.parts, strict=True)]
+            pages.append(_summing_to(in_pages, sweep.pages, self._placed_number))
+            portions.append(_summing_to(in_joints, sweep.portions, self._joint_number))
+        # by lane, kind and sweep
+        of_page, of_joint = (
+            np.array(kinds).reshape(len(sweeps), -1, 3).transpose(2, 1, 0) for kinds in (pages, portions)
+        )
+        made: dict[tuple[int, int | None, bool], Step] = {}
+
+        def step(placed: int, joint: int | None, streams: bool) -> Step:
+            compute, read, upload = of_page[:, placed]
+            if joint is None:
+                return Step(compute, read, upload, None, streams)
+            more, *carried = of_joint[:, joint]
+            portions = (carried[0], carried[1]) if of_joint[1:, joint].any() else None
+            return Step(compute + more, read, upload, portions, streams)
+
+        order = []
+        for at, (placed, streams) in enumerate(zip(self._placed_of, self._streams, strict=True)):
+            key = (placed, self._joint_of.get(at), streams)
+            if key not in made:
+                made[key] = step(*key)
+            order.append(made[key])
+        fixed = np.array([alike.fixed / _STEPS for alike in sweeps])
+        return [max(1.0, float(s)) for s in pipelined(order, self._slots, fixed, self._jitter)]
+
+
+class Likeness(NamedTuple):
+    """How a sweep's lanes compare, in fortieths: their sums and what follows the last page, to the busiest; and of each
+    lane the part that joints have."""
+
+    sums: tuple[int, ...]
+    fixed: int
+    parts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a sweep takes of every lane: its pages and the portions carried beside them by kind, and in all.
+
+    fixed: seconds that follow the last page.
+    """
+
+    pages: Sequence[Busy]
+    portions: Sequence[Busy]
+    page_sums: Busy
+    joint_sums: Busy
+    fixed: float
+
+    @property
+    def sums(self) -> Busy:
+        """Seconds of each lane."""
+        (compute, reads, uploads), joints = self.page_sums, self.joint_sums
+        return compute + joints[0], reads + joints[1], uploads + joints[2]
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the busiest lane."""
+        compute, reads, uploads = self.sums
+        return max(compute + self.fixed, reads, uploads)
+
+    def likeness(self) -> Likeness:
+        """What sweeps have in common that take as much longer than their busiest lane."""
+        longest, sums = self.longest, self.sums
+        parts = zip(self.joint_sums, sums, strict=True)
+        return Likeness(
+            tuple(round(_STEPS * amount / longest) for amount in sums),
+            round(_STEPS * self.fixed / longest),
+            tuple(round(_STEPS * part / of) if of else 0 for part, of in parts),
+        )
 
 
 def sums(kinds: Iterable[Busy], number: Mapping[int, int]) -> Busy:

@@ -12,41 +12,55 @@ Morse (1, 0, 0, 1, 0, 1, 1, 0, ...): as many of either, and neither more than tw
 
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
-Step = tuple[float, float, float, float, float, bool]
+import numpy as np
+import numpy.typing as npt
+
+Seconds = npt.NDArray[np.float64]  # of many sweeps
 
 
-def pipelined(steps: Sequence[Step], slots: int, fixed: float, jitter: float = 0.0) -> float:
-    """Seconds of a sweep amid sweeps like it: the second of two, which has what the first fetched ahead at its end.
+class Step(NamedTuple):
+    """A page of many sweeps: seconds of its compute, of its read from disk and its upload, of the portions carried
+    beside it over the same two links (None where no sweep carries any), and whether it streams."""
 
-    steps: of each page the seconds of its compute, of its read from disk and its upload, of the portions carried beside
-    it over the same two links, and whether it streams. fixed: seconds that follow the last. jitter: how far the
-    reads of pages lie from their mean, as a part of it.
+    compute: Seconds
+    read: Seconds
+    upload: Seconds
+    portions: tuple[Seconds, Seconds] | None
+    streams: bool
+
+
+def pipelined(steps: Sequence[Step], slots: int, fixed: Seconds, jitter: float = 0.0) -> Seconds:
+    """Seconds of sweeps, each amid its like: the second of two, which has what the first fetched ahead at its end.
+
+    They are reckoned side by side: thousands of pages take a while, and a hundred sweeps take hardly longer than one.
+    fixed: seconds that follow the last page. jitter: how far the reads of pages lie from their mean, as a part of it.
     """
     times = (1 - jitter, 1 + jitter)
     load = 0
-    read_end = upload_end = now = first_end = ahead = 0.0
+    nothing = np.zeros_like(fixed)
+    read_end = upload_end = now = first_end = ahead = nothing
     # when each slot was last given back, oldest first; two sweeps fill no more than a slot for each page of theirs
-    freed = deque([0.0] * min(slots, 2 * len(steps)))
+    freed = deque([nothing] * min(slots, 2 * len(steps)))
     for _ in range(2):
         first_end = now
-        for compute_s, read_s, upload_s, portions_read_s, portions_upload_s, streams in steps:
-            if streams:  # compared by hand: this loop runs for thousands of pages, and max() would take most of it
-                free = freed.popleft()
-                read_end = (read_end if read_end > free else free) + read_s * times[load.bit_count() & 1]
+        for step in steps:
+            if step.streams:
+                read_end = np.maximum(read_end, freed.popleft()) + step.read * times[load.bit_count() & 1]
                 load += 1
-                upload_end = (upload_end if upload_end > read_end else read_end) + upload_s
-                if upload_end > now:
-                    now = upload_end
+                upload_end = np.maximum(upload_end, read_end) + step.upload
+                now = np.maximum(now, upload_end)
             begun = now
-            now += compute_s
-            if portions_read_s or portions_upload_s:
-                read_end = (read_end if read_end > ahead else ahead) + portions_read_s
-                upload_end = (upload_end if upload_end > read_end else read_end) + portions_upload_s
-                if upload_end > now:
-                    now = upload_end
-                ahead = begun
-            if streams:
+            now = now + step.compute
+            if step.portions is not None:
+                read, upload = step.portions
+                carried = (read > 0) | (upload > 0)
+                read_end = np.where(carried, np.maximum(read_end, ahead) + read, read_end)
+                upload_end = np.where(carried, np.maximum(upload_end, read_end) + upload, upload_end)
+                now = np.where(carried, np.maximum(now, upload_end), now)
+                ahead = np.where(carried, begun, ahead)
+            if step.streams:
                 freed.append(now)
-        now += fixed
+        now = now + fixed
     return now - first_end

@@ -72,5 +72,5 @@ def _explained(case: Case, machine: Machine, job: str, search: Search, ranked: S
         duals=duals(case, search, best),
         gains=tuple(gains(case, best)),
         runners_up=tuple(runners_up(case, search, ranked)),
-        curve=tuple(search.curve()),
+        curve=tuple(search.curve(best.placement.policy.kv)),
     )

@@ -1,42 +1,39 @@
 """The search: many cuts of the work in closed form, the best of them placed and sketched, and few run virtually."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from penstock.errors import UserError
+from penstock.plan import grid
 from penstock.plan.case import Case
-from penstock.plan.linear import Optimum
 from penstock.plan.plan import Prediction
-from penstock.plan.policy import Shares, Tier
-from penstock.plan.sizes import Cut
+from penstock.plan.policy import Shares
 from penstock.plan.sketch import Sketch
 from penstock.plan.steady import Estimate, Steady
 from penstock.plan.types import Asked, Placement
 from penstock.plan.virtual import VirtualRun, continued, rows_shown
 from penstock.plan.wish import placed
 
-# One fixed grid whatever the budgets: were it to depend on them, more memory could make a plan worse.
-_ROWS = tuple(sorted({1, 2, 3} | {2**n for n in range(2, 13)} | {3 * 2**n for n in range(1, 11)}))
-_CALL_TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-_SWEEP_CALLS = (1, 2, 4, 8)
-_SLOTS = (2, 3)
-_MOST_SWEEP = 32768
 _SKETCHES = 9
 _FINALISTS = 2
 _NEAR = 0.95  # of the best sketch: who promises less than this is not run
+_HOPELESS = 0.9  # of the best sketch: a place that promises less is not sketched, and closed forms promise too much
+_WORSE = 0.85  # of what the best cut promises: one beside it that promises less is not sketched
 _LONG = 60_000  # spans of a virtual run, from which on one is enough
 _MOST_SPANS = 200_000  # of a run of all rows, where a part of them says little
+_SHOWN_SPANS = 30_000  # of a virtual run of the first rows, where a sketch says how they go on
 _WORTH_MOVING = 0.97  # of what KV elsewhere promises is enough to keep it at hand: less can go wrong, and no disk wears
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A placement and what it does. optimum: the linear program's answer for it, where it had a choice. sketched:
-    predicted in outline only. outline: what the sketch said of one that was run since."""
+    """A placement and what it does. sketched: predicted in outline only. outline: what the sketch said of one that was
+    run since."""
 
     placement: Placement
     predicted: Prediction
-    optimum: Optimum | None = None
     sketched: bool = True
     outline: Prediction | None = None
 
@@ -46,6 +43,14 @@ class Candidate:
         return self.predicted.total_tok_s / self.outline.total_tok_s if self.outline else 1.0
 
 
+class _Place(NamedTuple):
+    """Where KV rests while cuts are tried. asked: a wish for that alone, None where every cut has shares of its own.
+    estimates: cuts in closed form, best first."""
+
+    asked: Asked | None
+    estimates: Sequence[Estimate]
+
+
 class Search:
     """Finds the best placement of a case that an engine can run."""
 
@@ -53,6 +58,7 @@ class Search:
         self.case = case
         self.steady = Steady(case)
         self._sketch = Sketch(case)
+        self._known: dict[tuple[object, ...], Candidate] = {}
 
     def best(self, sketches: int = _SKETCHES) -> list[Candidate]:
         """Placements, best first; among them what the simple rule decides. The best is predicted by a virtual run.
@@ -73,54 +79,82 @@ class Search:
     def _finalists(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
         """Of candidates in order those whose virtual runs decide.
 
-        With KV at hand, sketches are as good as virtual runs. With KV elsewhere they are not: the best few of those,
-        and the best beside them that has it at hand.
+        With all KV in one place, sketches are as good as virtual runs. With KV shared between tiers they are not: the
+        best few of those. And beside KV elsewhere the best that has it at hand.
         """
         best = found[0]
-        if not _moved(best.placement.policy.kv) or self.worth(best) <= 0:
+        if self._at_hand(best) or self.worth(best) <= 0:
             return [best]
         near = [c for c in found if self.worth(c) >= _NEAR * self.worth(best)]
-        at_hand = [c for c in near if not _moved(c.placement.policy.kv)]
-        few = near[: 1 if _spans(best) > _LONG else _FINALISTS]
-        return [*few, *(c for c in at_hand[:1] if c not in few)]
+        few = near[: _FINALISTS if _shared(best.placement.policy.kv) and _spans(best) <= _LONG else 1]
+        return [*few, *[c for c in near if self._at_hand(c)][:1]]
 
     def _ranked(self, found: Sequence[Candidate]) -> list[Candidate]:
         """Candidates in order, those that were run first: sketches promise a little more or less."""
         ranked = sorted(found, key=lambda c: (not c.sketched, self.worth(c)), reverse=True)
-        at_hand = [c for c in ranked if not c.sketched and not _moved(c.placement.policy.kv)]
+        at_hand = [c for c in ranked if not c.sketched and self._at_hand(c)]
         if at_hand and self.worth(at_hand[0]) >= _WORTH_MOVING * self.worth(ranked[0]) > 0:
             ranked = [at_hand[0], *(c for c in ranked if c is not at_hand[0])]
         return ranked
 
     def _sketched(self, most: int) -> list[Candidate]:
-        """The rule's own choice, the best in closed form, and from the best of these on what is better beside it."""
+        """The rule's own choice, and what is found with KV in every place that promises as much as the best so far.
+
+        Each place is searched as if KV had to rest there: what is free to be chosen is never worse than what is fixed.
+        """
         found = [self.run(self.case.asked)]
-        seen = {_key(found[0].placement)}
+        for place in self._places():
+            best = max(map(self.worth, found))
+            if not place.estimates or not self._promises_less(place.estimates[0], _HOPELESS * best):
+                found += self._explored(place, most)
+        return list({_key(candidate.placement): candidate for candidate in found}.values())
 
-        def tried(asked: Asked, optimum: Optimum | None = None) -> Candidate | None:
+    def _places(self) -> Sequence["_Place"]:
+        """Where KV may rest, what promises most first."""
+        case, steady, cuts = self.case, self.steady, list(grid.cuts(self.case))
+        places = []
+        for kv in steady.places():
+            estimates = [e for cut in cuts if (e := steady.estimate(cut, kv)) is not None]
+            places.append(_Place(grid.with_kv(case, kv), sorted(estimates, key=self._promise, reverse=True)))
+        if len(places) > 1:
+            leaders = self._leaders([estimate for place in places for estimate in place.estimates])
+            shared = [e for leader in leaders if (e := steady.placed(leader.cut)) is not None and _shared(e.kv)]
+            places.append(_Place(None, sorted(shared, key=self._promise, reverse=True)))
+        return sorted(places, key=lambda one: max(map(self._promise, one.estimates), default=-math.inf), reverse=True)
+
+    def _leaders(self, estimates: Sequence[Estimate]) -> Sequence[Estimate]:
+        """The best cut of every number of rows, best first."""
+        best = {estimate.cut.rows: estimate for estimate in sorted(estimates, key=self._promise)}
+        return sorted(best.values(), key=self._promise, reverse=True)
+
+    def _explored(self, place: "_Place", most: int) -> list[Candidate]:
+        """With KV in one place: what the rule makes of it, the best in closed form, and from the best of these on what
+        is better beside it. At most so many sketches, and one more."""
+        found: dict[tuple[object, ...], Candidate] = {}
+
+        def tried(asked: Asked) -> Candidate | None:
             placement = self._place(asked)
-            if placement is None or _key(placement) in seen:
+            if placement is None or _key(placement) in found:
                 return None
-            seen.add(_key(placement))
-            found.append(replace(self._predicted(placement), optimum=optimum))
-            return found[-1]
+            candidate = found[_key(placement)] = self._predicted(placement)
+            return candidate
 
-        for estimate in self._estimates()[: 4 * most]:
-            if len(found) > most // 2:
+        if place.asked is not None:
+            tried(place.asked)
+        for estimate in self._leaders(place.estimates):
+            if len(found) > most // 3:
                 break
-            tried(_asked(self.case.asked, estimate), estimate.optimum)
+            tried(grid.wish(self.case, estimate.cut, estimate.kv))
         # the closed form knows nothing of how rows come and go: from its best on, the sketches lead
-        best = max(found, key=self.worth)
-        while len(found) <= most:
+        best = better = max(found.values(), key=self.worth, default=None)
+        while best is not None and better is not None:
             better = None
-            for asked in self._neighbours(best.placement):
+            for asked in self._beside(best):
                 candidate = tried(asked) if len(found) <= most else None
                 if candidate is not None and self.worth(candidate) > self.worth(best):
-                    better = best = candidate
+                    best = better = candidate
                     break
-            if better is None:
-                break
-        return found
+        return list(found.values())
 
     def whole(self, candidate: Candidate) -> Candidate:
         """A candidate as the engine's own scheduler runs it.
@@ -129,45 +163,34 @@ class Search:
         """
         if not candidate.sketched:
             return candidate
-        case, placement = self.case, candidate.placement
-        run, count = VirtualRun(case, placement), rows_shown(case, placement, case.lengths)
-        if _moved(placement.policy.kv):
+        case, placement, lengths = self.case, candidate.placement, self.case.lengths
+        run = VirtualRun(case, placement)
+        if _shared(placement.policy.kv):
             # how its rows come apart takes long to show
-            predicted = run.first(case.lengths) if _spans(candidate) <= _MOST_SPANS else run.predict(case.lengths)
-        elif 1.5 * count >= len(case.lengths):
-            predicted = run.first(case.lengths)
+            predicted = run.first(lengths) if _spans(candidate) <= _MOST_SPANS else run.predict(lengths)
+            return replace(candidate, predicted=predicted, sketched=False, outline=candidate.predicted)
+        affordable = int(len(lengths) * _SHOWN_SPANS / max(1.0, _spans(candidate)))
+        count = max(1, min(affordable, rows_shown(case, placement, lengths)))
+        if 1.5 * count >= len(lengths):
+            predicted = run.first(lengths)
         else:
-            outlined, outline = (self._sketch.part(placement, rows) for rows in (count, len(case.lengths)))
-            predicted = continued(run.first(case.lengths[:count]), outlined, outline)
+            outlined, outline = (self._sketch.part(placement, rows) for rows in (count, len(lengths)))
+            predicted = continued(run.first(lengths[:count]), outlined, outline)
         return replace(candidate, predicted=predicted, sketched=False, outline=candidate.predicted)
 
-    def _neighbours(self, placement: Placement) -> Iterator[Asked]:
-        """Wishes that differ from a placement in one thing that is not fixed."""
-        asked, policy = self.case.asked, placement.policy
-        same = replace(
-            asked,
-            rows=None if asked.batch_size else policy.rows,
-            sweep_tokens=policy.sweep_tokens,
-            batch_tokens=policy.batch_tokens,
-            slots=policy.slots,
-            kv=asked.kv or (policy.kv if _moved(policy.kv) else None),
-        )
-        if asked.sweep_tokens is None:
-            for sweep in (policy.sweep_tokens // 2, policy.sweep_tokens * 2):
-                call = policy.batch_tokens if asked.batch_tokens else min(policy.batch_tokens, sweep)
-                if max(call, 32) <= sweep <= _MOST_SWEEP:
-                    yield replace(same, sweep_tokens=sweep, batch_tokens=call)
-        if asked.slots is None:
-            yield replace(same, slots=3 if policy.slots == 2 else 2)
-        if asked.rows is None and asked.batch_size is None:
-            fewer = [rows for rows in _ROWS if rows < policy.rows]
-            more = [rows for rows in _ROWS if policy.rows < rows <= self.case.job.prompts]
-            for rows in (*fewer[-1:], *more[:1], *fewer[-3:-2]):
-                yield replace(same, rows=rows)
-        if asked.batch_tokens is None:
-            for batch in (policy.batch_tokens // 2, policy.batch_tokens * 2):
-                if 32 <= batch <= policy.sweep_tokens and batch <= max(self.case.shape.footprint.call_tokens, 32):
-                    yield replace(same, batch_tokens=batch)
+    def _beside(self, candidate: Candidate) -> Iterator[Asked]:
+        """Wishes beside a candidate, KV shared anew or another cut, that promise as much in closed form, about."""
+        case, steady, kv = self.case, self.steady, candidate.placement.policy.kv
+        cut = grid.cut_of(candidate.placement.policy)
+        here = steady.estimate(cut, kv)
+        if case.asked.kv is None and _shared(kv):
+            anew = steady.placed(cut)
+            if anew is not None and _shared(anew.kv):
+                yield grid.wish(case, cut, anew.kv)
+        for other in grid.beside(case, cut):
+            estimate = steady.estimate(other, kv)
+            if not (here and estimate and self._promises_less(estimate, _WORSE * self._promise(here))):
+                yield grid.wish(case, other, kv)
 
     def worth(self, candidate: Candidate) -> float:
         """What is wanted of a plan, more being better: a bound on time per token comes before speed."""
@@ -189,17 +212,16 @@ class Search:
         same = replace(asked, sweep_tokens=policy.sweep_tokens, batch_tokens=policy.batch_tokens, slots=policy.slots)
         if asked.rows is not None or asked.batch_size is not None:
             return [self.run(same)]
-        more = [rows for rows in _ROWS if policy.rows < rows <= self.case.job.prompts][:2]
+        more = grid.more_rows(self.case, policy.rows)[:2]
         return [self.run(replace(same, rows=rows)) for rows in (policy.rows, *more)]
 
-    def curve(self) -> list[tuple[int, float]]:
-        """Rows in flight, and tok/s with so many, by the closed form."""
+    def curve(self, kv: Shares) -> list[tuple[int, float]]:
+        """Rows in flight, and tok/s with so many, by the closed form with KV so shared."""
         best: dict[int, float] = {}
-        tokens = self.case.job.prompts * self.case.generated
-        for cut in self._cuts():
-            estimate = self.steady.estimate(cut)
+        for cut in grid.cuts(self.case):
+            estimate = self.steady.estimate(cut, kv)
             if estimate is not None and estimate.rows >= cut.rows:
-                best[cut.rows] = max(best.get(cut.rows, 0.0), tokens / estimate.seconds)
+                best[cut.rows] = max(best.get(cut.rows, 0.0), estimate.tok_s)
         return sorted(best.items())
 
     def _place(self, asked: Asked) -> Placement | None:
@@ -211,61 +233,28 @@ class Search:
     def _predicted(self, placement: Placement) -> Candidate:
         case = self.case
         placement = replace(placement, policy=case.extended(placement.policy))
-        if placement.policy.admission == "static":
-            return Candidate(placement, VirtualRun(case, placement).predict(case.lengths), sketched=False)
-        return Candidate(placement, self._sketch.predict(placement))
+        key = _key(placement)
+        if key not in self._known:
+            if placement.policy.admission == "static":
+                run = VirtualRun(case, placement).predict(case.lengths)
+                self._known[key] = Candidate(placement, run, sketched=False)
+            else:
+                self._known[key] = Candidate(placement, self._sketch.predict(placement))
+        return self._known[key]
 
-    def _estimates(self) -> list[Estimate]:
-        """Cuts in closed form, best first, and for the best of each number of rows what the linear program would do."""
-        estimates = [e for cut in self._cuts() if (e := self.steady.estimate(cut)) is not None]
-        estimates.sort(key=self._rank)
-        if self._may_move_kv():
-            leaders = {estimate.cut.rows: estimate.cut for estimate in reversed(estimates)}
-            estimates += [e for cut in leaders.values() if (e := self.steady.placed(cut)) is not None]
-            estimates.sort(key=self._rank)
-        return estimates
-
-    def _rank(self, estimate: Estimate) -> float:
+    def _promise(self, estimate: Estimate) -> float:
+        """What the closed form says of a candidate's worth."""
         case = self.case
         late = case.token_s is not None and estimate.sweep_s > case.token_s
-        if late or (case.latency and case.token_s is None):
-            return 1e12 * late + estimate.sweep_s
-        return estimate.seconds
+        return -estimate.sweep_s if late or (case.latency and case.token_s is None) else estimate.tok_s
 
-    def _may_move_kv(self) -> bool:
-        below: Sequence[Tier] = ("cpu", "disk") if self.case.compute == "gpu" else ("disk",)
-        return self.case.asked.kv is None and any(self.case.ledger.free(tier) > 0 for tier in below)
+    def _promises_less(self, estimate: Estimate, than: float) -> bool:
+        """Whether the closed form rules a cut out; never where it is not speed that is wanted first."""
+        return 0 < self._promise(estimate) < than
 
-    def _cuts(self) -> Iterator[Cut]:
-        """The grid, less what is fixed."""
-        case, asked = self.case, self.case.asked
-        given = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0)
-        rows_grid = (given,) if given else tuple(r for r in (*_ROWS, case.job.prompts) if r <= case.job.prompts)
-        most_call = _CALL_TOKENS[-1] if case.compute == "gpu" else case.shape.footprint.call_tokens
-        for rows in dict.fromkeys(rows_grid):
-            for batch in (asked.batch_tokens,) if asked.batch_tokens else _CALL_TOKENS:
-                if asked.batch_tokens is None and batch > most_call:
-                    continue
-                sweeps = (asked.sweep_tokens,) if asked.sweep_tokens else tuple(batch * n for n in _SWEEP_CALLS)
-                for sweep in sweeps:
-                    if sweep < rows or sweep > _MOST_SWEEP:
-                        continue
-                    for slots in (asked.slots,) if asked.slots else _SLOTS:
-                        yield Cut(slots, batch, rows, sweep)
-
-
-def _asked(asked: Asked, estimate: Estimate) -> Asked:
-    """A wish for just this cut."""
-    cut = estimate.cut
-    whole = asked.batch_size is not None
-    return replace(
-        asked,
-        rows=None if whole else cut.rows,
-        sweep_tokens=cut.sweep,
-        batch_tokens=cut.batch,
-        slots=cut.slots,
-        kv=asked.kv or (estimate.kv if _moved(estimate.kv) else None),
-    )
+    def _at_hand(self, candidate: Candidate) -> bool:
+        """Whether all KV rests where it is computed."""
+        return candidate.placement.policy.kv.of(self.case.compute) >= 1
 
 
 def _spans(candidate: Candidate) -> float:
@@ -273,8 +262,9 @@ def _spans(candidate: Candidate) -> float:
     return candidate.predicted.sweeps * candidate.predicted.rows_mean
 
 
-def _moved(kv: Shares) -> bool:
-    return max(kv.gpu, kv.cpu, kv.disk) < 1.0 or kv.disk == 1.0
+def _shared(kv: Shares) -> bool:
+    """Whether KV rests on more than one tier."""
+    return max(kv.gpu, kv.cpu, kv.disk) < 1.0
 
 
 def _key(placement: Placement) -> tuple[object, ...]:

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from penstock.plan.case import Case
 from penstock.plan.cost import SweepCost
 from penstock.plan.plan import Prediction
-from penstock.plan.sketch_prices import SketchPrices
+from penstock.plan.sketch_prices import priced
 from penstock.plan.sketch_rows import SketchedRow
 from penstock.plan.sketch_run import SketchRun
 from penstock.plan.types import Placement
-from penstock.plan.virtual import in_part
+from penstock.plan.virtual import hidden_tokens, in_part
 from penstock.schedule.prefix import chain
 from penstock.schedule.types import Request
 
@@ -20,7 +20,7 @@ class Sketch:
     def __init__(self, case: Case) -> None:
         self.case = case
         self._shared = _shared(case)
-        self._prices: dict[tuple[object, ...], SketchPrices] = {}
+        self._costs: dict[tuple[object, ...], SweepCost] = {}
 
     def predict(self, placement: Placement) -> Prediction:
         """What becomes of the job; of a long one only a part is run, as a virtual run does."""
@@ -28,20 +28,25 @@ class Sketch:
 
     def part(self, placement: Placement, count: int) -> Prediction:
         """What becomes of the first so many rows."""
-        return SketchRun(self.case, placement, self._prices_of(placement), self._rows(count)).predict()
+        case = self.case
+        run = SketchRun(case, placement, self._rows(count))
+        tally = run.run()
+        hidden = hidden_tokens(case.shape, case.machine, placement)
+        cost = self._cost_of(placement)
+        return tally.prediction(lambda sweeps: priced(cost, sweeps), run.tokens_in, hidden, whole=False)
 
     def _rows(self, count: int) -> Iterator[tuple[int, SketchedRow]]:
         """Rows in the order in which they ask for room, with what they may generate."""
         for one, shared in zip(self.case.lengths[:count], self._shared, strict=False):
             yield one.most or one.generated, SketchedRow(one.prompt, one.prompt, one.generated, shared)
 
-    def _prices_of(self, placement: Placement) -> SketchPrices:
+    def _cost_of(self, placement: Placement) -> SweepCost:
         """Prices are kept for placements that differ only in what no sweep's price depends on."""
         policy = placement.policy
         key = (placement.homes, policy.slots, policy.kv)
-        if key not in self._prices:
-            self._prices[key] = SketchPrices(SweepCost(self.case.shape, self.case.machine, policy, placement.homes))
-        return self._prices[key]
+        if key not in self._costs:
+            self._costs[key] = SweepCost(self.case.shape, self.case.machine, policy, placement.homes)
+        return self._costs[key]
 
 
 def _shared(case: Case) -> Sequence[int]:

@@ -11,20 +11,21 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
 from penstock.plan.case import Case
-from penstock.plan.plan import Prediction, SteadySweep
-from penstock.plan.sketch_prices import SketchPrices
+from penstock.plan.sketch_prices import Alike, alike
 from penstock.plan.sketch_rows import SketchedHome, SketchedRow, homes_of
+from penstock.plan.tally import Tally
 from penstock.plan.types import Placement
-from penstock.plan.virtual import AHEAD, hidden_tokens
+from penstock.plan.virtual import AHEAD
 
 
 class SketchRun:
-    """One job, or a part of it. rows: in the order in which they ask for room, with what they may generate."""
+    """One job, or a part of it. rows: in the order in which they ask for room, with what they may generate.
 
-    def __init__(
-        self, case: Case, placement: Placement, prices: SketchPrices, rows: Iterator[tuple[int, SketchedRow]]
-    ) -> None:
-        self.case, self.placement, self.policy, self.prices = case, placement, placement.policy, prices
+    tokens_in: of the prompts that were computed to their end, so far.
+    """
+
+    def __init__(self, case: Case, placement: Placement, rows: Iterator[tuple[int, SketchedRow]]) -> None:
+        self.case, self.policy = case, placement.policy
         self.block_tokens = case.shape.footprint.block_tokens
         self.coming = rows
         self.waiting: list[tuple[int, int, SketchedRow]] = []  # a heap: who may generate most is first
@@ -40,49 +41,20 @@ class SketchRun:
         self.passing = 0  # blocks on the compute tier that go to their homes before the next sweep
         self.here, self.homes = homes_of(case, placement)
         self.gave_way = False
+        self.tokens_in = 0
 
-    def predict(self) -> Prediction:
-        """Runs it."""
-        seconds = prefill_s = decode_s = rows = 0.0
-        prefill_tokens = decode_tokens = tokens_in = tokens_out = 0
-        lanes: dict[str, float] = {}
-        steadiest = SteadySweep(0.0, 0, 0, {})
+    def run(self) -> Tally[Alike]:
+        """Runs it, and counts what is priced alike."""
+        tally = Tally[Alike]()
         while self._more():
             spans, finished = self._next()
-            prefill = sum(count for _, count in spans)
-            priced = self.prices.sweep(self.decoding, self.keys, spans, len(finished), self.policy.batch_tokens)
-            decoding, tokens = self.decoding, prefill + self.decoding
-            samples = decoding + len(finished)
-            tokens_in += sum(row.prompt for row in finished if row.length == row.prompt)
+            decoding, ended = self.decoding, len(finished)
+            kind = alike(decoding, self.keys, spans, ended, self.policy.batch_tokens)
+            prefill, rows = sum(count for _, count in spans), decoding + len(spans)
+            tally.add(kind, prefill, decoding, decoding + ended, rows, rows)
+            self.tokens_in += sum(row.prompt for row in finished if row.length == row.prompt)
             self._done(finished)
-            part = prefill / tokens
-            seconds += priced.seconds
-            prefill_s += part * priced.seconds
-            decode_s += (1 - part) * priced.seconds
-            prefill_tokens += prefill
-            decode_tokens += decoding
-            tokens_out += samples
-            rows += decoding + len(spans)
-            for lane, busy in priced.lanes.items():
-                lanes[lane] = lanes.get(lane, 0.0) + busy
-            if decoding + len(spans) >= steadiest.rows:
-                steadiest = SteadySweep(priced.seconds, tokens, decoding + len(spans), priced.lanes)
-        return Prediction(
-            seconds=seconds,
-            prefill_s=prefill_s,
-            decode_s=decode_s,
-            tokens_in=tokens_in,
-            prefill_tokens=prefill_tokens,
-            decode_tokens=decode_tokens,
-            tokens_out=tokens_out,
-            sweeps=self.sweep,
-            rows_mean=rows / max(1, self.sweep),
-            lanes=lanes,
-            steady=steadiest,
-            hidden_tokens=hidden_tokens(self.case.shape, self.case.machine, self.placement),
-            whole=False,
-            priced=self.sweep,
-        )
+        return tally
 
     def _more(self) -> bool:
         """Take in requests as a run does; False where no row is left."""

@@ -1,7 +1,7 @@
 """What a cut of the work would do, in closed form: a job as a fill, a steady middle and a tail. For a search only."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.plan.case import Case
@@ -16,13 +16,14 @@ _WAVES = 3  # of a job whose rows still end together
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A cut, what it would do, and where the linear program puts bytes for it. sweep_s: of the steady middle."""
+    """A cut with KV so shared, and what it would do. rows: in flight, of those that the cut has. sweep_s: of the steady
+    middle. tok_s: generated, of the whole job. optimum: the linear program's answer, where it was asked."""
 
     cut: Cut
     kv: Shares
     rows: float
     sweep_s: float
-    seconds: float
+    tok_s: float
     optimum: Optimum | None = None
 
 
@@ -39,24 +40,65 @@ class Steady:
         self._with_kv: dict[tuple[int, Shares], SweepCost] = {}
         self._sizes: dict[Shares | None, Sizes] = {}
 
+    def places(self) -> Sequence[Shares]:
+        """Where KV may rest in one place: as the case asks, or on each tier, the compute tier first."""
+        if (asked := self.case.asked.kv) is not None:
+            return [asked]
+        below = [tier for tier in self._tiers() if tier != self.case.compute]
+        return [Shares.from_mapping({tier: 1.0}) for tier in (self.case.compute, *below)]
+
     def estimate(self, cut: Cut, shares: Shares | None = None) -> Estimate | None:
         """What a cut would do with KV so shared between tiers (None: as the case asks); None where it does not fit."""
         case = self.case
         kv = shares or case.asked.kv or Shares.from_mapping({case.compute: 1.0})
         sizes = self._sizes_of(kv)
-        room = case.ledger.free(case.compute) - sizes.fixed(cut)
-        if room < sizes.row_least():
+        rooms = self._rooms(cut, kv)
+        if any(rooms[tier] < self._least(sizes, tier) for tier in rooms):
             return None
-        row = self.row_bytes(sizes) + case.shape.footprint.state
-        fitting = room / (kv.of(case.compute) * row) if kv.of(case.compute) else float(case.job.prompts)
+        row = self._row_held(sizes, kv)
+        fitting = min((rooms[tier] / nbytes for tier, nbytes in row.items() if nbytes), default=float(cut.rows))
         rows = min(cut.rows, case.job.prompts, max(1.0, fitting))
-        resident = room - min(room, kv.of(case.compute) * cut.rows * sizes.row_bytes(case.job.mean_tokens))
-        streamed = self._streamed(max(0.0, resident))
+        taken = self._kv_taken(cut, kv)
+        left = {tier: max(0.0, room - taken.get(tier, 0.0)) for tier, room in rooms.items()}
+        streamed = self._streamed(left)
         if streamed is None:
             return None
         cost = self._cost(cut, kv)
-        whole, middle = self._job_s(cut, rows, lambda load: cost.closed_form([load], streamed))
-        return Estimate(cut, kv, rows, middle.seconds, whole)
+        seconds, middle = self._job_s(cut, rows, lambda load: cost.closed_form([load], streamed))
+        return Estimate(cut, kv, rows, middle.seconds, case.job.prompts * case.generated / seconds)
+
+    def _rooms(self, cut: Cut, kv: Shares) -> Mapping[Tier, float]:
+        """Bytes for KV and pages of the compute tier, and of those below that hold any."""
+        case, sizes = self.case, self._sizes_of(kv)
+        rooms = {case.compute: float(case.ledger.free(case.compute) - sizes.fixed(cut))}
+        for tier in self._tiers():
+            if tier != case.compute:
+                rooms[tier] = float(case.ledger.free(tier) - (2 * sizes.page if tier == "cpu" else 0))
+        return rooms
+
+    def _least(self, sizes: Sizes, tier: Tier) -> float:
+        """Bytes of a tier without which no row can be run."""
+        if tier == self.case.compute:
+            return sizes.row_least()
+        return (
+            sizes.row_bytes(self.case.job.longest_tokens) if sizes.asked.kv and sizes.asked.kv.of(tier) else -math.inf
+        )
+
+    def _row_held(self, sizes: Sizes, kv: Shares) -> Mapping[Tier, float]:
+        """Bytes that a row in flight holds by tier: wherever its KV rests, its last block is on the compute tier."""
+        footprint, row = self.case.shape.footprint, self.row_bytes(sizes)
+        held = {tier: kv.of(tier) * row for tier in self._tiers()}
+        tail = (1 - kv.of(self.case.compute)) * footprint.kv_block
+        return held | {self.case.compute: kv.of(self.case.compute) * row + tail + footprint.state}
+
+    def _kv_taken(self, cut: Cut, kv: Shares) -> Mapping[Tier, float]:
+        """Bytes of KV that the placement rule gives to the rows of a cut, as far as there are so many."""
+        case, footprint = self.case, self.case.shape.footprint
+        full = cut.rows * self._sizes_of(kv).row_bytes(case.job.mean_tokens)
+        taken = {tier: kv.of(tier) * full for tier in self._tiers()}
+        tails = cut.rows * 2 * footprint.kv_block + cut.batch * footprint.kv_block / footprint.block_tokens
+        here = kv.of(case.compute)
+        return taken | {case.compute: here * full + (tails if here < 1 else 0.0) + cut.rows * footprint.state}
 
     def placed(self, cut: Cut) -> Estimate | None:
         """The same, with weights, KV and activations where the linear program puts them; None where nothing fits."""
@@ -67,9 +109,12 @@ class Steady:
         kv_bytes = int(rows * self.row_bytes(sizes) * packed(case.kv_bits, 16))
         part = packed(case.weight_bits, shape.weight_bits)
         in_place: Tier | None = "disk" if part == 1 else None  # packed ones are files of penstock's own
+        # wherever a row's KV rests, the blocks that it is written to are on the compute tier
+        tails = int(rows * 2 * shape.footprint.kv_block)
+        buffers = {(tier, case.compute): tails for tier in self._tiers() if tier != case.compute}
         items = {
             "weights": Item(int(shape.page_bytes * part), self._weight_tiers(), in_place=in_place),
-            "kv": Item(kv_bytes, self._tiers()),
+            "kv": Item(kv_bytes, self._tiers(), buffers),
         }
         capacity: dict[Tier, int] = {t: max(0, case.ledger.free(t)) for t in self._weight_tiers()}
         capacity[case.compute] = max(0, case.ledger.free(case.compute) - sizes.fixed(cut))
@@ -105,19 +150,21 @@ class Steady:
         """The same of weights, which on disk lie where they take no more."""
         return tuple(tier for tier in TIERS if tier in self._tiers() or (tier == "disk" and not self.case.no_disk))
 
-    def _streamed(self, resident: float) -> Mapping[Tier, float] | None:
-        """Page bytes by tier below the compute tier, fastest filled first; None where they do not fit."""
+    def _streamed(self, left: Mapping[Tier, float]) -> Mapping[Tier, float] | None:
+        """Page bytes by tier below the compute tier, fastest filled first; None where they do not fit.
+
+        left: bytes for pages by tier.
+        """
         case = self.case
-        left = max(0.0, case.shape.page_bytes * packed(case.weight_bits, case.shape.weight_bits) - resident)
+        pages = case.shape.page_bytes * packed(case.weight_bits, case.shape.weight_bits)
         streamed: dict[Tier, float] = {}
         for tier in self._weight_tiers():
-            if tier == case.compute or left <= 0:
-                continue
             # the checkpoint's own bytes on disk take nothing from the budget there
-            part = left if tier == "disk" else min(left, float(case.ledger.free(tier)))
-            streamed[tier] = part
-            left -= part
-        return streamed if left <= 0 else None
+            part = pages if tier == "disk" else min(pages, left.get(tier, 0.0))
+            pages -= part
+            if tier != case.compute and part > 0:
+                streamed[tier] = part
+        return streamed if pages <= 0 else None
 
     def _cost(self, cut: Cut, kv: Shares) -> SweepCost:
         key = (min(cut.slots, 2), kv)
@@ -158,17 +205,18 @@ class Steady:
         """
         case = self.case
         count, prompt, generated = case.job.prompts, case.prompt, case.generated
-        rows = min(rows, float(cut.sweep))
+        apart = cut.sweep * generated / (prompt + generated)  # rows that prompts of those who follow leave tokens for
+        waves = math.ceil(count / min(rows, float(cut.sweep)) - 1e-9)
+        in_waves = waves <= _WAVES and (rows <= apart or waves == 1)
+        rows = min(rows, float(cut.sweep)) if in_waves else min(rows, apart)
         middle = price(self._middle(cut, rows))
-        waves = math.ceil(count / rows - 1e-9)
-        together = count / waves
+        together = count / waves if in_waves else rows
         fill = price(self._load(cut, 0.0, min(float(cut.sweep), together * prompt)))
         filling = together * prompt / cut.sweep * fill.seconds
-        if waves <= _WAVES:
+        if in_waves:
             return waves * (filling + generated * price(self._load(cut, together, 0.0)).seconds), middle
         tail = price(self._load(cut, max(1.0, rows / 2), 0.0))
-        steady = (count - rows) * generated / min(rows, cut.sweep * generated / (prompt + generated))
-        return filling + steady * middle.seconds + generated * tail.seconds, middle
+        return filling + (count - rows) * generated / rows * middle.seconds + generated * tail.seconds, middle
 
 
 def _policy(cut: Cut, kv: Shares, compute: Tier) -> Policy:

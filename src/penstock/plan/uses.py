@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from penstock.plan.case import Case
 from penstock.plan.cost import packed
+from penstock.plan.grid import cut_of
 from penstock.plan.plan import Use
 from penstock.plan.policy import TIERS, Tier
-from penstock.plan.sizes import Cut, Sizes
+from penstock.plan.sizes import Sizes
 from penstock.plan.types import Placement
 
 
@@ -18,7 +19,7 @@ def memory(case: Case, placement: Placement) -> Mapping[Tier, Use]:
     own, and count.
     """
     policy, ledger = placement.policy, case.ledger
-    cut = Cut(policy.slots, policy.batch_tokens, policy.rows, policy.sweep_tokens)
+    cut = cut_of(policy)
     sizes = Sizes(case.shape.footprint, case.job, ledger, replace(case.asked, kv=policy.kv), case.compute)
     part = packed(case.weight_bits, case.shape.weight_bits)
     suspended, used = sizes.suspended(cut), {}

@@ -4,34 +4,21 @@ So mixed phases, admission, ragged lengths, rows that give way and the tail of a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from penstock.machine.machine import Machine
 from penstock.plan.case import Case
 from penstock.plan.cost import SweepCost
-from penstock.plan.load import load_of, together
-from penstock.plan.plan import Prediction, SteadySweep
+from penstock.plan.load import Load, load_of, together
+from penstock.plan.plan import Prediction
 from penstock.plan.shape import ModelShape
+from penstock.plan.tally import Tally
 from penstock.plan.types import Length, Placement
 from penstock.schedule.scheduler import Scheduler
 from penstock.schedule.types import Request
 
 AHEAD = 1024  # prompts that wait for room, as in a run
 _MOST_SWEEPS = 500  # priced one by one; a longer job is extended from its middle
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Sums over sweeps."""
-
-    seconds: float = 0.0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    tokens_out: int = 0
-    rows: int = 0
-    sweeps: int = 0
 
 
 class VirtualRun:
@@ -63,9 +50,7 @@ class VirtualRun:
         coming: Iterator[tuple[int, Length]] = iter(enumerate(lengths))
         left: dict[int, int] = {}
         prompts: dict[int, int] = {}
-        tally = _Tally()
-        lanes: dict[str, float] = {}
-        steadiest: SteadySweep | None = None
+        tally = Tally[tuple[Load, ...]]()
         while True:
             while scheduler.waiting < AHEAD and (one := next(coming, None)) is not None:
                 index, length = one
@@ -75,9 +60,8 @@ class VirtualRun:
             sweep = scheduler.next()
             if sweep is None:
                 break
-            priced = self._cost.price(together(load_of(batch, self._windows) for batch in sweep.micro_batches))
             ended = []
-            prefill = tokens = 0
+            prefill = tokens = samples = 0
             rows = set()
             for batch in sweep.micro_batches:
                 for span in batch:
@@ -88,40 +72,16 @@ class VirtualRun:
                         prefill += count
                     if span.samples:
                         left[row] -= 1
-                        tally.tokens_out += 1
+                        samples += 1
                         if left[row] <= 0:
                             ended.append(row)
             scheduler.done(sweep, ended)
-            decode = tokens - prefill
-            part = prefill / tokens
-            tally.seconds += priced.seconds
-            tally.prefill_s += part * priced.seconds
-            tally.decode_s += (1 - part) * priced.seconds
-            tally.prefill_tokens += prefill
-            tally.decode_tokens += decode
-            tally.rows += len(rows)
-            tally.sweeps += 1
-            for lane, busy in priced.lanes.items():
-                lanes[lane] = lanes.get(lane, 0.0) + busy
-            seen = SteadySweep(priced.seconds, tokens, sum(map(len, sweep.micro_batches)), priced.lanes)
-            if steadiest is None or seen.rows >= steadiest.rows:
-                steadiest = seen
-        assert steadiest is not None  # a job has at least one row
-        return Prediction(
-            seconds=tally.seconds,
-            prefill_s=tally.prefill_s,
-            decode_s=tally.decode_s,
-            tokens_in=sum(one.prompt for one in lengths),
-            prefill_tokens=tally.prefill_tokens,
-            decode_tokens=tally.decode_tokens,
-            tokens_out=tally.tokens_out,
-            sweeps=tally.sweeps,
-            rows_mean=tally.rows / tally.sweeps,
-            lanes=lanes,
-            steady=steadiest,
-            hidden_tokens=hidden_tokens(self.case.shape, self.case.machine, self.placement),
-            priced=tally.sweeps,
-        )
+            loads = together(load_of(batch, self._windows) for batch in sweep.micro_batches)
+            spans = sum(map(len, sweep.micro_batches))
+            tally.add(loads, prefill, tokens - prefill, samples, len(rows), spans)
+        tokens_in = sum(one.prompt for one in lengths)
+        hidden = hidden_tokens(self.case.shape, self.case.machine, self.placement)
+        return tally.prediction(self._cost.prices, tokens_in, hidden, whole=True)
 
 
 def hidden_tokens(shape: ModelShape, machine: Machine, placement: Placement) -> float:
