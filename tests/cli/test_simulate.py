@@ -136,6 +136,7 @@ def test_steps_sum_to_the_run(small: str, tmp_path: Path, suffix: str, capsys: p
         (["SMALL", "--policy", ""], "--policy names no policy"),
         (["SMALL", "--steps", "steps.csv", "--trace", "./steps.csv"], "would be written over --trace ./steps.csv"),
         (["SMALL", "--steps", "./results.csv", "--output", "."], "results.csv would be written over --steps"),
+        (["SMALL", "--steps", "./results.parquet", "--output", "."], "results.parquet would be written over --steps"),
         (
             ["SMALL", "--sweep", "window=1,2", "--migration", "none", "--placement", "prefer-hbm"],
             "has the option window",

@@ -103,7 +103,7 @@ def test_no_policy_reads_fewer_bytes_from_external_memory(seed: int) -> None:
 
 
 def test_placements_have_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One replay for all of them, beside others, over several windows."""
+    """Beside others, over several windows."""
     case = random_case(random.Random(4), Limits(layers=3, prefill=30, decode=12), mode="exclusive")
     scenario, trace = scenario_of(case), trace_of(case)
     alone = belady(scenario, trace)

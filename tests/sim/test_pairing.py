@@ -78,6 +78,17 @@ def test_slack_is_an_option_of_every_migration() -> None:
     assert [(pair.slack, pair.labels[1]) for pair in swept] == [(False, "alpha"), (True, "alpha")]
 
 
+def test_a_reference_stands_once_with_the_first_placement() -> None:
+    sweeps = {"options.window": (2, 4)}
+    found = pairs(["look-ahead-batch", "prefer-hbm"], ["alpha", "belady"], sweeps)
+    (belady,) = [pair for pair in found if pair.texts[1] == "belady"]
+    assert (belady.texts[0], belady.swept) == ("look-ahead-batch", ()) and len(found) == 1 + 2 + 2
+    with pytest.raises(UserError, match="no placement 'best'"):
+        pairs(["prefer-hbm", "best"], ["belady"])
+    with pytest.raises(UserError, match="no policy of this run has the option window"):
+        pairs(["look-ahead-batch"], ["belady"], sweeps)
+
+
 @pytest.mark.parametrize(
     ("moving", "options", "told"),
     [

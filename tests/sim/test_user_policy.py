@@ -179,3 +179,15 @@ def test_the_policies_of_the_docs_run(tmp_path: Path) -> None:
     full = replace(SCENARIO, memories=replace(SCENARIO.memories, hbm_capacity_bytes=460))
     run = simulate(full, TRACE, f"{mine}:ReadSoon", f"{mine}:Recent")
     assert run.clairvoyant and run.traffic.moved_ext_written > 0 and run.traffic.hbm_written > 0
+
+
+def test_a_file_may_hold_dataclasses_whose_annotations_are_text(tmp_path: Path) -> None:
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n\n\n@dataclass\nclass Mine:\n"
+    mine = file(tmp_path, f"{text}    all: bool = True\n\n    def in_hbm(self, view):\n        return self.all\n")
+    assert simulate(SCENARIO, TRACE, f"{mine}:Mine", "none").time_s > 0
+
+
+def test_a_file_that_ends_the_program_is_told(tmp_path: Path) -> None:
+    mine = file(tmp_path, "import sys\nsys.exit(0)\n")
+    with pytest.raises(UserError, match="ends the program when it is loaded"):
+        load_policy(f"{mine}:Mine")

@@ -14,7 +14,7 @@ import typer
 
 from penstock.cli import options
 from penstock.cli.options import option
-from penstock.cli.overwrites import refuse_overwriting
+from penstock.cli.overwrites import refuse_nowhere, refuse_overwriting
 from penstock.cli.simulate_progress import SimulationProgress
 from penstock.errors import UserError
 from penstock.units import format_seconds
@@ -139,12 +139,15 @@ def simulate(
     chosen = choice_of(placement or [], migration or [], policy or [], skip, bound is not None)
     flags = {"trace.file": trace, "passive": passive, "mode": mode}
     study, swept_options = study_asked(scenario, set_ or [], flags, chosen, sweep or [])
+    if steps is not None and study.runs != 1:
+        raise UserError(
+            f"--steps {steps} is for one run, and this command names {study.runs:,}: "
+            "choose with --placement NAME --migration NAME --skip LEVEL"
+        )
     with closing(SimulationProgress(sys.stderr, json_)) as shown:
         for warning in study.warnings:
             shown.note(f"{study.name}: {warning}")
-        if steps is not None:
-            _write_steps(study, steps, shown)
-        outcome, report_s = _results(study, output, jobs or 0, shown)
+        outcome, report_s = _results(study, output, steps, jobs or 0, shown)
         shown.close()
         if json_:
             print(json.dumps(outcome.frame.to_dicts()))
@@ -161,16 +164,18 @@ def _check_names(scenario: str, trace: str | None, output: str | None, steps: st
     if output == "":
         raise UserError("--output has no name: give a directory, or leave it out")
     if steps is not None:
-        from penstock.cli.simulate_steps import check_steps
+        from penstock.sim.steps_file import SUFFIXES
 
-        check_steps(Path(steps))
-        table = os.path.join(output, "results.csv") if output else None
+        if Path(steps).suffix.lower() not in SUFFIXES:
+            raise UserError(f"--steps {steps}: the name must end in {' or '.join(SUFFIXES)}")
+        refuse_nowhere("--steps", steps)
+        table = os.path.join(output, f"results{Path(steps).suffix.lower()}") if output else None
         refuse_overwriting({"--steps": steps, "--output": table}, {"SCENARIO": scenario, "--trace": trace})
     if bound not in (None, "lb2"):
         raise UserError(f"--bound {bound}: lb2 is the only one that is asked for; the others are always there")
 
 
-def _make_ready(study: "Study", done: Container[str], shown: SimulationProgress, what: str) -> None:
+def _make_ready(study: "Study", done: Container[str], shown: SimulationProgress) -> None:
     """Have kernels compiled where they are new, and say what goes on before the first step is simulated."""
     from penstock.sim.kernel_cache import is_compiled
 
@@ -184,42 +189,35 @@ def _make_ready(study: "Study", done: Container[str], shown: SimulationProgress,
         compile_kernels()
         shown.note(f"kernels compiled in {format_seconds(time.perf_counter() - start_s)}")
     if left:
-        shown.wait(what)
+        shown.wait("making traces and bounds")
 
 
-def _write_steps(study: "Study", steps: str, shown: SimulationProgress) -> None:
-    from penstock.cli.simulate_steps import write_steps
-
-    if study.runs != 1:
-        raise UserError(
-            f"--steps {steps} is for one run, and this command names {study.runs}: "
-            "choose with --placement NAME --migration NAME --skip LEVEL"
-        )
-    _make_ready(study, (), shown, "writing every step")
-    lines = write_steps(study, Path(steps))
-    shown.note(f"{steps}: {lines:,} steps")
-
-
-def _results(study: "Study", output: str | None, jobs: int, shown: SimulationProgress) -> "tuple[Outcome, float]":
+def _results(
+    study: "Study", output: str | None, steps: str | None, jobs: int, shown: SimulationProgress
+) -> "tuple[Outcome, float]":
     """What came of all runs, and the seconds that a report of them took."""
     from penstock.sim.results_directory import ResultsDirectory
 
     with nullcontext() if output is None else ResultsDirectory(Path(output), study) as directory:
-        _make_ready(study, () if directory is None else directory.done, shown, "making traces and bounds")
-        outcome = _run(study, directory, jobs, shown)
+        _make_ready(study, () if directory is None or steps is not None else directory.done, shown)
+        outcome = _run(study, directory, steps, jobs, shown)
         if directory is None:
             return outcome, 0.0
         shown.wait("drawing the report")
         return outcome, _write(study, outcome, directory)
 
 
-def _run(study: "Study", directory: "ResultsDirectory | None", jobs: int, shown: SimulationProgress) -> "Outcome":
+def _run(
+    study: "Study", directory: "ResultsDirectory | None", steps: str | None, jobs: int, shown: SimulationProgress
+) -> "Outcome":
+    from penstock.sim.steps_file import StepsFile
     from penstock.sim.study_run import run_study
 
     try:
-        return run_study(study, directory, jobs, shown.steps)
+        with nullcontext() if steps is None else StepsFile(Path(steps)) as file:
+            outcome = run_study(study, directory, jobs, shown.steps, None if file is None else file.add)
     except KeyboardInterrupt:
-        if directory is None:
+        if directory is None or not directory.done:
             raise
         done = sum(cell.row_id(pair) in directory.done for cell in study.cells for pair in cell.pairs)
         shown.note(
@@ -229,6 +227,9 @@ def _run(study: "Study", directory: "ResultsDirectory | None", jobs: int, shown:
         raise options.Stopped(options.INTERRUPTED) from None
     finally:
         shown.close()
+    if file is not None:
+        shown.note(f"{steps}: {file.rows:,} steps")
+    return outcome
 
 
 def _write(study: "Study", outcome: "Outcome", directory: "ResultsDirectory") -> float:

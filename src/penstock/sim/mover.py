@@ -7,15 +7,12 @@ from numpy.typing import NDArray
 
 from penstock.sim.policy import Items, Moves, no_items
 from penstock.sim.prices import (
-    EXT_READ,
-    EXT_WRITTEN,
-    HBM_READ,
-    HBM_WRITTEN,
     MOVED_EXT_READ,
     MOVED_EXT_WRITTEN,
     MOVED_HBM_READ,
     MOVED_HBM_WRITTEN,
     Prices,
+    step_bytes,
 )
 from penstock.sim.view import Mask
 
@@ -100,12 +97,7 @@ class Mover:
 
 def seconds(prices: Prices, counts: NDArray[np.int64]) -> float:
     """T of a step with these bytes."""
-    c = counts.tolist()
-    return prices.step_s(
-        c[HBM_READ] + c[HBM_WRITTEN] + c[MOVED_HBM_READ] + c[MOVED_HBM_WRITTEN],
-        c[EXT_READ] + c[MOVED_EXT_READ],
-        c[EXT_WRITTEN] + c[MOVED_EXT_WRITTEN],
-    )
+    return prices.step_s(*step_bytes(counts))
 
 
 def _group_ends(moves: Moves) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from penstock.sim.given import Given
 from penstock.sim.options import split_name
 from penstock.sim.overrides import all_options, combinations
 from penstock.sim.policy import looks_ahead
-from penstock.sim.registry import BUDGET, migrations, pair, placements
+from penstock.sim.registry import BUDGET, migrations, pair, placements, references
 
 Plain = str | float | int | bool
 Side = Literal["placement", "migration"]
@@ -51,21 +51,22 @@ def pairings(
 ) -> tuple[Pairing, ...]:
     """Every placement with every migration under every combination of swept options, each once.
 
-    placing, moving: None is what the scenario names, or else all. Keys of options begin with `options.`; one goes to
-    each policy that has it, unless the policy's own text gives it, `options.placement.x` and `options.migration.x` to
-    that side alone. Raises UserError for policies and options that do not exist.
+    placing, moving: None is what the scenario names, or else all. A reference, in which no placement has a say, stands
+    with the first one alone. Keys of options begin with `options.`; one goes to each policy that has it, unless the
+    policy's own text gives it, `options.placement.x` and `options.migration.x` to that side alone. Raises UserError for
+    policies and options that do not exist.
     """
     placing = placing or ([given.placement] if given.placement else list(placements()))
     moving = moving or ([given.migration] if given.migration else list(migrations()))
     fixed = dict(_flat(given.options or {})) | ({f"options.{BUDGET.name}": "slack"} if given.slack else {})
     unused = {key for key in fixed if not _is_given(key, (*placing, *moving))} | set(sweeps)
-    found: dict[tuple[str, str], Pairing] = {}
+    found: dict[tuple[str, ...], Pairing] = {}
     for place in placing:
         for move in moving:
             for swept in combinations(sweeps):
                 made, used = _pairing(place, move, fixed, swept, source)
                 unused -= used
-                found.setdefault(made.texts, made)
+                found.setdefault(made.texts[1:] if is_reference(move) else made.texts, made)
     if unused:
         key = min(unused).removeprefix("options.")
         raise UserError(f"{source}: no policy of this run has the option {key}: leave it out, or run one that has it")
@@ -76,10 +77,9 @@ def _pairing(
     place: str, move: str, fixed: Mapping[str, object], swept: Mapping[str, object], source: str
 ) -> tuple[Pairing, set[str]]:
     """The pair under these options, and the keys of those that it has a use for."""
-    placing, moving = (
-        (_of_side(side, text, fixed), _of_side(side, text, swept), text)
-        for side, text in (("placement", place), ("migration", move))
-    )
+    heard, heard_swept = ({}, {}) if is_reference(move) else (fixed, swept)
+    placing = _of_side("placement", place, heard), _of_side("placement", place, heard_swept), place
+    moving = _of_side("migration", move, fixed), _of_side("migration", move, swept), move
     texts, labels, used, values = [], [], set[str](), dict[str, object]()
     for mine, several, text in (placing, moving):
         plain = {option: value for option, (_, value) in mine.items()}
@@ -97,7 +97,12 @@ def _pairing(
     return Pairing((texts[0], texts[1]), (labels[0], labels[1]), made.budget_slack, ahead, told), used
 
 
-def _of_side(side: str, text: str, options: Mapping[str, object]) -> dict[str, tuple[str, object]]:
+def is_reference(migration: str) -> bool:
+    """Whether what a text names runs as a migration and decides on new items too."""
+    return split_name(migration)[0] in references()
+
+
+def _of_side(side: Side, text: str, options: Mapping[str, object]) -> dict[str, tuple[str, object]]:
     """Those of the options that a policy takes and its text does not give: own name to whole key and value."""
     name, given = split_name(text)
     kinds = placements() if side == "placement" else migrations()

@@ -12,6 +12,7 @@ from typing import cast
 
 from penstock.errors import UserError
 from penstock.sim.shared_directory import shared_directory
+from penstock.sim.simulator import StepSink
 from penstock.sim.study import Cell
 from penstock.sim.trace_source import one_at_a_time
 from penstock.sim.worker import Finished, Progress, Task, Worker
@@ -19,17 +20,20 @@ from penstock.sim.worker import Finished, Progress, Task, Worker
 _TELL_EVERY_S = 0.2
 
 
-def run_tasks(cells: Sequence[Cell], tasks: Sequence[Task], jobs: int, progress: Progress) -> Iterator[Finished]:
+def run_tasks(
+    cells: Sequence[Cell], tasks: Sequence[Task], jobs: int, progress: Progress, each_step: StepSink | None = None
+) -> Iterator[Finished]:
     """Run all tasks and yield what came of each as it ends.
 
-    progress is told token steps done, counted once for every pair. Raises UserError for the first mistake, and where a
-    process was killed; then, and where the caller stops early, the other processes are ended.
+    progress is told token steps done, counted once for every pair; each_step is for a single task of one pair, which
+    runs in this process. Raises UserError for the first mistake, and where a process was killed; then, and where the
+    caller stops early, the other processes are ended.
     """
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
         worker = Worker(cells)
         for task in tasks:
-            yield worker.run(task, progress)
+            yield worker.run(task, progress, each_step)
         return
     with shared_directory() as shared, _Pool(cells, jobs, shared) as pool:
         yield from pool.run(tasks, progress)

@@ -4,6 +4,7 @@
 reads; results.csv and results.parquet are made from it.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -18,13 +19,14 @@ import numpy as np
 from penstock.errors import UserError
 from penstock.sim.row import Curve, Row
 from penstock.sim.study import Study
+from penstock.trace.part_file import PartFile
 
 _HEAD, _LINES = "study.json", "results.jsonl"
 _DIGITS = 7  # of curves, which are for pictures
 
 
 class ResultsDirectory:
-    """Rows and curves by id, in memory and on disk; open it in a ``with``.
+    """Rows and curves by id, in memory and on disk; open it in a ``with``, which leaves nothing where no run finished.
 
     Raises UserError for a directory that cannot be written, that holds another scenario's results or files of these
     names that are no results, or that another process writes to.
@@ -33,6 +35,7 @@ class ResultsDirectory:
     def __init__(self, path: Path, study: Study) -> None:
         self.path = path
         self.done: dict[str, tuple[Row, Curve]] = {}
+        self._made = [directory for directory in (path, *path.parents) if not directory.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._check_head(study)
@@ -52,6 +55,8 @@ class ResultsDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self.done:
+            self._take_back()
         os.close(self._lines)
 
     def add(self, rows: Iterable[tuple[Row, Curve]]) -> None:
@@ -69,6 +74,14 @@ class ResultsDirectory:
                 ) from error
             self.done[row.id] = (row, curve)
 
+    def _take_back(self) -> None:
+        """Remove what was made here."""
+        with contextlib.suppress(OSError):  # what others put there stays
+            for name in (_LINES, _HEAD):
+                (self.path / name).unlink()
+            for directory in self._made:
+                directory.rmdir()
+
     def _check_head(self, study: Study) -> None:
         """Write whose results these are, or check it."""
         head = self.path / _HEAD
@@ -76,9 +89,8 @@ class ResultsDirectory:
         if not head.exists():
             if (self.path / _LINES).exists():
                 raise UserError(f"{self.path} has a {_LINES} without its {_HEAD}: use another --output")
-            beside = head.with_name(f".{_HEAD}.new")
-            beside.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-            beside.replace(head)
+            with PartFile(head) as whole:
+                whole.file.write(json.dumps(mine, indent=1).encode() + b"\n")
             return
         try:
             found: Any = json.loads(head.read_text(encoding="utf-8"))
@@ -100,6 +112,8 @@ class ResultsDirectory:
             raise UserError(
                 f"another penstock simulate writes to {self.path}: wait for it, or use another --output"
             ) from None
+        if not os.fstat(self._lines).st_nlink:
+            raise UserError(f"another penstock simulate has just left {self.path} with nothing finished: start again")
 
     def _read(self) -> None:
         """Take over the lines that are there; what a kill tore, the last one, is cut off."""

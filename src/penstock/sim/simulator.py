@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
@@ -59,8 +58,8 @@ def simulate(
     `form` chooses compiled kernels or plain numpy, which count the same; `each_step` receives every step in full.
     Raises UserError for weights that do not fit, a trace of another shape, and policies or options that do not exist.
     """
-    pair = registry.pair(placement, migration, budget_slack=budget_slack)
-    return _replay(scenario, trace, [pair], form, each_step, None)[0]
+    pairs = [(placement, migration)]
+    return simulate_many(scenario, trace, pairs, budget_slack=budget_slack, form=form, each_step=each_step)[0]
 
 
 def simulate_many(
@@ -70,35 +69,23 @@ def simulate_many(
     *,
     budget_slack: bool = False,
     form: FormName = "auto",
+    each_step: StepSink | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Run]:
     """Replay several pairs in one pass over the trace; the runs are in the order of the pairs.
 
-    `progress` is told how many token steps have just been replayed for all pairs. Raises UserError as `simulate` does.
+    `each_step` is for a single pair. `progress` is told how many token steps have just been replayed for all pairs.
+    Raises UserError as `simulate` does.
     """
     made = [registry.pair(*policies, budget_slack=budget_slack) for policies in pairs]
-    return _replay(scenario, trace, made, form, None, progress)
-
-
-def _replay(
-    scenario: Scenario,
-    trace: SkipTrace,
-    pairs: Sequence[Pair],
-    form: FormName,
-    each_step: StepSink | None,
-    progress: Callable[[int], None] | None,
-) -> list[Run]:
+    if each_step is not None and len(made) != 1:
+        raise ValueError(f"each_step for {len(made)} pairs: their steps could not be told apart")
     _check(scenario, trace.shape)
     start = initial_state(scenario)
-
-    @cache
-    def belady() -> BeladyForm:
-        return BeladyForm(scenario, start, trace)
-
     lanes = [
-        _Lane(pair, _form(form, scenario, start, pair, belady), Ledger(scenario, start, each_step)) for pair in pairs
+        _Lane(pair, _form(form, scenario, start, pair, trace), Ledger(scenario, start, each_step)) for pair in made
     ]
-    back, ahead = max((p.back for p in pairs), default=0), max((p.ahead for p in pairs), default=0)
+    back, ahead = max((pair.back for pair in made), default=0), max((pair.ahead for pair in made), default=0)
     groups = _groups(lanes)
     for window in open_windows(trace, back, ahead):
         groups = [left for group in groups for left in _advance(group, window)]
@@ -108,11 +95,11 @@ def _replay(
 
 
 def _groups(lanes: Sequence[_Lane]) -> list[_Together]:
-    """Pairs that differ in their placements alone, which have had no say yet or never have one."""
+    """Pairs that differ in their placements alone, which have had no say yet."""
     groups: dict[object, _Together] = {}
     for lane in lanes:
-        own_state = isinstance(lane.form, NumpyForm | BeladyForm)
-        key = id(lane.form) if own_state else (lane.pair.migration, lane.pair.budget_slack)
+        alone = isinstance(lane.form, NumpyForm | BeladyForm)
+        key = id(lane) if alone else (lane.pair.migration, lane.pair.budget_slack)
         groups.setdefault(key, []).append(lane)
     return list(groups.values())
 
@@ -120,27 +107,24 @@ def _groups(lanes: Sequence[_Lane]) -> list[_Together]:
 def _advance(group: _Together, window: Window) -> list[_Together]:
     """Replay a window for pairs that are one run so far; they part in the first one where their placements count."""
     first, *others = group
-    may_part = bool(others) and others[0].form is not first.form
-    if may_part:
+    if others:
         cast("KernelForm", others[0].form).copy_state(cast("KernelForm", first.form))
     counts, items = first.form.advance(window)
     first.ledger.add(window.first, counts, items)
-    if may_part and not cast("KernelForm", first.form).undecided:
+    if others and not cast("KernelForm", first.form).undecided:
         return [[first], *_advance(others, window)]
     for other in others:
         other.ledger.add(window.first, counts, items)
     return [group]
 
 
-def _form(
-    name: FormName, scenario: Scenario, start: InitialState, pair: Pair, belady: Callable[[], BeladyForm]
-) -> Form:
-    """The form asked for, or the faster one that can run the pair; Belady has one of its own, for all placements."""
+def _form(name: FormName, scenario: Scenario, start: InitialState, pair: Pair, trace: SkipTrace) -> Form:
+    """The form asked for, or the faster one that can run the pair; Belady has one of its own."""
     reason = "" if name == "numpy" else _why_no_kernels(scenario, start, pair)
     if name == "kernels" and reason:
         raise UserError(f"{reason}: leave the form to choice, or ask for numpy")
     if isinstance(pair.migration, Belady):
-        return belady()
+        return BeladyForm(scenario, start, trace)
     if name == "numpy" or reason:
         return NumpyForm(scenario, start, pair)
     from penstock.sim.kernel_form import KernelForm  # imports numba, which may be missing

@@ -11,10 +11,8 @@ from penstock.errors import UserError
 from penstock.sim import belady
 from penstock.sim.given import Given
 from penstock.sim.initial import initial_state
-from penstock.sim.options import split_name
 from penstock.sim.overrides import combinations, with_settings
-from penstock.sim.pairing import Pairing, pairings
-from penstock.sim.registry import references
+from penstock.sim.pairing import Pairing, is_reference, pairings
 from penstock.sim.scenario import Scenario
 from penstock.sim.scenario_file import Document, parse
 from penstock.sim.scenario_quantities import read_levels
@@ -144,7 +142,7 @@ def _check_size(shape: TraceShape, pairs: Iterable[Pairing], choice: Choice) -> 
         from penstock.sim import optimum  # scipy's optimiser is slow to import
 
         optimum.check_size(shape)
-    if any(split_name(pair.texts[1])[0] in references() for pair in pairs):
+    if any(is_reference(pair.texts[1]) for pair in pairs):
         belady.check_size(shape)
 
 

@@ -17,6 +17,7 @@ from penstock.sim.results_directory import ResultsDirectory
 from penstock.sim.row import Curve, Row
 from penstock.sim.scenario import Scenario
 from penstock.sim.shipped import document_of
+from penstock.sim.simulator import StepSink
 from penstock.sim.study import Cell, Choice, Study, study_of, study_of_scenario
 from penstock.sim.table import Value, table, write_table
 from penstock.sim.worker import Seconds, Task
@@ -47,18 +48,25 @@ class Outcome:
 
 
 def run_study(
-    study: Study, directory: ResultsDirectory | None = None, jobs: int = 0, progress: Progress | None = None
+    study: Study,
+    directory: ResultsDirectory | None = None,
+    jobs: int = 0,
+    progress: Progress | None = None,
+    each_step: StepSink | None = None,
 ) -> Outcome:
     """Run what of a study is not in the directory yet, and add it there as it is finished.
 
     jobs: processes at most; 0: one for each core, if there is enough to do. progress: token steps done, in all, counted
-    once for every pair. Raises UserError for what only shows in running: a trace that cannot be made or read, a user's
-    policy that errs.
+    once for every pair. each_step: receives every step of a study of one run, which is made for it even where its
+    result is in the directory. Raises UserError for what only shows in running: a trace that cannot be made or read, a
+    user's policy that errs.
     """
+    if each_step is not None and study.runs != 1:
+        raise ValueError(f"each_step for {study.runs} runs: their steps could not be told apart")
     done = dict(directory.done) if directory is not None else {}
     ids = [[cell.row_id(pair) for pair in cell.pairs] for cell in study.cells]
     found = sum(row_id in done for of_cell in ids for row_id in of_cell)
-    tasks = list(_tasks(study, ids, done))
+    tasks = list(_tasks(study, ids, done if each_step is None else {}))
     total = sum(len(task.pairs) * study.cells[task.cell].scenario.decode_tokens for task in tasks)
     steps_done = 0
 
@@ -69,7 +77,7 @@ def run_study(
             progress(steps_done, total)
 
     by_worker: dict[int, Seconds] = {}
-    for finished in run_tasks(study.cells, tasks, jobs or _jobs(study, tasks), tell):
+    for finished in run_tasks(study.cells, tasks, jobs or _jobs(study, tasks), tell, each_step):
         if directory is not None:
             directory.add(finished.rows)
         done |= {row.id: (row, curve) for row, curve in finished.rows}

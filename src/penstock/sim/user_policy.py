@@ -1,6 +1,7 @@
 """Policies of a user's own: loaded from a file, called, and held to what exists."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,13 @@ def load_policy(text: str) -> object:
     spec = importlib.util.spec_from_file_location(f"penstock_user_policy_{Path(file).stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"{file} is no Python file: write FILE.py:CLASS")
-    module = importlib.util.module_from_spec(spec)
-    _call(lambda: spec.loader.exec_module(module), file)  # type: ignore[union-attr]  # tested above
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+    try:
+        _call(lambda: spec.loader.exec_module(module), file)  # type: ignore[union-attr]  # tested above
+    except SystemExit:
+        raise UserError(
+            f"{file} ends the program when it is loaded: keep that under if __name__ == '__main__'"
+        ) from None
     made = getattr(module, name, None)
     if not isinstance(made, type):
         own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]

@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.trace import bits
 from penstock.trace.skip_trace import SkipBits, SkipTrace
 
 Made = TypeVar("Made")
@@ -40,25 +41,15 @@ class Window:
 def open_windows(trace: SkipTrace, back: int, ahead: int) -> Iterator[Window]:
     """Yield the trace's steps in order, run by run; a window's bits are valid until the next one is asked for."""
     shape = trace.shape
-    steps = max(1, min(WINDOW_BYTES // (8 * shape.layers * shape.words), shape.steps))
+    steps = shape.steps_in(WINDOW_BYTES)
     counts = np.zeros((shape.steps, shape.layers), np.int64)
     kept = np.empty((0, shape.layers, shape.words), np.uint64)
     counted = 0
     for first, read in trace.windows(steps, ahead):
         own = min(steps, shape.steps - first)
-        for step in range(counted, first + len(read)):
-            counts[step] = _ones(read[step - first])
+        counts[counted : first + len(read)] = bits.counts(read[counted - first :])
         counted = first + len(read)
-        bits = np.concatenate((kept, read)) if back else read
-        yield Window(first, own, len(kept), bits, counts)
+        held = np.concatenate((kept, read)) if back else read
+        yield Window(first, own, len(kept), held, counts)
         if back:
-            kept = bits[: len(kept) + own][-back:].copy()
-
-
-def _ones(bits: SkipBits) -> NDArray[np.int64]:
-    """The set bits of each layer of one step [layers, words]."""
-    if hasattr(np, "bitwise_count"):  # since numpy 2.0
-        ones: NDArray[np.int64] = np.bitwise_count(bits).sum(axis=-1, dtype=np.int64)
-    else:
-        ones = np.unpackbits(np.ascontiguousarray(bits).view(np.uint8), axis=-1).sum(axis=-1, dtype=np.int64)
-    return ones
+            kept = held[: len(kept) + own][-back:].copy()

@@ -14,7 +14,7 @@ from penstock.sim.initial import InitialState, initial_state
 from penstock.sim.pairing import Pairing
 from penstock.sim.result import BINDING, Run, Traffic
 from penstock.sim.row import Curve, Row, curve_of
-from penstock.sim.simulator import simulate_many
+from penstock.sim.simulator import StepSink, simulate_many
 from penstock.sim.study import Cell
 from penstock.sim.trace_facts import TraceFacts, trace_facts
 from penstock.sim.trace_source import one_at_a_time
@@ -84,8 +84,8 @@ class Worker:
         self._trace: tuple[int, SkipTrace] | None = None
         self._known: tuple[int, _Known] | None = None
 
-    def run(self, task: Task, progress: Progress) -> Finished:
-        """Run a task; progress is told token steps done, counted once for every pair.
+    def run(self, task: Task, progress: Progress, each_step: StepSink | None = None) -> Finished:
+        """Run a task; progress is told token steps done, counted once for every pair; each_step: see simulate_many.
 
         Raises UserError for a trace that cannot be had and for a user's policy that errs.
         """
@@ -96,6 +96,7 @@ class Worker:
             cell.scenario,
             trace,
             [pair.texts for pair in task.pairs],
+            each_step=each_step,
             progress=lambda steps: progress(steps * len(task.pairs)),
         )
         seconds += Seconds(simulation=time.perf_counter() - start_s)
