@@ -27,9 +27,11 @@ def in_threads(work: Callable[[int, int], None], cuts: Sequence[int]) -> None:
     """Do ``work(start, stop)`` between all neighbouring ``cuts``, one part per thread; work releases the GIL."""
     first, *rest = pairwise(cuts)
     others = [_threads(len(rest)).submit(work, *part) for part in rest]
-    work(*first)
-    for other in others:
-        other.result()
+    try:
+        work(*first)
+    finally:  # nobody writes any more when this call is over, be it by Ctrl-C
+        for other in others:
+            other.result()
 
 
 def in_turn(work: Callable[[int, int, int], None], cuts: Sequence[int], threads: int) -> None:
@@ -49,6 +51,9 @@ def in_turn(work: Callable[[int, int, int], None], cuts: Sequence[int], threads:
             work(thread, *part)
 
     others = [_threads(threads - 1).submit(take, thread) for thread in range(1, threads)]
-    take(0)
-    for other in others:
-        other.result()
+    try:
+        take(0)
+    finally:  # as above; what is left after an error is not begun
+        left.clear()
+        for other in others:
+            other.result()
