@@ -4,7 +4,6 @@ import errno
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +20,12 @@ from penstock.jobs.records import Record, answer_record, error_record, fault_rec
 from penstock.jobs.request import Parsed
 from penstock.jobs.stop import Stop
 from penstock.jobs.survey import Survey, lines_to_go, resumed, survey
+from penstock.jobs.terms import Terms, Wish
 from penstock.jobs.writer import Writer
 from penstock.outlook import JobOutlook
 from penstock.outputs import RequestOutput
 from penstock.plan.types import Job
-from penstock.sampling import DEFAULT_MAX_TOKENS, SamplingParams
+from penstock.sampling import DEFAULT_MAX_TOKENS
 
 if TYPE_CHECKING:
     from penstock.llm import LLM
@@ -36,45 +36,6 @@ WAITING = 256  # requests that wait for room, so that the row of one that ends i
 _MARGIN = 1.25  # prompts may have more tokens a byte than those of the sample
 _HOPELESS = 16  # first rows of a job without finite logits, and none with them: it is not the requests
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a person asks of a job; settings where None come from the stored job, or hold their usual value."""
-
-    params: SamplingParams
-    chat: bool | None = None
-    overwrite: bool = False
-    retry_errors: bool = False
-
-    def said(self) -> Settings:
-        """The settings, as they are stored; None where nothing was said."""
-        stop_ids = self.params.stop_token_ids
-        stop = [self.params.stop] if isinstance(self.params.stop, str) else self.params.stop
-        lists = {"stop": stop and list(stop), "stop_token_ids": stop_ids and list(stop_ids)}
-        return {**asdict(self.params), **lists, "chat": self.chat}
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a job's answers depend on besides their requests, as its first run settled it."""
-
-    settings: Settings
-
-    @property
-    def params(self) -> SamplingParams:
-        """What holds where a line says nothing."""
-        return SamplingParams(**{name: self.settings.get(name) for name in asdict(SamplingParams())})
-
-    @property
-    def chat(self) -> bool:
-        """Whether plain prompts go through the chat template."""
-        return self.settings.get("chat") is not False
-
-    @property
-    def fingerprint(self) -> str:
-        """All of them in one text."""
-        return repr(sorted(self.settings.items()))
 
 
 def run_batch(

@@ -12,13 +12,14 @@ from typing import Any
 from weakref import finalize, ref
 
 from penstock.asked import Shared, asked_for
-from penstock.batch import Wish, run_batch
+from penstock.batch import run_batch
 from penstock.budgets import Budgets
 from penstock.encoding import Encoder, Item, Prompt, job_of
 from penstock.engine.build import Blueprint, assemble, blueprint, cache_pages
 from penstock.engine.selfcheck import require_exact
 from penstock.errors import UserError
 from penstock.generation import Event, Prepared, Run, Surroundings
+from penstock.jobs.terms import Wish
 from penstock.machine import probe
 from penstock.memory.allocator import give_back_at_once
 from penstock.memory.clock import Clock, check_trace

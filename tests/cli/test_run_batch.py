@@ -15,6 +15,7 @@ from tests.cli.fake_llm import RUN, Engine
 
 from penstock.cli import main
 from penstock.errors import UserError
+from penstock.jobs import terms
 from penstock.jobs.errors import JobStopped
 from penstock.jobs.job import JobFile
 
@@ -72,8 +73,9 @@ def batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Batch:
         return batch.run
 
     module = ModuleType("penstock.batch")
-    module.Wish, module.run_batch = Wish, run_batch  # type: ignore[attr-defined]  # a module made on the spot
+    module.run_batch = run_batch  # type: ignore[attr-defined]  # a module made on the spot
     monkeypatch.setitem(sys.modules, "penstock.batch", module)
+    monkeypatch.setattr(terms, "Wish", Wish)
     return batch
 
 

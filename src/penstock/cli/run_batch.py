@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -93,18 +93,14 @@ def run_batch(
     from penstock.jobs.job import JobFile, check_same_job
     from penstock.jobs.paths import check_paths
     from penstock.jobs.stop import Stop
+    from penstock.jobs.terms import Wish
+    from penstock.sampling import SamplingParams
 
+    wish = Wish(SamplingParams(**sampling), False if no_chat else None, overwrite, retry_errors)
     display, stop_ = stderr_display(json_), Stop()
-
     try:
         check_paths(source, out)
         with _stops(stop_, json_), JobFile.open(out, overwrite=overwrite) as job:
-            from penstock.batch import Wish
-            from penstock.batch import run_batch as answer
-            from penstock.llm import LLM
-            from penstock.sampling import SamplingParams
-
-            wish = Wish(SamplingParams(**sampling), False if no_chat else None, overwrite, retry_errors)
             done = None if overwrite else scan(out)
             if done is not None:
                 check_same_job(out, len(done), job.stored, wish.said())
@@ -112,6 +108,10 @@ def run_batch(
                 resuming = _resuming(done.answered, done.errors, retry_errors, job.stored)
                 display.show({"kind": "note", "text": resuming})
             dtype = how["dtype"] if job.stored is None or how["dtype"] != "auto" else str(job.stored["dtype"])
+
+            from penstock.batch import run_batch as answer
+            from penstock.llm import LLM
+
             with LLM(model, **{**how, "dtype": dtype}, on_event=display.show) as llm:
                 run = answer(llm, source, out, wish, job, done, stop_)
     except JobStopped as stopped:
@@ -151,8 +151,9 @@ def _stops(stop: "Stop", as_json: bool) -> Iterator[None]:
             stop.asked = True
             raise KeyboardInterrupt
         stop.ask()
-        # straight to the terminal: the interrupted code may be in the middle of a print
-        os.write(2, told)
+        # straight to the terminal, if it is still there: the interrupted code may be in the middle of a print
+        with suppress(OSError):
+            os.write(2, told)
 
     if threading.current_thread() is not threading.main_thread():
         yield
