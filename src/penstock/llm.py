@@ -22,7 +22,7 @@ from penstock.generation import Event, Prepared, Run, Surroundings
 from penstock.jobs.terms import Wish
 from penstock.machine import probe
 from penstock.memory.allocator import give_back_at_once
-from penstock.memory.clock import Clock, check_trace
+from penstock.memory.clock import MOST_TRACED, Clock, check_trace
 from penstock.memory.device import Device, open_device
 from penstock.memory.offload import make_offload, offload_root, remove_offload
 from penstock.model import precision, source, tokenizer
@@ -278,6 +278,9 @@ class LLM:
                 self._clock.write_trace(self._trace)
             except OSError as error:  # no reason to lose what was generated
                 self.note(f"--trace {self._trace} was not written ({error.strerror})")
+            else:
+                if missing := self._clock.untraced:
+                    self.note(f"--trace {self._trace} has the first {MOST_TRACED:,} intervals; {missing:,} came later")
 
     def __enter__(self) -> "LLM":
         return self

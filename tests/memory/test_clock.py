@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 
+from penstock.memory import clock as clock_module
 from penstock.memory.clock import LANES, Clock
 
 
@@ -106,3 +107,21 @@ def test_trace_has_named_tracks_whose_slices_never_cross(tmp_path):
         spans = sorted((row["ts"], row["ts"] + row["dur"]) for row in slices if row["tid"] == track)
         for (_, stop), (start, later_stop) in pairwise(spans):
             assert start >= stop or later_stop <= stop
+
+
+def test_a_trace_keeps_so_many_intervals_and_counts_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(clock_module, "MOST_TRACED", 3)
+    clock = Clock(tracing=True)
+    for number in range(5):
+        with clock.lane("disk→cpu", nbytes=1, what=f"page {number}"):
+            pass
+    assert clock.untraced == 2
+    assert clock.summary()["lanes"]["disk→cpu"]["bytes"] == 5
+    clock.write_trace(tmp_path / "trace.json")
+    rows = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert [row["name"] for row in rows] == ["page 0", "page 1", "page 2", "thread_name"]
+
+
+def test_a_trace_of_nothing_is_json_too(tmp_path):
+    Clock(tracing=True).write_trace(tmp_path / "trace.json")
+    assert json.loads((tmp_path / "trace.json").read_text()) == {"displayTimeUnit": "ms", "traceEvents": []}

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from penstock.errors import UserError
 
 Lane = Literal["cpu-compute", "gpu-compute", "disk→cpu", "cpu→gpu", "gpu→cpu", "cpu→disk"]
 LANES: tuple[Lane, ...] = get_args(Lane)
+MOST_TRACED = 1 << 18  # intervals that a trace keeps, at about 200 bytes each
 
 
 class LaneUse(TypedDict):
@@ -84,13 +85,15 @@ class _Event:
 
 @dataclass(slots=True)
 class Clock:
-    """Counts busy intervals of lanes from any thread, in bounded memory; keeps each of them only when tracing.
+    """Counts busy intervals of lanes from any thread, in bounded memory; when tracing it keeps the first of them.
 
-    compute_lane: where ``compute()`` counts and whose waits ``wait()`` counts.
+    compute_lane: where ``compute()`` counts and whose waits ``wait()`` counts. untraced: intervals that came when
+    MOST_TRACED had been kept.
     """
 
     compute_lane: Lane = "cpu-compute"
     tracing: bool = False
+    untraced: int = 0
     _lanes: dict[Lane, _Counter] = field(default_factory=lambda: {lane: _Counter() for lane in LANES})
     _waits: dict[Lane, _Counter] = field(default_factory=lambda: {lane: _Counter() for lane in LANES})
     _events: list[_Event] = field(default_factory=list)
@@ -175,7 +178,14 @@ class Clock:
         """Writes what was traced as Chrome's JSON (Perfetto reads it): a track per lane, more where work overlaps."""
         with self._lock:
             events = sorted(self._events, key=lambda event: (event.start, -event.stop))
-        rows: list[dict[str, Any]] = []
+        with Path(path).open("w", encoding="utf-8") as file:
+            file.write('{"displayTimeUnit": "ms", "traceEvents": [')
+            for number, row in enumerate(self._rows(events)):
+                file.write((",\n" if number else "\n") + json.dumps(row, ensure_ascii=False))
+            file.write("\n]}\n")
+
+    def _rows(self, events: Sequence[_Event]) -> Iterator[dict[str, Any]]:
+        """The rows of a trace, lane by lane; events in the order of their starts, of those the longest first."""
         for number, lane in enumerate(LANES):
             tracks: list[list[_Event]] = []
             for event in (event for event in events if event.lane == lane):
@@ -183,12 +193,11 @@ class Clock:
                 if place == len(tracks):
                     tracks.append([])
                 tracks[place].append(event)
-                rows.append(_row(event, self._zero, number * 100 + place))
+                yield _row(event, self._zero, number * 100 + place)
             for place in range(len(tracks)):
                 name = lane if place == 0 else f"{lane} ({place + 1})"
                 names = {"name": "thread_name", "ph": "M", "pid": 1, "tid": number * 100 + place}
-                rows.append({**names, "args": {"name": name}})
-        Path(path).write_text(json.dumps({"traceEvents": rows, "displayTimeUnit": "ms"}, ensure_ascii=False), "utf-8")
+                yield {**names, "args": {"name": name}}
 
     def _open(self, counter: _Counter) -> float:
         with self._lock:
@@ -197,8 +206,12 @@ class Clock:
             return now
 
     def _keep(self, event: _Event) -> None:
-        if self.tracing:
+        if not self.tracing:
+            return
+        if len(self._events) < MOST_TRACED:
             self._events.append(event)
+        else:
+            self.untraced += 1
 
 
 def check_trace(path: str | os.PathLike[str]) -> None:
