@@ -22,11 +22,8 @@ def asked_for(
     batch_size: int | None,
     num_batches: int | None,
 ) -> Asked:
-    """The wish that keywords make; UserError for what is none, and for what FlexGen's form leaves without a meaning."""
-    if batch_size is not None and sweep_tokens is not None:
-        raise UserError(
-            f"--sweep-tokens {sweep_tokens} has no say beside --batch-size: leave it out, or use --rows instead"
-        )
+    """The wish that keywords make; UserError for what is none, and for a cut that is said in two ways."""
+    check_cut(rows, batch_size, num_batches, sweep_tokens)
     return Asked(
         weights=_shares(weights, "--weights"),
         kv=_shares(kv, "--kv"),
@@ -38,6 +35,21 @@ def asked_for(
         batch_size=_count(batch_size, "--batch-size"),
         num_batches=_count(num_batches, "--num-batches"),
     )
+
+
+def check_cut(
+    rows: int | None, batch_size: int | None, num_batches: int | None, sweep_tokens: int | None = None
+) -> None:
+    """Raise UserError unless the work is cut in one form: --rows, or --batch-size with --num-batches, or neither."""
+    if (batch_size is None) != (num_batches is None):
+        given, missing = ("--batch-size", "--num-batches") if num_batches is None else ("--num-batches", "--batch-size")
+        raise UserError(f"{given} needs {missing} beside it; or use --rows alone")
+    if rows is not None and batch_size is not None:
+        raise UserError(f"--rows {rows} and --batch-size {batch_size} say the same thing in two ways; use one of them")
+    if batch_size is not None and sweep_tokens is not None:
+        raise UserError(
+            f"--sweep-tokens {sweep_tokens} has no say beside --batch-size: leave it out, or use --rows instead"
+        )
 
 
 def _shares(given: Shared, flag: str) -> Shares | None:

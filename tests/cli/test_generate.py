@@ -112,6 +112,7 @@ def test_what_is_not_said_stays_open(engine: Engine) -> None:
             ["--batch-size", "2", "--num-batches", "2", "--sweep-tokens", "64"],
             "--sweep-tokens 64 has no say beside --batch-size: leave it out, or use --rows instead",
         ),
+        (["--weights", "cpu=50%"], "--weights 'cpu=50%' sums to 50 %: the shares of all tiers must sum to 100 %"),
         (["-i", "f.txt"], "prompts come either as arguments or from -i, not both; leave one of them out"),
         (["--trace", "no/such/dir.json"], "--trace no/such/dir.json is not a file in a directory that exists"),
         (["--dtype", "int3"], "'int3' is none of auto, bfloat16, float16, float32"),

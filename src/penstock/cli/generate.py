@@ -37,15 +37,15 @@ def generate(
     how: Flags,
 ) -> None:
     """Generate text for one prompt or many, with a model larger than the memory it is given."""
-    requests = read_prompts(prompts or [], input)
+    from penstock.sampling import SamplingParams
+
+    requests, params = read_prompts(prompts or [], input), SamplingParams(**sampling)
 
     from penstock.llm import LLM
-    from penstock.sampling import SamplingParams
 
     display = stderr_display(json_)
     streamed = Streamed(sys.stdout, display)
     streams = len(requests) == 1 and not json_
-    params = SamplingParams(**sampling)
 
     def on_event(event: Mapping[str, Any]) -> None:
         if event["kind"] != "text":

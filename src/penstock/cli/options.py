@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from penstock.errors import UserError
+from penstock.asked import check_cut as check_cut  # a cut is checked alike wherever its flags are
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as shells say it
 
@@ -166,15 +166,6 @@ Json = Annotated[bool, option(OUTPUT, "--json", "print one JSON value; progress 
 Trace = Annotated[
     str | None, option(OUTPUT, "--trace", "write what every lane did when, for Perfetto or Chrome", metavar="FILE")
 ]
-
-
-def check_cut(rows: int | None, batch_size: int | None, num_batches: int | None) -> None:
-    """Raise UserError unless the work is cut in one form: --rows, or --batch-size with --num-batches, or neither."""
-    if (batch_size is None) != (num_batches is None):
-        given, missing = ("--batch-size", "--num-batches") if num_batches is None else ("--num-batches", "--batch-size")
-        raise UserError(f"{given} needs {missing} beside it; or use --rows alone")
-    if rows is not None and batch_size is not None:
-        raise UserError(f"--rows {rows} and --batch-size {batch_size} say the same thing in two ways; use one of them")
 
 
 class Command(TyperCommand):

@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from penstock.asked import asked_for
 from penstock.cli import options
 from penstock.cli.overwrites import refuse_overwriting
-from penstock.errors import UserError
 
 Flags = Mapping[str, Any]
 
@@ -50,7 +50,7 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the flags of a run, which it gets as two mappings.
 
     sampling: keywords of SamplingParams, None where nothing was said. how: keywords of LLM. UserError where flags of
-    the cut contradict each other, or there is no place for the trace, or only that of another file.
+    placement or cut cannot be, or there is no place for the trace, or only that of another file.
     """
 
     def called(**given: Any) -> None:
@@ -58,9 +58,10 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
 
         said = {name: given.pop(name) for name in SAMPLING}
         how = {name: given.pop(name) for name in HOW}
-        _check_cut(how)
+        # before libraries are imported, which takes seconds
+        asked_for(**{name: how[name] for name in inspect.signature(asked_for).parameters})
         if how["trace"] is not None:
-            check_trace(how["trace"])  # before libraries are imported, which takes seconds
+            check_trace(how["trace"])
             files = {"-i": "input", "-o": "output", "MODEL": "model"}
             read = {name: given.get(argument) for name, argument in files.items()}
             refuse_overwriting({"--trace": how["trace"]}, {**read, "--plan": how["plan"]})
@@ -77,11 +78,3 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
     called.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
     called.__name__, called.__doc__ = command.__name__, command.__doc__
     return called
-
-
-def _check_cut(how: Flags) -> None:
-    options.check_cut(how["rows"], how["batch_size"], how["num_batches"])
-    if how["batch_size"] is not None and how["sweep_tokens"] is not None:
-        raise UserError(
-            f"--sweep-tokens {how['sweep_tokens']} has no say beside --batch-size: leave it out, or use --rows instead"
-        )

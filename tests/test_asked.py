@@ -1,0 +1,48 @@
+"""What keywords fix of placement and cut, and what they cannot."""
+
+from typing import Any
+
+import pytest
+
+from penstock.asked import asked_for, check_cut
+from penstock.errors import UserError
+from penstock.plan.policy import Shares
+from penstock.plan.types import Asked
+
+NOTHING: dict[str, Any] = dict.fromkeys(
+    ("weights", "kv", "activations", "rows", "sweep_tokens", "batch_tokens", "slots", "batch_size", "num_batches")
+)
+
+
+def test_what_is_not_said_is_left_to_the_plan() -> None:
+    assert asked_for(**NOTHING) == Asked()
+
+
+def test_shares_are_read_and_counts_kept() -> None:
+    said = asked_for(**{**NOTHING, "weights": "cpu=40%,disk=60%", "kv": {"cpu": 100}, "rows": 8, "slots": 1})
+    assert said == Asked(weights=Shares(cpu=0.4, disk=0.6), kv=Shares(cpu=1.0), rows=8, slots=1)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"rows": 0}, "--rows 0: a whole number of at least 1"),
+        ({"slots": 1.5}, "--slots 1.5: a whole number"),
+        ({"batch_tokens": True}, "--batch-tokens True: a whole number"),
+        ({"kv": "cpu=50%"}, "--kv 'cpu=50%' sums to 50 %"),
+        ({"batch_size": 2}, "--batch-size needs --num-batches beside it"),
+        ({"num_batches": 2}, "--num-batches needs --batch-size beside it"),
+        ({"batch_size": 2, "num_batches": 2, "rows": 4}, "--rows 4 and --batch-size 2 say the same thing"),
+        ({"batch_size": 2, "num_batches": 2, "sweep_tokens": 64}, "--sweep-tokens 64 has no say beside --batch-size"),
+    ],
+)
+def test_what_cannot_be_is_a_users_mistake(said: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError) as caught:
+        asked_for(**{**NOTHING, **said})
+    assert str(caught.value).startswith(why) and "\n" not in str(caught.value)
+
+
+def test_a_cut_in_one_form_is_fine() -> None:
+    check_cut(4, None, None, sweep_tokens=64)
+    check_cut(None, 2, 2)
+    check_cut(None, None, None)
