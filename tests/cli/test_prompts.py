@@ -1,3 +1,5 @@
+import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,10 @@ def test_jsonl_has_three_forms(tmp_path: Path) -> None:
         (b'{"prompt": "\\ud800"}', "is not valid Unicode"),
         (b'{"prompt": "a", "max_tokens": 5}', "sets max_tokens"),
         (b'{"prompt": "a", "stop_token_ids": [5]}', "sets stop_token_ids"),
+        (b'{"prompt": "a", "max_completion_tokens": 5}', "sets max_tokens: settings are flags here"),
+        (b'{"prompt": "a", "n": 2}', "line 3: n is not supported except as 1: leave it out"),
+        (b'{"messages": [], "tools": [{}]}', "tools is not supported"),
+        (b'{"custom_id": "q", "url": "/v1/completions", "body": {}}', "is in OpenAI's batch form: penstock run-batch"),
         (b'{"prompt_token_ids": [' + b"1" * 5000 + b"]}", "is not JSON"),
         (b'{"messages": []}', "messages is an empty list"),
         (b'{"messages": [{"content": "a"}]}', "message 1 needs a role"),
@@ -56,6 +62,25 @@ def test_a_bad_line_is_named_with_its_number(tmp_path: Path, line: bytes, messag
     assert "job.jsonl, line 3" in text
     assert message in text
     assert "\n" not in text
+
+
+def test_what_changes_no_answer_may_stand_beside_a_prompt(tmp_path: Path) -> None:
+    line = b'{"custom_id": "q1", "prompt": "a", "n": 1, "max_tokens": null, "colour": "red"}'
+    assert read(tmp_path, line) == [{"prompt": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("job.jsonl.gz", gzip.compress(b'{"prompt": "a"}'), "is compressed (gzip): decompress it first, or let"),
+        ("job.zst", b"\x28\xb5\x2f\xfd and more", "is compressed (zstd)"),
+        ("job.json", b'[{"prompt": "a"}]', "is JSON: name it .jsonl, an object on each line, or .txt"),
+        ("job.json", b'\n {"prompt": "a"}\n', "is JSON: name it .jsonl"),
+    ],
+)
+def test_files_of_other_kinds_are_not_taken_for_text(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        read(tmp_path, data, name)
 
 
 def test_files_that_hold_nothing_or_are_not_there(tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import UserError
-from penstock.jobs.fields import SAMPLING, kind_of
+from penstock.jobs.errors import Fault
+from penstock.jobs.fields import NEUTRAL, SAMPLING, kind_of, read_sampling
 from penstock.jobs.request import FORMS
 
 Prompt = str | dict[str, Any]
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # by what files of the kind begin with
+_HEEDED = {*SAMPLING, *NEUTRAL, "max_completion_tokens"}  # elsewhere; other columns are nobody's concern
 
 
 def read_prompts(arguments: list[str], source: str | None) -> list[Prompt]:
@@ -23,7 +27,7 @@ def read_prompts(arguments: list[str], source: str | None) -> list[Prompt]:
     if source is not None:
         return _read(source)
     if not arguments:
-        raise UserError('no prompt: give one in quotes, or -i FILE with one a line ("-i -" reads standard input)')
+        raise UserError("no prompt: give one in quotes after MODEL, or -i FILE with one a line (- is standard input)")
     return [_text(prompt, f"prompt {number}") for number, prompt in enumerate(arguments, start=1)]
 
 
@@ -33,11 +37,17 @@ def _read(source: str) -> list[Prompt]:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}") from error
+    for begin, kind in _COMPRESSED.items():
+        if data.startswith(begin):
+            raise UserError(f"{name} is compressed ({kind}): decompress it first, or let run-batch read it")
     lines = [(number, line) for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)]
     filled = [(f"{name}, line {number}", _decode(line, name, number)) for number, line in lines if line.strip()]
     if not filled:
         raise UserError(f"{name} holds no prompt: it is empty; put one prompt on each line")
-    objects = filled[0][1].lstrip().startswith("{") if source == "-" else Path(source).suffix == ".jsonl"
+    first = filled[0][1].lstrip()
+    if Path(source).suffix == ".json" and first.startswith(("{", "[")):
+        raise UserError(f"{name} is JSON: name it .jsonl, an object on each line, or .txt to take lines as they are")
+    objects = first.startswith("{") if source == "-" else Path(source).suffix == ".jsonl"
     return [_parse(line, place) if objects else _text(line, place) for place, line in filled]
 
 
@@ -58,14 +68,25 @@ def _parse(line: str, place: str) -> Prompt:
     if not isinstance(value, dict):
         raise UserError(f'{place} is {kind_of(value)}, not an object such as {{"prompt": "…"}}')
     given = [form for form in FORMS if form in value]
+    if not given and "body" in value:
+        raise UserError(f"{place} is in OpenAI's batch form: penstock run-batch answers such files")
     if len(given) != 1:
         raise UserError(f"{place} has {' and '.join(given) or 'none'} of {', '.join(FORMS)}; it must have exactly one")
-    settings = sorted(SAMPLING & value.keys())
-    if settings:
-        raise UserError(f"{place} sets {', '.join(settings)}: settings are flags here and hold for all prompts")
     form = given[0]
+    _check_fields(value, form, place)
     check = {"prompt": _text, "messages": _messages, "prompt_token_ids": _token_ids}[form]
     return {form: check(value[form], place)}
+
+
+def _check_fields(value: dict[str, Any], form: str, place: str) -> None:
+    """Refuse what stands beside a prompt and would change its answer elsewhere: nobody heeds it here."""
+    try:
+        _, settings = read_sampling({name: said for name, said in value.items() if name in _HEEDED}, form)
+    except Fault as fault:
+        raise UserError(f"{place}: {fault.reason}") from None
+    if settings:
+        names = ", ".join(sorted(settings))
+        raise UserError(f"{place} sets {names}: settings are flags here and hold for all prompts; run-batch heeds them")
 
 
 def _text(value: Any, place: str) -> str:
