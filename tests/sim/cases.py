@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-from tests.sim.oracle import Case
+from tests.sim.oracle_case import Case
 
 from penstock.sim.memories import Duplex, Memories
 from penstock.sim.scenario import Initial, Mode, Passive, Scenario, Start, WeightOrder

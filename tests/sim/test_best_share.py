@@ -3,7 +3,9 @@ from fractions import Fraction
 
 import pytest
 from tests.sim.cases import Limits, random_case, scenario_of, shipped, trace_of, unskipped
-from tests.sim.oracle import Bytes, Case, play
+from tests.sim.oracle import play
+from tests.sim.oracle_case import Case
+from tests.sim.oracle_steps import Bytes
 
 from penstock.sim.best_share import best_at_share
 from penstock.sim.simulator import simulate

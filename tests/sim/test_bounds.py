@@ -4,7 +4,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from tests.sim.cases import Limits, random_case, scenario_of, trace_of
-from tests.sim.oracle import Case, Player
+from tests.sim.oracle_case import Case
+from tests.sim.oracle_state import State
 
 from penstock.sim.bounds import bounds
 from penstock.sim.memories import Duplex, Memories
@@ -18,7 +19,7 @@ CASES = [random_case(random.Random(seed), Limits(layers=3, prefill=90, decode=20
 
 def by_the_page(case: Case) -> tuple[Fraction, Fraction, Fraction]:
     """LB0, LB1 and LB1 at omega, sum by sum."""
-    start = Player(case, "prefer-hbm", "none", {}, {}, False)
+    start = State(case)
     b_e = min(case.b_r, case.b_int)
     both = case.b_h + b_e
     weights = case.layers * (case.attn_bytes + case.mlp_bytes)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from tests.sim.cases import COMMON, Limits, random_case, scenario_of, trace_of
-from tests.sim.oracle import Account, Bytes, Case, play
+from tests.sim.oracle import play
+from tests.sim.oracle_case import Case
+from tests.sim.oracle_steps import Account, Bytes
 
 from penstock.sim.result import BINDING, Run
 from penstock.sim.simulator import FormName, StepBatch, simulate
@@ -123,7 +125,7 @@ def compare(seed: str, placement: Policy | None, migration: Policy | None, **cha
 @pytest.mark.parametrize("seed", range(20))
 def test_belady_keeps_what_the_page_says(seed: int) -> None:
     case = random_case(random.Random(seed), Limits(layers=3, prefill=20, decode=12))
-    expected, steps = play(case, "belady", "belady"), Steps()
+    expected, steps = play(case, "prefer-hbm", "belady"), Steps()
     run = simulate(scenario_of(case), trace_of(case), "prefer-hbm", "belady", each_step=steps)
     assert_same_steps(expected, steps)
     assert_same_sums(case, expected, run)
