@@ -68,11 +68,17 @@ def test_text_parts_are_joined(chatty):
         ([{"content": "x"}], "A message is"),
         (["x"], "A message is"),
         ([{"role": "nobody", "content": "x"}], "chat template refuses these messages: no such role"),
+        ([{"role": "user", "content": "a\ud800"}], "The text is not valid Unicode \\(at character"),
     ],
 )
 def test_messages_that_are_refused(chatty, messages, what):
     with pytest.raises(UserError, match=what):
         encode_chat(chatty, messages)
+
+
+def test_half_of_a_surrogate_pair_is_refused(plain):
+    with pytest.raises(UserError, match=r"^The text is not valid Unicode \(at character 2\): mend or remove it\.$"):
+        encode_prompt(plain, "ab\ud800")
 
 
 def test_what_the_model_has_not(plain):

@@ -41,15 +41,18 @@ def has_chat_template(tokenizer: Any | None) -> bool:
 
 
 def encode_prompt(tokenizer: Any | None, text: str) -> list[int]:
-    """The token ids of raw text, with the special tokens that the tokenizer itself adds (BOS)."""
-    return _ids(_present(tokenizer)(text))
+    """The token ids of raw text, with the special tokens that the tokenizer itself adds (BOS).
+
+    UserError where there is no tokenizer, or the text is not valid Unicode.
+    """
+    return _ids(_present(tokenizer)(_unicode(text)))
 
 
 def encode_chat(tokenizer: Any | None, messages: Sequence[Message]) -> list[int]:
     """The token ids of a conversation, up to where the assistant's answer begins; the template alone writes BOS.
 
     messages: ``{"role", "content"}`` each; content is text or a list of ``{"type": "text", "text"}`` parts. UserError
-    for other parts (images), and for what the template refuses.
+    for other parts (images), for what the template refuses, and for text that is not valid Unicode.
     """
     tokenizer = _present(tokenizer)
     if not has_chat_template(tokenizer):
@@ -60,7 +63,7 @@ def encode_chat(tokenizer: Any | None, messages: Sequence[Message]) -> list[int]
     except TEMPLATE_FAILURES as error:
         reason = " ".join(str(error).split())
         raise UserError(f"The model's chat template refuses these messages: {reason[:200]}") from error
-    return _ids(tokenizer(text, add_special_tokens=False))
+    return _ids(tokenizer(_unicode(text), add_special_tokens=False))
 
 
 def _plain(message: Message) -> dict[str, Any]:
@@ -85,6 +88,15 @@ def _present(tokenizer: Any | None) -> Any:
     if tokenizer is None:
         raise UserError("The model has no tokenizer: give prompt_token_ids instead of text.")
     return tokenizer
+
+
+def _unicode(text: str) -> str:
+    """The text, if tokenizers can read it: half of a surrogate pair is nothing that UTF-8 has bytes for."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"The text is not valid Unicode (at character {error.start:,}): mend or remove it.") from None
+    return text
 
 
 def _ids(encoded: Any) -> list[int]:
