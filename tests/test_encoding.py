@@ -1,5 +1,6 @@
 """Prompts made ready: what the model's context holds of them."""
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,3 +57,15 @@ def test_stop_texts_need_a_tokenizer() -> None:
     with pytest.raises(UserError, match="prompt 1 has stop texts, and the model no tokenizer"):
         item({"prompt_token_ids": [1]}, stop="end")
     assert item({"prompt_token_ids": [1]}, stop_token_ids=[4]).sampling.stop_ids == {4}
+
+
+def test_what_the_model_asks_for_and_cannot_be_is_told_at_once() -> None:
+    blueprint: Any = SimpleNamespace(context=None, config=SimpleNamespace(vocab_size=10))
+    for said, why in (
+        ({"temperature": -1.0}, "the model's generation_config cannot be used: temperature is -1.0"),
+        ({"eos_token_id": "</s>"}, "generation_config has eos_token_id '</s>': give a token id or a list"),
+        ({"eos_token_id": [1, None]}, "generation_config has eos_token_id [1, None]"),
+    ):
+        with pytest.raises(UserError, match=re.escape(why)):
+            Encoder(blueprint, None, said)
+    Encoder(blueprint, None, {"temperature": None, "eos_token_id": [1, 2]})

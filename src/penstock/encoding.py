@@ -53,11 +53,15 @@ def job_of(items: Sequence[Item]) -> Job:
 
 
 class Encoder:
-    """Makes items of prompts, checked against one model's context and vocabulary."""
+    """Makes items of prompts, checked against one model's context and vocabulary.
+
+    UserError where the model's generation_config says what cannot be.
+    """
 
     def __init__(self, blueprint: Blueprint, tokens: Any | None, generation_config: Mapping[str, Any]) -> None:
         self._blueprint, self._tokenizer = blueprint, tokens
         self._generation_config = {name: value for name, value in generation_config.items() if value is not None}
+        resolve(None, self._generation_config)  # what of it cannot be used is told now, not once for each prompt
 
     def item(
         self,

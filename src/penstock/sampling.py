@@ -139,9 +139,12 @@ def resolve(
 
 
 def eos_ids(generation_config: Mapping[str, Any]) -> set[int]:
-    """The model's end tokens: ``eos_token_id`` is an id, a list of ids, or absent."""
+    """The model's end tokens: ``eos_token_id`` is an id, a list of ids, or absent; UserError for anything else."""
     given = generation_config.get("eos_token_id")
-    return set() if given is None else {int(token) for token in _listed(given)}
+    ids = [] if given is None else _listed(given)
+    if not all(_integer(token) for token in ids):
+        raise UserError(f"the model's generation_config has eos_token_id {given!r}: give a token id or a list")
+    return {int(token) for token in ids}
 
 
 def unheeded(generation_config: Mapping[str, Any]) -> list[str]:
