@@ -23,10 +23,13 @@ def fingerprint(source: Source) -> str:
     said.pop("transformers_version", None)
     digest.update(json.dumps([source.kind, config, said], sort_keys=True, default=str).encode())
     for path in _files(source):
-        with path.open("rb") as file:
-            beginning = file.read(-1 if any(path.match(small) for small in _SMALL) else _BEGINNING)
         digest.update(f"\0{path.name}\0{path.stat().st_size}\0".encode())
-        digest.update(beginning)
+        whole = any(path.match(small) for small in _SMALL)
+        with path.open("rb") as file:  # in pieces: whatever lies beside a model may be large
+            while part := file.read(_BEGINNING):
+                digest.update(part)
+                if not whole:
+                    break
     return f"{source.config.model_type} {digest.hexdigest()}"
 
 
