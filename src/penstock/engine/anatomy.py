@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from penstock.engine import experts, flat_attention
 from penstock.engine.recurrent import state_bytes
 from penstock.engine.rotary import depends_on_length
-from penstock.errors import UserError
+from penstock.errors import UserError, first_line
 from penstock.memory.kv import KVLayer
 
 _TOKENS = 3
@@ -144,9 +144,8 @@ def dissect(model: Any, config: Any) -> Anatomy:
             IndexError,
             KeyError,
         ) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"{config.model_type} models are refused: they do not run as one flat call ({reason})"
+                f"{config.model_type} models are refused: they do not run as one flat call ({first_line(error)})"
             ) from error
     if not anatomy.kv and not anatomy.recurrent:
         raise UserError(f"{config.model_type} models are refused: they keep their past in a cache of their own kind")

@@ -10,7 +10,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from penstock.engine.rotary import depends_on_length, longrope_switch
-from penstock.errors import UserError
+from penstock.errors import UserError, first_line
 from penstock.model.shrink import LONGEST, lengths, shrink
 from penstock.model.skeleton import build_skeleton
 
@@ -123,7 +123,5 @@ def _fresh_rotary(model: Any) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, in one line."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    text = lines[0].strip() if lines else type(error).__name__
-    return text.split(" models are refused: ")[-1].removesuffix(".")
+    """What an error says, in one line, without the family that it refuses."""
+    return first_line(error).split(" models are refused: ")[-1].removesuffix(".")

@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from tqdm.std import tqdm  # type: ignore[import-untyped]  # of huggingface_hub; it has no types
 
-from penstock.errors import UserError
+from penstock.errors import UserError, first_line
 from penstock.model.safetensors_index import INDEX_NAME
 
 Progress = Callable[[int, int], None]  # bytes done, of how many
@@ -40,20 +40,12 @@ def fetch_weights(repository: str, small: Path, progress: Progress | None) -> Pa
     return _snapshot(repository, [*SMALL_FILES, WEIGHTS], **bar)
 
 
-def one_line(error: Exception) -> str:
-    """The first line that says something, with the next where it ends in a colon, without the exception's class."""
-    lines = [told for line in str(error).splitlines() if (told := " ".join(line.split()))]
-    if not lines:
-        return type(error).__name__
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-
-
 def _snapshot(repository: str, patterns: list[str], **how: Any) -> Path:
     """Files of the top folder only."""
     try:
         found = snapshot_download(repository, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"], **how)
     except FAILURES as error:
-        raise UserError(f"{repository} is no local path, and the hub does not give it: {one_line(error)}") from error
+        raise UserError(f"{repository} is no local path, and the hub does not give it: {first_line(error)}") from error
     return Path(found)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from penstock.errors import UserError
+from penstock.errors import UserError, first_line
 
 VOCABULARY = 128
 LONGEST, SHORTEST = 64, 8  # what the largest and the smallest length become
@@ -105,8 +105,7 @@ def _shrunk(config: Any, head_dims: bool, heads: bool, experts: bool) -> Any:
         if overrides:
             decoder.per_layer_config = vars(decoder).pop(_OVERRIDES)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"their config cannot be made small ({reason})") from error
+        raise UserError(f"their config cannot be made small ({first_line(error)})") from error
     return tiny
 
 

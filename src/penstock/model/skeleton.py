@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penstock.errors import UserError
+from penstock.errors import UserError, first_line
 
 _WARNS = "warn_if_padding_and_no_attention_mask"
 # What models raise whose config does not make sense; RuntimeError has NotImplementedError in it.
@@ -33,8 +33,9 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
             "look at hidden_size, the numbers of heads and the widths of MLPs"
         ) from error
     except UNBUILDABLE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{config.model_type} models cannot be built by this transformers: {reason}") from error
+        raise UserError(
+            f"{config.model_type} models cannot be built by this transformers: {first_line(error)}"
+        ) from error
     model.eval()
     model.tie_weights()
     for part in model.modules():

@@ -13,7 +13,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from penstock.errors import UserError
+from penstock.errors import UserError, first_line
 from penstock.model import gguf_config, hub
 from penstock.model.safetensors_index import SafetensorsIndex
 
@@ -163,7 +163,7 @@ def _gguf(path: Path, name: str, random_weights: bool) -> Source:
     try:
         whole = gguf_config.load_config(path)
     except (*UNREADABLE_CONFIG, IndexError, struct.error) as error:
-        raise UserError(f"{path.name} is not read by transformers' GGUF support: {hub.one_line(error)}") from error
+        raise UserError(f"{path.name} is not read by transformers' GGUF support: {first_line(error)}") from error
     return Source(name, "gguf", path, text_config(whole), GenerationConfig.from_model_config(whole), None)
 
 
@@ -193,7 +193,7 @@ def _read_config(directory: Path, trust_remote_code: bool, random_weights: bool,
     try:
         config = AutoConfig.from_pretrained(str(target), trust_remote_code=trust_remote_code, local_files_only=True)
     except UNREADABLE_CONFIG as error:
-        raise UserError(f"{path} is no valid config of a {model_type}: {hub.one_line(error)}") from error
+        raise UserError(f"{path} is no valid config of a {model_type}: {first_line(error)}") from error
     for part in {id(part): part for part in (config, config.get_text_config(decoder=True))}.values():
         if random_weights and hasattr(part, "quantization_config"):
             del part.quantization_config
@@ -217,7 +217,7 @@ def _generation_config(directory: Path, config: Any) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(str(directory), local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{directory / 'generation_config.json'} cannot be read: {hub.one_line(error)}") from error
+        raise UserError(f"{directory / 'generation_config.json'} cannot be read: {first_line(error)}") from error
 
 
 def _pickles(directory: Path, example: Path) -> UserError:
