@@ -93,6 +93,15 @@ def test_rows_of_merged_experts_are_addressed_alone(tmp_path):
     assert source.load(2, 2).shape == (0, *whole.shape[1:])
 
 
+def test_a_file_that_goes_away_is_said(tmp_path):
+    model = build("llama")
+    model.save_pretrained(tmp_path)
+    source = plan_of(tmp_path, model.config)["lm_head.weight"]
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read any more \(No such file or directory\)"):
+        source.load(0, 1)
+
+
 def test_rows_of_a_plain_matrix(tmp_path):
     model = build("llama")
     model.save_pretrained(tmp_path)

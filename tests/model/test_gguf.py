@@ -302,6 +302,14 @@ def test_a_file_that_shrinks_is_said(tmp_path: Path) -> None:
         file.read(dataclasses.replace(tensor, offset=path.stat().st_size - 8), 0, 1)
 
 
+def test_a_file_that_goes_away_is_said(tmp_path: Path) -> None:
+    path = llama_file(tmp_path / "m.gguf")
+    file = read_header(path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"m\.gguf cannot be read any more \(No such file or directory\)"):
+        file.read(file.tensors["output.weight"], 0, 1)
+
+
 def test_an_absent_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         read_header(tmp_path / "absent.gguf")

@@ -118,6 +118,15 @@ def test_cache_that_cannot_be_written(path, tmp_path, monkeypatch):
     assert load_tokenizer(path)("he")["input_ids"]
 
 
+def test_a_config_that_is_not_read_back_is_used_as_it_is(path, cache, monkeypatch):
+    def refused(config, directory):
+        raise ValueError("no such field")
+
+    monkeypatch.setattr(gguf_config, "_same_config", refused)
+    assert load_config(path).num_hidden_layers == 3
+    assert list(cache.iterdir()) == [], "nothing half made is left"
+
+
 def test_quick_reader_reads_the_same(path):
     reference, quick = gguf.GGUFReader(path), gguf_config._Reader(path)
     assert list(reference.fields) == list(quick.fields)

@@ -150,6 +150,14 @@ def test_broken_index(text, tmp_path):
         SafetensorsIndex(tmp_path)
 
 
+def test_an_index_that_cannot_be_read(tmp_path):
+    index = sharded(tmp_path)
+    index.unlink()
+    index.mkdir()
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json cannot be read: Is a directory"):
+        SafetensorsIndex(tmp_path)
+
+
 def test_no_weights(tmp_path):
     with pytest.raises(UserError, match="--random-weights"):
         SafetensorsIndex(tmp_path)

@@ -36,7 +36,7 @@ def load_config(path: Path) -> Any:
         tokenizer = None
         with contextlib.suppress(*UNREADABLE):  # raised again where the tokenizer is asked for
             tokenizer = _convert_tokenizer(path)
-    with contextlib.suppress(OSError):  # no room to keep it: the next start converts again
+    with contextlib.suppress(*UNREADABLE):  # no room, or it is not read back: the next start converts again
         kept.put(config, tokenizer)
     return config
 

@@ -66,7 +66,10 @@ class GgufFile:
     def _dequantised(self, tensor: GgufTensor, begin: int, shape_bytes: tuple[int, ...]) -> npt.NDArray[np.float32]:
         # Plain reads rather than a memory map: mapped pages would count as this process's own memory.
         count = math.prod(shape_bytes)
-        raw = np.fromfile(self.path, dtype=np.uint8, count=count, offset=tensor.offset + begin)
+        try:
+            raw = np.fromfile(self.path, dtype=np.uint8, count=count, offset=tensor.offset + begin)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read any more ({error.strerror}): put it back as it was") from error
         if raw.size != count:
             raise UserError(f"{self.path} ended while {tensor.name} was read: it was changed or truncated meanwhile")
         values: npt.NDArray[np.float32] = gguf.dequantize(raw.reshape(shape_bytes), tensor.kind)

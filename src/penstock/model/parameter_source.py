@@ -2,8 +2,10 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
@@ -85,21 +87,25 @@ class Raw:
 
 
 def read_runs(runs: Sequence[Run]) -> bytearray:
-    """The bytes of the runs, one after another; UserError where a file no longer holds them."""
+    """The bytes of the runs, one after another; UserError where a file is gone or no longer holds them."""
     data = bytearray(sum(nbytes for _, _, nbytes in runs))
     view, at = memoryview(data), 0
-    opened = {path: Path(path).open("rb") for path in {path for path, _, _ in runs}}  # noqa: SIM115  # closed below
-    try:
+    with ExitStack() as opened:
+        files = {path: opened.enter_context(_opened(path)) for path in {path for path, _, _ in runs}}
         for path, offset, nbytes in runs:
-            file = opened[path]
+            file = files[path]
             file.seek(offset)
             if file.readinto(view[at : at + nbytes]) != nbytes:
                 raise UserError(f"{Path(path).name} became shorter while it was read: byte {offset + nbytes} is gone.")
             at += nbytes
-    finally:
-        for file in opened.values():
-            file.close()
     return data
+
+
+def _opened(path: str) -> BufferedReader:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read any more ({error.strerror}): put it back as it was") from error
 
 
 def same_bytes(one: Raw, other: Raw) -> bool:

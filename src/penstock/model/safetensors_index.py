@@ -131,6 +131,8 @@ def _read_index(directory: Path) -> dict[str, str]:
     try:
         placed = json.loads(path.read_bytes())["weight_map"]
         plain = all(isinstance(shard, str) and Path(shard).name == shard for shard in placed.values())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not an index of shards. Download it again.") from error
     if not plain:
