@@ -1,6 +1,7 @@
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +43,17 @@ def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> N
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["generate", "demo", "--rows", "0"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["generate", "--help"],
+        ["generate", "demo", "--rows", "0"],
+        ["generate", "demo", "x", "--weights", "cpu=50%"],
+        ["generate", "demo", "x", "--max-tokens", "0"],
+        ["run-batch", "demo", "-i", "no-such-file", "-o", "out.jsonl"],
+    ],
+)
 def test_what_needs_no_model_loads_no_heavy_library(words: list[str]) -> None:
     code = (
         "import sys; from penstock.cli import main; main(sys.argv[1:]);"
@@ -70,3 +81,23 @@ sys.exit(cli.main([]))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25)
     assert (found.returncode, found.stdout) == (128 + 15, "tidied\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no file here that takes nothing")
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_output_that_finds_no_room_is_told_in_one_line(lines):
+    code = f"""
+import sys, typer
+from penstock import cli
+
+class Command:
+    def main(self, *args, **kwargs):
+        print("a line" * {lines})
+
+typer.main.get_command = lambda app: Command()
+sys.exit(cli.main([]))
+"""
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, timeout=25)
+    told = "penstock: the output cannot be written (No space left on device): make room where it goes\n"
+    assert (found.returncode, found.stderr) == (1, told)

@@ -1,5 +1,6 @@
 """The command line: ``penstock COMMAND …``. Parsing and printing only."""
 
+import errno
 import io
 import os
 import signal
@@ -18,6 +19,7 @@ from penstock.errors import UserError
 
 # typer carries click inside itself or stands on it, by version: this name reaches the base of usage errors in both
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # files of the engine's own have errors of their own for these
 
 app = typer.Typer(
     name="penstock",
@@ -74,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = command.main(
             None if arguments is None else list(arguments), prog_name="penstock", standalone_mode=False
         )
+        if sys.stdout is not None:  # a shell may have closed it
+            sys.stdout.flush()  # what cannot be written shows here, not in a message of the interpreter's own
     except UserError as error:
         return _complain(str(error), 2)
     except UsageError as error:
@@ -82,13 +86,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stopped.status
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
-    except BrokenPipeError:
-        # whoever read the output has gone; the interpreter's own flush at exit must not complain either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has gone
+        _let_go_of_output()
         return 1
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        _let_go_of_output()
+        return _complain(f"the output cannot be written ({error.strerror}): make room where it goes", 1)
     if status == INTERRUPTED:
         return _complain("stopped before the end; nothing is kept of this run", INTERRUPTED)
     return status or 0
+
+
+def _let_go_of_output() -> None:
+    """Keep the interpreter's own flush at exit from complaining too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminated(signal_number: int, frame: FrameType | None) -> NoReturn:
