@@ -116,6 +116,7 @@ def test_steps_sum_to_the_run(small: str, tmp_path: Path, suffix: str, capsys: p
     ("words", "told"),
     [
         (["nowhere.toml"], "neither a file nor one of seed-003"),
+        (["SMALL", "--set", "hbm_capacity_bytes=100"], "240 bytes of weights do not fit 100 bytes of HBM"),
         (
             ["seed-004", "--set", "omega=1"],
             "seed-004: 150 GB of weights do not fit 141 GB of HBM: set omega to at most",
@@ -162,6 +163,13 @@ def test_a_policy_of_ones_own_takes_its_side(small: str, tmp_path: Path, capsys:
     assert alone == mine
     assert alone["time_s"] == prefer["time_s"]
     assert "needs a method in_hbm(self, view) or moves" in complaint(capsys, small, "--policy", f"{file}:None_")
+
+
+def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / os.fsdecode(b"b\xffd.json")
+    path.write_text(json.dumps(document(name=None)))
+    (row,) = rows(capsys, str(path), "--placement", "prefer-hbm", "--migration", "none")
+    assert row["scenario"] == "b?d"
 
 
 def test_part_of_a_start_that_does_not_fit_is_told(small: str, capsys: pytest.CaptureFixture[str]) -> None:

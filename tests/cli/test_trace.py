@@ -22,13 +22,15 @@ def made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["trace", *arguments]) == 2
     out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if line.startswith("penstock: ")]
-    assert out == "" and len(lines) == 1
-    return lines[0]
+    assert (out, err.count("\n"), err[:10]) == ("", 1, "penstock: ")
+    return err.rstrip("\n")
 
 
-def test_synth_says_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_synth_says_what_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "a.skip"
+    monkeypatch.setattr("penstock.cli.trace._SHOWN_AFTER_S", 0.0)
     assert main(["trace", "synth", str(path), *SIZE, "--skip", "0.3", "--overlap", "0.95", "--seed", "3"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{path} · 40 steps × 3 layers after 300 tokens · ")

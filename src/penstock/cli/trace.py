@@ -1,6 +1,7 @@
 """``penstock trace``: make, record, import and look at skip traces: what tokens each step of a decode passes over."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,8 @@ Examples:
   penstock trace info made.skip --plot made.svg
   penstock trace info made.skip --json
 """
+
+_SHOWN_AFTER_S = 0.5  # what takes no time needs no progress, and a mistake found at once stands alone
 
 SIZE = "Size of the trace"
 CHAIN = "How it skips"
@@ -214,7 +217,7 @@ def info(file: MadeTrace, plot: Plot = None, json_: Json = False) -> None:
     if plot is not None:
         from penstock.trace.figure import draw
 
-        draw(found, Path(file).name, Path(plot))
+        draw(found, Path(file).name.encode(errors="replace").decode(), Path(plot))
     if json_:
         print(json.dumps(found.to_json()))
         return
@@ -243,9 +246,11 @@ def _given_or(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str,
 @contextmanager
 def _progress(what: str, unit_bytes: int, as_json: bool) -> Iterator[Callable[[int, int], None]]:
     """Shows (done, in all) on stderr, in units of so many bytes."""
-    display = stderr_display(as_json)
+    display, begin_s = stderr_display(as_json), time.monotonic()
 
     def show(done: int, total: int) -> None:
+        if time.monotonic() - begin_s < _SHOWN_AFTER_S:
+            return
         display.show({"kind": "load", "what": what, "done": done * unit_bytes, "total": total * unit_bytes})
 
     try:

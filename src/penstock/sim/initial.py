@@ -48,7 +48,7 @@ def initial_state(scenario: Scenario) -> InitialState:
     if wanted > slots and scenario.initial.start is not Start.HBM:
         warning = (
             f"{wanted - slots} of the {wanted} prefill items that phi = {float(phi):.4g} asks for do not fit HBM "
-            f"beside {occupied / 1e9:.4g} GB of weights and begin in external memory: "
+            f"beside {_size(occupied)} of weights and begin in external memory: "
             f"phi = {_at_most(slots, scenario.prefill_tokens * scenario.layers)} fits"
         )
     for array in (attn, mlp, items):
@@ -93,9 +93,15 @@ def _too_heavy(scenario: Scenario, occupied: int) -> str:
     also = f", or {_at_most(beside_kv, weights)} to hold the prefill KV too" if beside_kv > 0 else ""
     instead = "use the start 'fraction' with a phi, and " if scenario.initial.start is Start.RATIO else ""
     return (
-        f"{occupied / 1e9:.4g} GB of weights do not fit {capacity / 1e9:.4g} GB of HBM: "
+        f"{_size(occupied)} of weights do not fit {_size(capacity)} of HBM: "
         f"{instead}set omega to at most {_at_most(capacity, weights)}{also}"
     )
+
+
+def _size(nbytes: int) -> str:
+    """In four digits: what does not fit may be short of little."""
+    units = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+    return next((f"{nbytes / size:.4g} {unit}" for size, unit in units if nbytes >= size), f"{nbytes} bytes")
 
 
 def _at_most(part: int, whole: int) -> str:

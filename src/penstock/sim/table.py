@@ -43,7 +43,7 @@ def columns() -> dict[str, type[pl.DataType]]:
 
 def table(rows: Iterable[tuple[Row, Mapping[str, Value]]]) -> pl.DataFrame:
     """Rows with their swept keys and values, in the order given; no rows make an empty table of the same columns."""
-    records = [asdict(row) | {key: value for key, value in swept.items() if key not in _NAMES} for row, swept in rows]
+    records = [{key: _printable(value) for key, value in ({**swept, **asdict(row)}).items()} for row, swept in rows]
     more = dict.fromkeys(key for record in records for key in record if key not in _NAMES)
     base = pl.DataFrame({name: [record[name] for record in records] for name in _NAMES}, schema=columns(), strict=False)
     swept = [pl.Series(key, [record.get(key) for record in records], strict=False) for key in more]
@@ -80,6 +80,11 @@ def write_table(directory: Path, frame: pl.DataFrame) -> Sequence[Path]:
 
 def _combinations(frame: pl.DataFrame, names: Sequence[str]) -> int:
     return frame.select(names).unique().height
+
+
+def _printable(value: Value) -> Value:
+    """The value; of a name that is no text in UTF-8, as files may have, what can be shown."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def _plain(hint: object) -> object:
