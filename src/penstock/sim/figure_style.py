@@ -38,6 +38,7 @@ _BY_POLICY = {
 }
 _OTHERS = ("#C94F7C", "#7A9A01", "#C2A500", "#5D8AA8", "#6A7B3C")
 _LINES = ("solid", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
+_WIDTHS = (4.0, 2.6, 1.2)  # of lines that lie on each other each is seen: the widest lies lowest
 
 Dashes = str | tuple[float, tuple[float, ...]]
 
@@ -58,6 +59,12 @@ class Palette:
         """Tells a policy's options apart, which share its colour."""
         same = [name for name in self.names if base_name(name) == base_name(migration)]
         return _LINES[same.index(migration) % len(_LINES)]
+
+    def width(self, migration: str) -> float:
+        """Tells policies apart that come to the same: neighbours in the list of all have different ones."""
+        base, known = base_name(migration), list(_BY_POLICY)
+        place = known.index(base) if base in known else len(known) + self.names.index(migration)
+        return _WIDTHS[place % len(_WIDTHS)]
 
 
 def palette(migrations: Iterable[str]) -> Palette:

@@ -84,11 +84,11 @@ def over_steps(
     ends: dict[str, Artist] = {}
     for axes, (title, rows) in zip(panels, groups, strict=True):
         shown = [row for row in rows.iter_rows(named=True) if row["id"] in curves]
-        for number, row in enumerate(shown):
+        for row in shown:
             label = marked(f"{row['migration']}, {row['placement']}", row["clairvoyant"])
             colour, dashes = colours.colour(row["migration"]), colours.line(row["migration"])
             steps, values = curves[row["id"]].step + 1, parts(row, curves[row["id"]], what)
-            width = (3.2, 1.2)[number % 2]  # of lines that lie on each other both are seen
+            width = colours.width(row["migration"])
             (line,) = axes.plot(steps, values, color=colour, linestyle=dashes, linewidth=width, zorder=3 - width / 4)
             drawn.setdefault(label, line)
         for limit in sorted({limits[row["id"]] for row in shown if row["id"] in limits}):
@@ -119,7 +119,9 @@ def against(key: str, groups: Panels, heading: str, colours: Palette, theme: The
         for migration in rows["migration"].unique(maintain_order=True):
             mine, colour = best.filter(pl.col("migration") == migration).sort(key), colours.colour(migration)
             values, dashes = (mine["time_s"] * scale).to_list(), colours.line(migration)
-            (line,) = axes.plot(mine[key].to_list(), values, color=colour, linestyle=dashes, marker="o", ms=3.5)
+            width = colours.width(migration)
+            (line,) = axes.plot(mine[key].to_list(), values, color=colour, linestyle=dashes, linewidth=width)
+            line.set(marker="o", markersize=width + 2.5, zorder=3 - width / 4)
             drawn.setdefault(marked(migration, migration in seers), line)
         bound = rows.group_by(key).agg(pl.col("lb1_at_weights_s", "lb0_s").min()).sort(key)
         for column, dashes, name in _BOUNDS:
