@@ -16,10 +16,11 @@ from penstock.plan.types import Asked, Placement
 from penstock.plan.virtual import VirtualRun, continued, rows_shown
 from penstock.plan.wish import placed
 
-_SKETCHES = 9
+_SKETCHES = 10
 _FINALISTS = 2
 _NEAR = 0.95  # of the best sketch: who promises less than this is not run
 _HOPELESS = 0.9  # of the best sketch: a place that promises less is not sketched, and closed forms promise too much
+_ALIKE = 0.99  # of what closed forms promise, which is no difference
 _WORSE = 0.85  # of what the best cut promises: one beside it that promises less is not sketched
 _LONG = 60_000  # spans of a virtual run, from which on one is enough
 _MOST_SPANS = 200_000  # of a run of all rows, where a part of them says little
@@ -127,6 +128,13 @@ class Search:
         best = {estimate.cut.rows: estimate for estimate in sorted(estimates, key=self._promise)}
         return sorted(best.values(), key=self._promise, reverse=True)
 
+    def _smallest_alike(self, leaders: Sequence[Estimate], estimates: Sequence[Estimate]) -> Iterator[Estimate]:
+        """The smallest sweep of as many rows that promises as much, about."""
+        for leader in leaders:
+            least = _ALIKE * self._promise(leader)
+            alike = [e for e in estimates if e.cut.rows == leader.cut.rows and not self._promises_less(e, least)]
+            yield min(alike, key=lambda estimate: estimate.cut.sweep)
+
     def _explored(self, place: "_Place", most: int) -> list[Candidate]:
         """With KV in one place: what the rule makes of it, the best in closed form, and from the best of these on what
         is better beside it. At most so many sketches, and one more."""
@@ -141,8 +149,10 @@ class Search:
 
         if place.asked is not None:
             tried(place.asked)
-        for estimate in self._leaders(place.estimates):
-            if len(found) > most // 3:
+        leaders = self._leaders(place.estimates)
+        # between the largest and the smallest sweep that promise the same lies a valley, which climbing does not cross
+        for estimate in [*self._smallest_alike(leaders[:1], place.estimates), *leaders]:
+            if len(found) > most // 3 + 1:
                 break
             tried(grid.wish(self.case, estimate.cut, estimate.kv))
         # the closed form knows nothing of how rows come and go: from its best on, the sketches lead
