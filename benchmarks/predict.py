@@ -109,14 +109,14 @@ def main() -> None:
     parser.add_argument("--penstock", default=str(Path(sys.executable).with_name("penstock")))
     parser.add_argument("--only", type=words, help="names of jobs, in part")
     parser.add_argument("--results", type=Path)
-    parser.add_argument("--profile", choices=("once", "each", "never"), default="once", help="never: use what is stored")
+    parser.add_argument("--profile", choices=("once", "each", "never"), default="once", help="never: as it is stored")
     parser.add_argument("--table-only", action="store_true")
     arguments = parser.parse_args()
     results = arguments.results or arguments.work / "predict.jsonl"
     if not arguments.table_only:
         chosen = [c for c in CASES if arguments.only is None or any(part in c.name for part in arguments.only)]
         for number, case in enumerate(chosen):
-            if arguments.profile == "each" or arguments.profile == "once" and number == 0:
+            if arguments.profile == "each" or (arguments.profile == "once" and number == 0):
                 subprocess.run([arguments.penstock, "profile", "--force"], check=True, stdout=sys.stderr)
             record = execute(case, arguments)
             append(results, record)
