@@ -1,6 +1,5 @@
 """A batch job on one LLM: lines of a file in, an answer or an error for each out, and on from there at a restart."""
 
-import errno
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.encoding import Item, TooLong, job_of
-from penstock.errors import UserError
+from penstock.errors import DISK_FULL, UserError
 from penstock.generation import NotFinite, Run
 from penstock.jobs.answers import Done, drop_errors, repair, scan
 from penstock.jobs.errors import JobStopped, Tally
@@ -35,7 +34,6 @@ MOST_UNWRITTEN = 4096  # error lines that wait until it is known that the job ca
 WAITING = 256  # requests that wait for room, so that the row of one that ends is taken at once
 _MARGIN = 1.25  # prompts may have more tokens a byte than those of the sample
 _HOPELESS = 16  # first rows of a job without finite logits, and none with them: it is not the requests
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_batch(
@@ -76,7 +74,7 @@ def run_batch(
 
 
 def _disk_full(cause: object) -> bool:
-    return isinstance(cause, OSError) and cause.errno in _DISK_FULL
+    return isinstance(cause, OSError) and cause.errno in DISK_FULL
 
 
 class _Work:

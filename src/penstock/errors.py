@@ -1,5 +1,9 @@
 """The one exception that a person can mend, and what is told of others."""
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no room, or none that this person may have
+
 
 class UserError(Exception):
     """A mistake of the person at the keyboard: its text is one line that says what, with numbers, and what to do.

@@ -1,6 +1,5 @@
 """The command line: ``penstock COMMAND …``. Parsing and printing only."""
 
-import errno
 import io
 import os
 import signal
@@ -15,11 +14,10 @@ import typer
 
 from penstock.cli import generate, models, options, plan, profile, run_batch, simulate, trace
 from penstock.cli.options import INTERRUPTED
-from penstock.errors import UserError
+from penstock.errors import DISK_FULL, UserError
 
 # typer carries click inside itself or stands on it, by version: this name reaches the base of usage errors in both
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # files of the engine's own have errors of their own for these
 
 app = typer.Typer(
     name="penstock",
@@ -90,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _let_go_of_output()
         return 1
     except OSError as error:
-        if error.errno not in _NO_ROOM or error.filename is not None:
+        if error.errno not in DISK_FULL or error.filename is not None:  # of a file by name whoever writes it tells
             raise
         _let_go_of_output()
         return _complain(f"the output cannot be written ({error.strerror}): make room where it goes", 1)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import hashlib
 import json
@@ -19,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from penstock.directories import cache_directory, sync_directory
-from penstock.errors import UserError
+from penstock.errors import DISK_FULL, UserError
 from penstock.model.pages import SECTOR, Extent, Page, Slice
 from penstock.model.parameter_source import ParameterSource
 
@@ -27,7 +26,6 @@ FORMAT = 1
 CHUNK_BYTES = 8 << 20
 CHECKED_AT_OPEN_BYTES = 1 << 30  # a second of reading on a fast disk
 _SYNC_EVERY_BYTES = 256 << 20
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Progress = Callable[[int, int], None]
 
@@ -97,7 +95,7 @@ def open_or_build(
             _build(home, key, pages, sources, progress, chunk_bytes)
             return _open(home, key, pages)
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in DISK_FULL:
             return None
         raise UserError(
             f"the page cache {root} cannot be used ({error.strerror}): set PENSTOCK_CACHE to another directory"
