@@ -52,3 +52,13 @@ def test_as_many_are_set_as_asked(probability: float) -> None:
     states = np.zeros((8, 4096), np.uint64)
     chains.advance(states, 0, 4096, np.uint64(9), probability, probability)
     assert np.bitwise_count(states).mean() / 64 == pytest.approx(probability, abs=0.0015)
+
+
+def test_bits_follow_the_common_chain_or_their_own_where_they_are_allowed() -> None:
+    rng = np.random.default_rng(3)
+    states, following, allowed = (rng.integers(0, 2**64, shape, np.uint64) for shape in ((4, 6), (3, 6), (5,)))
+    chosen = np.zeros((3, 6), np.uint64)
+    chains.choose(states, following, allowed, chosen)
+    common, own = states[0, :5], states[1:, :5]
+    assert (chosen[:, :5] == (common & following[:, :5] | own & ~following[:, :5]) & allowed).all()
+    assert not chosen[:, 5].any()

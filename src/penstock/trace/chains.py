@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 DIGITS = 16  # of a probability, in binary: within 1/131,072 of what is asked
 
 Advance = Callable[[NDArray[np.uint64], int, int, np.uint64, int, int], None]
-Choose = Callable[
-    [NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], int, np.uint64, NDArray[np.uint64]], None
-]
+Choose = Callable[[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]], None]
 
 
 def threshold(probability: float) -> int:
@@ -38,20 +36,14 @@ def advance(
 
 
 def choose(
-    states: NDArray[np.uint64],
-    following: NDArray[np.uint64],
-    allowed: NDArray[np.uint64],
-    words: int,
-    last: np.uint64,
-    chosen: NDArray[np.uint64],
+    states: NDArray[np.uint64], following: NDArray[np.uint64], allowed: NDArray[np.uint64], chosen: NDArray[np.uint64]
 ) -> None:
-    """Fill so many words of every row with the common chain where a bit follows it, else with the row's own.
+    """Set every row's first words to the common chain where a bit follows it, else to the row's own.
 
-    states: [1 + rows, words or more], the common chain first. following, chosen: [rows, words or more]. Bits stay that
-    are in `allowed` [words or more] and, in the last word, in `last`.
+    uint64 all: states [1 + rows, words or more], the common chain first; following, chosen [rows, words or more];
+    allowed [words], the bits that may be set.
     """
-    if words > 0:
-        _compiled()[1](states, following, allowed, words, last, chosen)
+    _compiled()[1](states, following, allowed, chosen)
 
 
 @cache
@@ -61,7 +53,7 @@ def _compiled() -> tuple[Advance, Choose]:
 
     matrix, number = types.Array(types.uint64, 2, "C"), types.uint64
     advances = types.void(matrix, types.intp, types.intp, number, types.int64, types.int64)
-    chooses = types.void(matrix, matrix, types.Array(number, 1, "C"), types.intp, number, matrix)
+    chooses = types.void(matrix, matrix, types.Array(number, 1, "C"), matrix)
     jit: Callable[[Any], Callable[[Any], Any]] = partial(numba.njit, nogil=True, cache=True)
     return jit(advances)(_advance), jit(chooses)(_choose)
 
@@ -102,15 +94,9 @@ def _advance(
 
 
 def _choose(
-    states: NDArray[np.uint64],
-    following: NDArray[np.uint64],
-    allowed: NDArray[np.uint64],
-    words: int,
-    last: np.uint64,
-    chosen: NDArray[np.uint64],
+    states: NDArray[np.uint64], following: NDArray[np.uint64], allowed: NDArray[np.uint64], chosen: NDArray[np.uint64]
 ) -> None:
     for row in range(chosen.shape[0]):
-        for word in range(words):
+        for word in range(allowed.shape[0]):
             own = states[1 + row, word]
             chosen[row, word] = (own ^ (own ^ states[0, word]) & following[row, word]) & allowed[word]
-        chosen[row, words - 1] &= last

@@ -154,8 +154,7 @@ def _blocks(shape: TraceShape, rules: Skipping, seed: int) -> Iterator[SkipBits]
             shared = math.sqrt(rules.correlation)
             chains.advance(following, running, words, _key(seed, _FOLLOWING, step), shared, shared)
             running = words
-        last = bits.below(may_be_skipped - (words - 1) * WORD_BITS, 1)[0]
-        chains.choose(states, following, sinks, words, last, block[step % most])
+        chains.choose(states, following, sinks[:words] & bits.below(may_be_skipped, words), block[step % most])
         if step % most == len(block) - 1:
             yield block
 
