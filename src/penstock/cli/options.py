@@ -6,8 +6,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from penstock.asked import check_cut as check_cut  # a cut is checked alike wherever its flags are
-
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as shells say it
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from penstock.asked import check_cut
 from penstock.cli import options, plan_options
 from penstock.cli.console import Display, stderr_display, width_of
 from penstock.cli.overwrites import refuse_overwriting
@@ -79,7 +80,7 @@ def plan(
         return
     if model is None:
         raise UserError("plan needs a MODEL (or --instance FILE alone)")
-    options.check_cut(rows, batch_size, num_batches)
+    check_cut(rows, batch_size, num_batches)
     _check_outputs(save, plot, explain)
     refuse_overwriting({"--save": save, "--plot": plot}, {"-i": input, "MODEL": model, "--machine": machine})
     _check_bits(weight_bits, "--weight-bits")

@@ -128,12 +128,11 @@ class Search:
         best = {estimate.cut.rows: estimate for estimate in sorted(estimates, key=self._promise)}
         return sorted(best.values(), key=self._promise, reverse=True)
 
-    def _smallest_alike(self, leaders: Sequence[Estimate], estimates: Sequence[Estimate]) -> Iterator[Estimate]:
-        """The smallest sweep of as many rows that promises as much, about."""
-        for leader in leaders:
-            least = _ALIKE * self._promise(leader)
-            alike = [e for e in estimates if e.cut.rows == leader.cut.rows and not self._promises_less(e, least)]
-            yield min(alike, key=lambda estimate: estimate.cut.sweep)
+    def _smallest_alike(self, leader: Estimate, estimates: Sequence[Estimate]) -> Estimate:
+        """The smallest sweep of as many rows as the leader has that promises as much, about."""
+        least = _ALIKE * self._promise(leader)
+        alike = [e for e in estimates if e.cut.rows == leader.cut.rows and not self._promises_less(e, least)]
+        return min(alike, key=lambda estimate: estimate.cut.sweep)
 
     def _explored(self, place: "_Place", most: int) -> list[Candidate]:
         """With KV in one place: what the rule makes of it, the best in closed form, and from the best of these on what
@@ -151,7 +150,8 @@ class Search:
             tried(place.asked)
         leaders = self._leaders(place.estimates)
         # between the largest and the smallest sweep that promise the same lies a valley, which climbing does not cross
-        for estimate in [*self._smallest_alike(leaders[:1], place.estimates), *leaders]:
+        smallest = [self._smallest_alike(leader, place.estimates) for leader in leaders[:1]]
+        for estimate in [*smallest, *leaders]:
             if len(found) > most // 3 + 1:
                 break
             tried(grid.wish(self.case, estimate.cut, estimate.kv))
