@@ -1,4 +1,4 @@
-"""Where penstock keeps files of its own, and that their names last."""
+"""Where penstock keeps files of its own, that their names last, and how names are shown."""
 
 import os
 from pathlib import Path
@@ -19,3 +19,8 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def shown(name: str) -> str:
+    """A file's name as text: its bytes need not be UTF-8, and what is not cannot be written or drawn."""
+    return name.encode(errors="replace").decode()

@@ -13,6 +13,7 @@ from penstock.cli import figures, options, trace_record
 from penstock.cli.console import stderr_display
 from penstock.cli.overwrites import refuse_nowhere, refuse_overwriting
 from penstock.cli.trace_table import percent, table
+from penstock.directories import shown
 from penstock.errors import UserError
 from penstock.units import format_bytes
 
@@ -217,7 +218,7 @@ def info(file: MadeTrace, plot: Plot = None, json_: Json = False) -> None:
     if plot is not None:
         from penstock.trace.figure import draw
 
-        draw(found, Path(file).name.encode(errors="replace").decode(), Path(plot))
+        draw(found, shown(Path(file).name), Path(plot))
     if json_:
         print(json.dumps(found.to_json()))
         return

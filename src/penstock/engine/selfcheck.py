@@ -6,7 +6,6 @@ its behaviour changes. What differs, or cannot be tried, is refused by name.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from penstock.memory.clock import Clock
 from penstock.memory.device import CpuDevice
 from penstock.model.precision import Precision
 from penstock.model.source import Source
+from penstock.part_file import PartFile
 from penstock.plan.policy import Policy, Shares, Tier
 from penstock.plan.types import Placement
 from penstock.sampling import SamplingParams, resolve
@@ -188,11 +188,7 @@ def _key(config: Any) -> str:
 
 def _keep(path: Path, verdict: Verdict) -> None:
     """Write a verdict whole or not at all; where the cache cannot be written, it is found out again next time."""
-    building = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        building.write_text(json.dumps(asdict(verdict)))
-        building.replace(path)
-    except OSError:
-        with suppress(OSError):
-            building.unlink()
+        with PartFile(path) as whole:
+            whole.file.write(json.dumps(asdict(verdict)).encode())

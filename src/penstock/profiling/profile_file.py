@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveInt, V
 from penstock.directories import cache_directory
 from penstock.errors import UserError
 from penstock.machine.machine import Curve, Link, LinkName, Machine, Processor
+from penstock.part_file import PartFile
 from penstock.plan.policy import Tier
 from penstock.profiling.disk import Disk
 from penstock.profiling.profile import Host, Profile
@@ -155,9 +156,8 @@ def save_profile(profile: Profile, path: Path | None = None) -> Path:
     """Write the profile in one piece; returns where."""
     path = path or profile_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(to_json(profile) + "\n", encoding="utf-8")
-    part.replace(path)
+    with PartFile(path) as whole:
+        whole.file.write(to_json(profile).encode() + b"\n")
     return path
 
 

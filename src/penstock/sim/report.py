@@ -11,13 +11,13 @@ from pathlib import Path
 import polars as pl
 
 from penstock import drawing
+from penstock.part_file import PartFile
 from penstock.sim import figures
 from penstock.sim.figure_style import DARK, LIGHT, drawn_in, recoloured
 from penstock.sim.plates import MOST_PANELS, Plate, grouped, plates
 from penstock.sim.readable import percent, seconds
 from penstock.sim.row import Curve
 from penstock.sim.table import varied
-from penstock.trace.part_file import PartFile
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: %(paper)s; --ink: %(ink)s; --faint: #dddddd }

@@ -17,9 +17,9 @@ from typing import Any, Self
 import numpy as np
 
 from penstock.errors import UserError
+from penstock.part_file import PartFile
 from penstock.sim.row import Curve, Row
 from penstock.sim.study import Study
-from penstock.trace.part_file import PartFile
 
 _HEAD, _LINES = "study.json", "results.jsonl"
 _DIGITS = 7  # of curves, which are for pictures

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from penstock.errors import UserError
+from penstock.part_file import PartFile
 from penstock.sim.ledger import StepBatch
 from penstock.sim.result import BINDING, Traffic
-from penstock.trace.part_file import PartFile
 
 SUFFIXES = (".csv", ".parquet")
 

@@ -12,8 +12,9 @@ from typing import get_args, get_type_hints
 
 import polars as pl
 
+from penstock.directories import shown
+from penstock.part_file import PartFile
 from penstock.sim.row import Row
-from penstock.trace.part_file import PartFile
 
 Value = str | float | int | bool | None
 
@@ -43,7 +44,8 @@ def columns() -> dict[str, type[pl.DataType]]:
 
 def table(rows: Iterable[tuple[Row, Mapping[str, Value]]]) -> pl.DataFrame:
     """Rows with their swept keys and values, in the order given; no rows make an empty table of the same columns."""
-    records = [{key: _printable(value) for key, value in ({**swept, **asdict(row)}).items()} for row, swept in rows]
+    given = ({**swept, **asdict(row)} for row, swept in rows)
+    records = [{k: shown(v) if isinstance(v, str) else v for k, v in record.items()} for record in given]
     more = dict.fromkeys(key for record in records for key in record if key not in _NAMES)
     base = pl.DataFrame({name: [record[name] for record in records] for name in _NAMES}, schema=columns(), strict=False)
     swept = [pl.Series(key, [record.get(key) for record in records], strict=False) for key in more]
@@ -80,11 +82,6 @@ def write_table(directory: Path, frame: pl.DataFrame) -> Sequence[Path]:
 
 def _combinations(frame: pl.DataFrame, names: Sequence[str]) -> int:
     return frame.select(names).unique().height
-
-
-def _printable(value: Value) -> Value:
-    """The value; of a name that is no text in UTF-8, as files may have, what can be shown."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def _plain(hint: object) -> object:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
 from penstock.errors import UserError
-from penstock.trace.part_file import PartFile
+from penstock.part_file import PartFile
 
 
 class Store(Protocol):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.trace.part_file import PartFile
+from penstock.part_file import PartFile
 
 
 def names(directory: Path) -> list[str]:
