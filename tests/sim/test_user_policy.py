@@ -1,5 +1,6 @@
 """A user's own policies: found in a file, run as they are, and told what they got wrong."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -191,3 +192,12 @@ def test_a_file_that_ends_the_program_is_told(tmp_path: Path) -> None:
     mine = file(tmp_path, "import sys\nsys.exit(0)\n")
     with pytest.raises(UserError, match="ends the program when it is loaded"):
         load_policy(f"{mine}:Mine")
+
+
+def test_a_file_edited_within_its_second_is_loaded_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    for answer in ("1", "2"):
+        mine = file(tmp_path, f"class Mine:\n    answer = {answer}\n")
+        os.utime(mine, (1, 1))
+        assert load_policy(f"{mine}:Mine").answer == int(answer)  # type: ignore[attr-defined]
+    assert [path.name for path in tmp_path.iterdir()] == [Path(mine).name], "nothing lies beside a user's file"

@@ -1,10 +1,11 @@
 """Policies of a user's own: loaded from a file, called, and held to what exists."""
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +19,14 @@ from penstock.sim.view import View
 Answer = TypeVar("Answer")
 
 
+class _Afresh(SourceFileLoader):
+    """Compiles a file at every load: a cache lies beside the user's file, and misses an edit within its second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def load_policy(text: str) -> object:
     """Make a policy from `FILE.py:CLASS`, a class that needs no arguments and has `in_hbm` or `moves`."""
     file, _, name = text.rpartition(":")
@@ -25,12 +34,14 @@ def load_policy(text: str) -> object:
         raise UserError(f"{text} names no class: write FILE.py:CLASS")
     if not Path(file).is_file():
         raise UserError(f"{file} does not exist: write FILE.py:CLASS with the path of a Python file")
-    spec = importlib.util.spec_from_file_location(f"penstock_user_policy_{Path(file).stem}", file)
-    if spec is None or spec.loader is None:
+    if Path(file).suffix != ".py":
         raise UserError(f"{file} is no Python file: write FILE.py:CLASS")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+    loader = _Afresh(f"penstock_user_policy_{Path(file).stem}", file)
+    module = ModuleType(loader.name)
+    module.__file__ = file
+    sys.modules[loader.name] = module  # where dataclasses look for it
     try:
-        _call(lambda: spec.loader.exec_module(module), file)  # type: ignore[union-attr]  # tested above
+        _call(lambda: loader.exec_module(module), file)
     except SystemExit:
         raise UserError(
             f"{file} ends the program when it is loaded: keep that under if __name__ == '__main__'"
