@@ -7,7 +7,7 @@ is for the search to find.
 from dataclasses import replace
 
 from penstock.errors import UserError
-from penstock.plan.placement import place_within, spread
+from penstock.plan.placement import bytes_by_tier, place_within, spread
 from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.plan.sizes import Cut, Sizes, least_mib
 from penstock.plan.types import Asked, Footprint, Job, Ledger, Placement
@@ -83,10 +83,8 @@ def place(sizes: Sizes, cut: Cut) -> Placement:
     if asked_weights := sizes.asked.weights:
         shares = asked_weights
     else:
-        total = sum(sizes.model.pages) or 1
-        shares = Shares.from_mapping(
-            {t: sum(n for n, h in zip(sizes.model.pages, homes, strict=True) if h == t) / total for t in TIERS}
-        )
+        held = bytes_by_tier(sizes.model.pages, homes)
+        shares = Shares.from_mapping({tier: held[tier] / (sum(held.values()) or 1) for tier in TIERS})
     static = sizes.asked.batch_size is not None
     policy = Policy(
         weights=shares,
@@ -150,12 +148,14 @@ def _homes(sizes: Sizes, resident_room: int, host_room: int) -> list[Tier]:
         budgets["cpu"] = max(0, host_room)
     budgets["disk"] = sum(pages)
     # Embedding tables stream for nothing (their rows are read): let them rest in memory last.
-    first = [i for i in range(len(pages)) if i not in sizes.model.tables]
-    placed = dict(zip(first, place_within([pages[i] for i in first], budgets), strict=True))
-    for tier in (sizes.compute, "cpu"):
-        used = sum(pages[i] for i, home in placed.items() if home == tier)
-        for i in sorted(sizes.model.tables - placed.keys()):
-            if used + pages[i] <= budgets.get(tier, 0):
-                placed[i] = tier
-                used += pages[i]
-    return [placed.get(i, "disk") for i in range(len(pages))]
+    homes = place_within(sizes.streamable, budgets)
+    held = bytes_by_tier(sizes.streamable, homes)
+    for i in sorted(sizes.model.tables):
+        homes.insert(i, "disk")
+    for tier in dict.fromkeys((sizes.compute, "cpu")):
+        left = budgets.get(tier, 0) - held[tier]
+        for i in sorted(sizes.model.tables):
+            if homes[i] == "disk" and pages[i] <= left:
+                homes[i] = tier
+                left -= pages[i]
+    return homes

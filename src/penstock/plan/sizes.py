@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from penstock.errors import UserError
-from penstock.plan.placement import spread
+from penstock.plan.placement import bytes_by_tier, spread
 from penstock.plan.policy import Tier
 from penstock.plan.types import Asked, Footprint, Job, Ledger
 from penstock.units import format_bytes
@@ -39,7 +39,9 @@ class Sizes:
 
     def __init__(self, model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Tier) -> None:
         self.model, self.job, self.ledger, self.asked, self.compute = model, job, ledger, asked, compute
-        self.streamable = [n for i, n in enumerate(model.pages) if i not in model.tables]
+        self.streamable = list(model.pages)
+        for table in sorted(model.tables, reverse=True):
+            del self.streamable[table]
         self.page = max(self.streamable, default=0)
 
     def row_bytes(self, tokens: int) -> int:
@@ -109,8 +111,7 @@ class Sizes:
         shares = self.asked.weights
         if shares is None:
             return 0
-        homes = spread(list(self.model.pages), shares)
-        return sum(n for n, home in zip(self.model.pages, homes, strict=True) if home == tier)
+        return bytes_by_tier(self.model.pages, spread(self.model.pages, shares))[tier]
 
     def kv_share(self) -> float:
         """The compute tier's part of KV."""

@@ -10,6 +10,7 @@ from penstock.machine.machine import Machine
 from penstock.plan.case import Case
 from penstock.plan.cost import SweepCost
 from penstock.plan.load import Load, load_of, together
+from penstock.plan.placement import bytes_by_tier
 from penstock.plan.plan import Prediction
 from penstock.plan.shape import ModelShape
 from penstock.plan.tally import Tally
@@ -86,17 +87,13 @@ class VirtualRun:
 
 def hidden_tokens(shape: ModelShape, machine: Machine, placement: Placement) -> float:
     """T*: the tokens whose products take as long as one sweep's pages take on the slowest link; 0 without streaming."""
-    streamed = {
-        tier: sum(
-            p.nbytes for p, home in zip(shape.pages, placement.homes, strict=True) if home == tier and not p.table
-        )
-        for tier in ("cpu", "disk")
-    }
+    held = bytes_by_tier(shape.streamed, placement.homes)
+    on_cpu, on_disk = held["cpu"], held["disk"]
     seconds = 0.0
-    if streamed["disk"]:
-        seconds = machine.links["disk→cpu"].seconds(streamed["disk"])
-    if machine.compute == "gpu" and (streamed["cpu"] or streamed["disk"]):
-        seconds = max(seconds, machine.links["cpu→gpu"].seconds(streamed["cpu"] + streamed["disk"]))
+    if on_disk:
+        seconds = machine.links["disk→cpu"].seconds(on_disk)
+    if machine.compute == "gpu" and (on_cpu or on_disk):
+        seconds = max(seconds, machine.links["cpu→gpu"].seconds(on_cpu + on_disk))
     fastest = machine.processors[machine.compute].curve(shape.arithmetic).at(1 << 20)
     return seconds * fastest / shape.token_flops if shape.token_flops else 0.0
 
