@@ -119,3 +119,15 @@ def test_the_closed_form_is_at_most_the_exact_price_and_near_it() -> None:
         near = cost.closed_form(DECODE, {"cpu": float(SHAPE.page_bytes)})
         assert 0.7 * exact.seconds <= near.seconds <= exact.seconds * (1 + 1e-9)
         assert near.lanes == pytest.approx(exact.lanes)
+
+
+def test_kv_elsewhere_costs_what_a_policy_with_it_there_costs() -> None:
+    here = SweepCost(SHAPE, MACHINE, POLICY, ["cpu"] * LAYERS)
+    before = here.price(DECODE)
+    assert here.with_kv(DISK).price(DECODE) == sweep(weights="cpu", kv=DISK)
+    assert here.price(DECODE) == before != here.with_kv(DISK).price(DECODE)
+
+
+def test_bytes_that_stream_by_the_tier_that_they_rest_on() -> None:
+    cost = SweepCost(SHAPE, MACHINE, POLICY, ["gpu", "cpu", "disk", "disk"])
+    assert cost.streamed == {"gpu": PAGE, "cpu": PAGE, "disk": 2 * PAGE}

@@ -33,13 +33,13 @@ def test_a_plan_that_was_run_knows_its_sketch() -> None:
 def test_gains_are_none_that_a_sketch_only_promises() -> None:
     first = best()
     slower = runs_slower(first, 2)
-    for gain, halved in zip(gains(CASE, first), gains(CASE, slower), strict=True):
+    for gain, halved in zip(gains(Search(CASE), first), gains(Search(CASE), slower), strict=True):
         assert halved.tok_s == pytest.approx(gain.tok_s / 2)
 
 
 def test_a_disk_that_holds_nothing_of_the_plan_s_own_is_no_use() -> None:
     first = best()
-    told = {gain.change: gain.tok_s for gain in gains(CASE, first)}
+    told = {gain.change: gain.tok_s for gain in gains(Search(CASE), first)}
     assert told["one more GiB of disk"] == first.predicted.total_tok_s
     assert told["disk→cpu twice as fast"] > 1.05 * first.predicted.total_tok_s
 
@@ -49,7 +49,7 @@ def test_kv_elsewhere_stays_there_while_other_machines_are_tried() -> None:
     found = beside_a_gpu([Length(100, 100)] * 200, gpu_mib=100, cpu_mib=1024)
     told = replace(found, asked=Asked(kv=Shares(cpu=1.0)))
     first = Search(told).best(4)[0]
-    ours, theirs = ({gain.change: gain.tok_s for gain in gains(c, first)} for c in (found, told))
+    ours, theirs = ({gain.change: gain.tok_s for gain in gains(Search(c), first)} for c in (found, told))
     assert theirs["cpu→gpu twice as fast"] > 1.05 * first.predicted.total_tok_s
     for change, tok_s in theirs.items():
         assert ours[change] >= tok_s * (1 - 1e-9), change

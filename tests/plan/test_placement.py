@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import UserError
-from penstock.plan.placement import place_within, spread
+from penstock.plan.placement import bytes_by_tier, place_within, spread
 from penstock.plan.policy import TIERS, Shares, Tier
 
 pages = st.lists(st.integers(1, 10**9), max_size=60)
@@ -62,3 +62,8 @@ def test_pages_that_fit_nowhere_are_refused_with_the_missing_bytes() -> None:
     with pytest.raises(UserError, match="2 MiB of pages fit no tier"):
         place_within([2**20] * 4, {"cpu": 2 * 2**20})
     assert place_within([], {}) == []
+
+
+def test_bytes_by_tier() -> None:
+    assert bytes_by_tier([5, 1, 9], ["disk", "cpu", "disk"]) == {"gpu": 0, "cpu": 1, "disk": 14}
+    assert bytes_by_tier([], []) == dict.fromkeys(TIERS, 0)

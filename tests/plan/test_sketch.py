@@ -8,6 +8,7 @@ from tests.plan.made import BLOCK, MIB, case
 from penstock.plan.policy import Policy, Shares
 from penstock.plan.search import Search
 from penstock.plan.sketch import Sketch
+from penstock.plan.sketch_run import SketchRun
 from penstock.plan.types import Length, Placement
 from penstock.plan.virtual import VirtualRun
 
@@ -30,7 +31,7 @@ def test_with_room_for_its_rows_a_sketch_has_the_sweeps_of_the_scheduler(
     lengths: list[Length], rows: int, sweep: int, blocks: int
 ) -> None:
     made, placed = case(lengths), placement(rows, sweep, blocks)
-    sketched, run = Sketch(made).predict(placed), VirtualRun(made, placed).predict(lengths, 0)
+    sketched, run = Sketch(made).part(placed, len(lengths)), VirtualRun(made, placed).first(lengths)
     assert sketched.sweeps == run.sweeps
     assert (sketched.tokens_out, sketched.prefill_tokens) == (run.tokens_out, run.prefill_tokens)
     assert sketched.decode_tokens == run.decode_tokens
@@ -42,7 +43,7 @@ def test_with_room_for_its_rows_a_sketch_has_the_sweeps_of_the_scheduler(
 @pytest.mark.parametrize("blocks", [16, 40, 90])
 def test_rows_give_way_as_with_the_scheduler(lengths: list[Length], blocks: int) -> None:
     made, placed = case(lengths), placement(64, 128, blocks)
-    sketched, run = Sketch(made).predict(placed), VirtualRun(made, placed).predict(lengths, 0)
+    sketched, run = Sketch(made).part(placed, len(lengths)), VirtualRun(made, placed).first(lengths)
     assert sketched.tokens_out == run.tokens_out
     assert sketched.seconds == pytest.approx(run.seconds, rel=0.05)
     assert sketched.prefill_tokens == pytest.approx(run.prefill_tokens, rel=0.1)
@@ -51,9 +52,26 @@ def test_rows_give_way_as_with_the_scheduler(lengths: list[Length], blocks: int)
 def test_rows_whose_kv_rests_elsewhere() -> None:
     kv = Shares(cpu=0.5, disk=0.5)
     made, placed = case(ALIKE), placement(16, 64, 80, kv, 80)
-    sketched, run = Sketch(made).predict(placed), VirtualRun(made, placed).predict(ALIKE, 0)
+    sketched, run = Sketch(made).part(placed, len(ALIKE)), VirtualRun(made, placed).first(ALIKE)
     assert sketched.tokens_out == run.tokens_out
     assert sketched.seconds == pytest.approx(run.seconds, rel=0.1)
+
+
+@pytest.mark.parametrize("lengths", [ALIKE, RAGGED])
+@pytest.mark.parametrize("blocks", [16, 90, 1000])
+def test_sweeps_in_which_nothing_happens_are_gone_through_at_once(
+    lengths: list[Length], blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, placed = case(lengths), placement(8, 64, blocks)
+    at_once = Sketch(made).predict(placed)
+    monkeypatch.setattr(SketchRun, "_go_on", lambda self: 0)
+    one_by_one = Sketch(made).predict(placed)
+    assert (at_once.sweeps, at_once.tokens_out, at_once.rows_mean) == (
+        one_by_one.sweeps,
+        one_by_one.tokens_out,
+        one_by_one.rows_mean,
+    )
+    assert at_once.seconds == pytest.approx(one_by_one.seconds)
 
 
 def test_what_prompts_share_is_computed_once() -> None:

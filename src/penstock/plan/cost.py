@@ -7,6 +7,7 @@ overlaps; with more, as ``plan.overlap`` says.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 from penstock.machine.machine import Machine
@@ -14,7 +15,7 @@ from penstock.plan.attending import NATIVE_BITS, Attending
 from penstock.plan.carrying import Carrying
 from penstock.plan.load import Load
 from penstock.plan.overlap import Busy, Overlap, Sweep, scaled, sums
-from penstock.plan.policy import Policy, Shares, Tier
+from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.plan.shape import AttentionShape, ModelShape, distinct
 from penstock.plan.visits import Visits
 
@@ -42,13 +43,11 @@ class SweepCost:
     """
 
     def __init__(self, shape: ModelShape, machine: Machine, policy: Policy, homes: Sequence[Tier]) -> None:
-        self.shape, self.machine, self.policy, self.homes = shape, machine, policy, tuple(homes)
+        self.shape, self.machine, self.homes = shape, machine, tuple(homes)
         self._compute: Tier = machine.compute
         self._processor = machine.processors[self._compute]
-        parts = packed(policy.weight_bits, shape.weight_bits), packed(policy.kv_bits, NATIVE_BITS)
-        self._visits = Visits(shape, self._processor, parts[0])
-        self._attending = Attending(machine, policy, parts[1])
-        self._carrying = Carrying(shape, machine, policy, self._attending, parts)
+        self._visits = Visits(shape, self._processor, packed(policy.weight_bits, shape.weight_bits))
+        self._share(policy)
         self._kinds = shape.kinds
         self._number = Counter(self._kinds.page_of)
         self._joint_number = Counter(self._kinds.joint_of.values())
@@ -64,12 +63,29 @@ class SweepCost:
             for kind, home in self._placed
         ]
         self._table_on_disk = any(self.homes[i] == "disk" for i in self._kinds.tables)
+
+    def _share(self, policy: Policy) -> None:
+        """Take a policy's shares of KV for its own."""
+        self.policy = policy
+        parts = packed(policy.weight_bits, self.shape.weight_bits), packed(policy.kv_bits, NATIVE_BITS)
+        self._attending = Attending(self.machine, policy, parts[1])
+        self._carrying = Carrying(self.shape, self.machine, policy, self._attending, parts)
         self._memo: dict[tuple[Load, ...], Priced] = {}
         self._outlines: dict[tuple[Load, ...], _Outlined] = {}
 
     def with_kv(self, kv: Shares) -> "SweepCost":
-        """The same with KV elsewhere."""
-        return SweepCost(self.shape, self.machine, replace(self.policy, kv=kv), self.homes)
+        """The same with KV elsewhere, and with pages where they are."""
+        other = copy(self)
+        other._share(replace(self.policy, kv=kv))
+        return other
+
+    @property
+    def streamed(self) -> Mapping[Tier, int]:
+        """Bytes of pages by the tier that they rest on, tables aside."""
+        held: dict[Tier, int] = dict.fromkeys(TIERS, 0)
+        for i, (kind, home) in enumerate(self._placed):
+            held[home] += self._placed_number[i] * self._kinds.pages[kind].nbytes
+        return held
 
     def price(self, loads: Sequence[Load]) -> Priced:
         """A sweep of these micro-batches, among others like it."""
@@ -203,7 +219,7 @@ class SweepCost:
         seconds = p.sweep_s + sum(load.samples for load in loads) * (p.row_s + self.shape.vocabulary * p.logit_s)
         link = self.machine.links.get("disk→cpu")
         if link is not None and self._table_on_disk:
-            seconds += link.seconds(tokens * self.shape.hidden_bytes, sum(load.calls for load in loads))
+            seconds += link.seconds(tokens * self.shape.hidden_bytes, round(sum(load.calls for load in loads)))
         return seconds
 
     def _together(self, computing: float, reading: float) -> tuple[float, float]:

@@ -26,8 +26,13 @@ def duals(case: Case, search: Search, best: Candidate) -> Mapping[str, float]:
     return {name: worth for name, worth in bytes_worth.items() if worth > 0}
 
 
-def gains(case: Case, best: Candidate) -> Iterator[Gain]:
+def gains(search: Search, best: Candidate) -> Iterator[Gain]:
     """What one more GiB of each tier, and each link twice as fast, would do, searched again."""
+    case = search.case
+
+    def gain(change: str, case: Case) -> Gain:
+        return _gain(change, Search(case, search.outlines), best)
+
     for tier in TIERS:
         if case.ledger.budget.get(tier, 0) <= 0 or (tier == "gpu" and case.compute != "gpu"):
             continue
@@ -36,11 +41,11 @@ def gains(case: Case, best: Candidate) -> Iterator[Gain]:
             yield Gain(change, best.predicted.total_tok_s, best.placement.policy.rows)
             continue
         budget: dict[Tier, int] = {**case.ledger.budget, tier: case.ledger.budget[tier] + _GIB}
-        yield _gain(change, replace(case, ledger=replace(case.ledger, budget=budget)), best)
+        yield gain(change, replace(case, ledger=replace(case.ledger, budget=budget)))
     for name, link in case.machine.links.items():
         if best.predicted.lanes.get(name, 0.0) > 0:
             links = {**case.machine.links, name: replace(link, bytes_per_s=2 * link.bytes_per_s)}
-            yield _gain(f"{name} twice as fast", replace(case, machine=replace(case.machine, links=links)), best)
+            yield gain(f"{name} twice as fast", replace(case, machine=replace(case.machine, links=links)))
 
 
 def speed_beside(other: Candidate, best: Candidate) -> float:
@@ -52,9 +57,8 @@ def speed_beside(other: Candidate, best: Candidate) -> float:
     return other.predicted.total_tok_s * (best.bias if other.sketched else 1.0)
 
 
-def _gain(change: str, case: Case, best: Candidate) -> Gain:
+def _gain(change: str, search: Search, best: Candidate) -> Gain:
     """Placed and sketched again: with the best cut as it was, and with the cuts beside it that have more rows."""
-    search = Search(case)
     tried = [candidate for kv in _kv_shares(search, best) for candidate in _wider(search, best, kv)]
     found = max(tried, key=search.worth, default=best)
     return Gain(change, max(best.predicted.total_tok_s, speed_beside(found, best)), found.placement.policy.rows)
@@ -70,11 +74,8 @@ def _kv_shares(search: Search, best: Candidate) -> list[Shares | None]:
 
 
 def _wider(search: Search, best: Candidate, kv: Shares | None) -> list[Candidate]:
-    case = search.case
-    if kv != case.asked.kv:
-        search = Search(replace(case, asked=replace(case.asked, kv=kv)))
     try:
-        return search.wider(best.placement)
+        return search.wider(best.placement, kv)
     except UserError:
         return []  # the linear program knows nothing of whole rows: its shares may not hold one
 

@@ -19,17 +19,20 @@ _MOST_SWEEP = 32768
 
 
 def cuts(case: Case) -> Iterator[Cut]:
-    """The grid, less what is fixed."""
+    """The grid, less what is fixed, and less rows that are never in flight."""
     asked = case.asked
     given = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0)
     rows_grid = (given,) if given else tuple(r for r in (*_ROWS, case.job.prompts) if r <= case.job.prompts)
     most_call = _CALL_TOKENS[-1] if case.compute == "gpu" else case.shape.footprint.call_tokens
     calls = (asked.batch_tokens,) if asked.batch_tokens else tuple(n for n in _CALL_TOKENS if n <= most_call)
+    fewer = 0
     for rows in dict.fromkeys(rows_grid):
         for batch in calls:
             for sweep in (asked.sweep_tokens,) if asked.sweep_tokens else tuple(batch * n for n in _SWEEP_CALLS):
-                if rows <= sweep <= _MOST_SWEEP:
+                never = fewer >= in_flight(case, sweep) and rows < case.job.prompts
+                if rows <= sweep <= _MOST_SWEEP and not never:
                     yield Cut(asked.slots or _SLOTS, batch, rows, sweep)
+        fewer = rows
 
 
 def beside(case: Case, cut: Cut) -> Iterator[Cut]:
@@ -40,16 +43,27 @@ def beside(case: Case, cut: Cut) -> Iterator[Cut]:
             batch = cut.batch if asked.batch_tokens else min(cut.batch, sweep)
             if max(batch, 32) <= sweep <= _MOST_SWEEP:
                 yield replace(cut, sweep=sweep, batch=batch)
-    if asked.slots is None:
-        yield replace(cut, slots=3 if cut.slots == 2 else 2)
+    yield from other_slots(case, cut)
     if asked.rows is None and asked.batch_size is None:
-        fewer = [rows for rows in _ROWS if rows < cut.rows]
-        for rows in (*fewer[-1:], *more_rows(case, cut.rows)[:1], *fewer[-3:-2]):
+        fewer, more = [rows for rows in _ROWS if rows < cut.rows], more_rows(case, cut.rows)[:1]
+        enough = [rows for rows in fewer if rows >= in_flight(case, cut.sweep)]
+        for rows in enough[:1] or (*fewer[-1:], *more, *fewer[-3:-2]):
             yield replace(cut, rows=rows)
     if asked.batch_tokens is None:
         for batch in (cut.batch // 2, cut.batch * 2):
             if 32 <= batch <= cut.sweep and batch <= max(case.shape.footprint.call_tokens, 32):
                 yield replace(cut, batch=batch)
+
+
+def other_slots(case: Case, cut: Cut) -> Iterator[Cut]:
+    """A cut with a slot more, or less, where that is not fixed."""
+    if case.asked.slots is None:
+        yield replace(cut, slots=3 if cut.slots == 2 else 2)
+
+
+def in_flight(case: Case, sweep: int) -> float:
+    """Rows that a sweep has tokens for, where prompts of those who follow take their part of it."""
+    return sweep * case.generated / (case.prompt + case.generated)
 
 
 def cut_of(policy: Policy) -> Cut:

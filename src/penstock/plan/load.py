@@ -33,11 +33,12 @@ class Spans:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One micro-batch, or several alike together. samples: tokens whose logits are wanted. calls: micro-batches."""
+    """One micro-batch, or several alike together. samples: tokens whose logits are wanted. calls: micro-batches, of the
+    mean sweep among several."""
 
     spans: tuple[Spans, ...]
     samples: float
-    calls: int = 1
+    calls: float = 1
 
     @property
     def tokens(self) -> float:

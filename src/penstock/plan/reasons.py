@@ -70,7 +70,7 @@ def _explained(case: Case, machine: Machine, job: str, search: Search, ranked: S
         predicted=best.predicted,
         placement=best.placement,
         duals=duals(case, search, best),
-        gains=tuple(gains(case, best)),
+        gains=tuple(gains(search, best)),
         runners_up=tuple(runners_up(case, search, ranked)),
         curve=tuple(search.curve(best.placement.policy.kv)),
     )

@@ -1,16 +1,15 @@
 """The search: many cuts of the work in closed form, the best of them placed and sketched, and few run virtually."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from penstock.errors import UserError
 from penstock.plan import grid
 from penstock.plan.case import Case
 from penstock.plan.plan import Prediction
 from penstock.plan.policy import Shares
-from penstock.plan.sketch import Sketch
+from penstock.plan.promises import Place, Promises, is_shared
+from penstock.plan.sketch import Outlines, Sketch
 from penstock.plan.steady import Estimate, Steady
 from penstock.plan.types import Asked, Placement
 from penstock.plan.virtual import VirtualRun, continued, rows_shown
@@ -20,11 +19,14 @@ _SKETCHES = 10
 _FINALISTS = 2
 _NEAR = 0.95  # of the best sketch: who promises less than this is not run
 _HOPELESS = 0.9  # of the best sketch: a place that promises less is not sketched, and closed forms promise too much
-_ALIKE = 0.99  # of what closed forms promise, which is no difference
 _WORSE = 0.85  # of what the best cut promises: one beside it that promises less is not sketched
+_BEATEN = 0.95  # of the best sketch: what comes to less where KV rests elsewhere leads no further
+_ALIKE = 0.99  # of the best sketch is no difference, where KV is shared
 _LONG = 60_000  # spans of a virtual run, from which on one is enough
+_LONGEST = 100_000  # from which on none is made of a plan that KV in one place comes near to
 _MOST_SPANS = 200_000  # of a run of all rows, where a part of them says little
-_SHOWN_SPANS = 30_000  # of a virtual run of the first rows, where a sketch says how they go on
+_SHOWN_SPANS = 12_000  # of a virtual run of the first rows, where a sketch says how they go on
+_WORTH_SHARING = 0.97  # of what shared KV promises is enough to keep it in one place, of which sketches know all
 _WORTH_MOVING = 0.97  # of what KV elsewhere promises is enough to keep it at hand: less can go wrong, and no disk wears
 
 
@@ -44,22 +46,20 @@ class Candidate:
         return self.predicted.total_tok_s / self.outline.total_tok_s if self.outline else 1.0
 
 
-class _Place(NamedTuple):
-    """Where KV rests while cuts are tried. asked: a wish for that alone, None where every cut has shares of its own.
-    estimates: cuts in closed form, best first."""
-
-    asked: Asked | None
-    estimates: Sequence[Estimate]
-
-
 class Search:
-    """Finds the best placement of a case that an engine can run."""
+    """Finds the best placement of a case that an engine can run.
 
-    def __init__(self, case: Case) -> None:
+    outlines: of a search for the same job, whose runs this one need not make again.
+    """
+
+    def __init__(self, case: Case, outlines: Outlines | None = None) -> None:
         self.case = case
+        self.outlines = outlines or Outlines(case)
         self.steady = Steady(case)
-        self._sketch = Sketch(case)
+        self.promises = Promises(case, self.steady)
+        self._sketch = Sketch(case, self.outlines)
         self._known: dict[tuple[object, ...], Candidate] = {}
+        self._placements: dict[Asked, Placement] = {}
 
     def best(self, sketches: int = _SKETCHES) -> list[Candidate]:
         """Placements, best first; among them what the simple rule decides. The best is predicted by a virtual run.
@@ -80,15 +80,42 @@ class Search:
     def _finalists(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
         """Of candidates in order those whose virtual runs decide.
 
-        With all KV in one place, sketches are as good as virtual runs. With KV shared between tiers they are not: the
-        best few of those. And beside KV elsewhere the best that has it at hand.
+        With all KV in one place, sketches are as good as virtual runs. With KV shared between tiers they are not, where
+        rows fill the compute tier and give way: the best few of those where runs are short, and where they are long
+        those in one place that promise about as much. And beside KV elsewhere the best that has it at hand.
         """
         best = found[0]
         if self._at_hand(best) or self.worth(best) <= 0:
             return [best]
         near = [c for c in found if self.worth(c) >= _NEAR * self.worth(best)]
-        few = near[: _FINALISTS if _shared(best.placement.policy.kv) and _spans(best) <= _LONG else 1]
-        return [*few, *[c for c in near if self._at_hand(c)][:1]]
+        few = near[:1]
+        if is_shared(best.placement.policy.kv):
+            in_one = [c for c in near if not is_shared(c.placement.policy.kv)][:1]
+            shared = self._least_tight([c for c in near if is_shared(c.placement.policy.kv)])
+            few = [*shared[: _FINALISTS if _spans(best) <= _LONG else 1], *in_one]
+            if (
+                in_one
+                and self.worth(in_one[0]) >= _WORTH_SHARING * self.worth(best)
+                and self._run_spans(best) > _LONGEST
+            ):
+                few = in_one
+        few = [*few, *[c for c in near if self._at_hand(c)][:1]]
+        return list({_key(c.placement): c for c in few}.values())
+
+    def _least_tight(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Of candidates in order those first that promise as much as the best and ask least of the compute tier."""
+
+        def tightness(candidate: Candidate) -> tuple[bool, int, float]:
+            policy = candidate.placement.policy
+            less = self.worth(candidate) < _ALIKE * self.worth(found[0])
+            return less, *((policy.sweep_tokens, policy.kv.of(self.case.compute)) if not less else (0, 0.0))
+
+        return sorted(found, key=tightness)
+
+    def _run_spans(self, candidate: Candidate) -> float:
+        """Spans of a virtual run that shows how rows come apart whose KV is shared between tiers."""
+        shown = rows_shown(self.case, candidate.placement, self.case.lengths)
+        return _spans(candidate) * min(1.0, 1.5 * shown / len(self.case.lengths))
 
     def _ranked(self, found: Sequence[Candidate]) -> list[Candidate]:
         """Candidates in order, those that were run first: sketches promise a little more or less."""
@@ -104,40 +131,17 @@ class Search:
         Each place is searched as if KV had to rest there: what is free to be chosen is never worse than what is fixed.
         """
         found = [self.run(self.case.asked)]
-        for place in self._places():
-            best = max(map(self.worth, found))
-            if not place.estimates or not self._promises_less(place.estimates[0], _HOPELESS * best):
-                found += self._explored(place, most)
+        for place in self.promises.places():
+            best = max(map(self.worth, found)) / (1.0 if place.asked is not None else _WORTH_SHARING)
+            if not place.estimates or not self.promises.less(place.estimates[0], _HOPELESS * best):
+                found += self._explored(place, most, best)
         return list({_key(candidate.placement): candidate for candidate in found}.values())
 
-    def _places(self) -> Sequence["_Place"]:
-        """Where KV may rest, what promises most first."""
-        case, steady, cuts = self.case, self.steady, list(grid.cuts(self.case))
-        places = []
-        for kv in steady.places():
-            estimates = [e for cut in cuts if (e := steady.estimate(cut, kv)) is not None]
-            places.append(_Place(grid.with_kv(case, kv), sorted(estimates, key=self._promise, reverse=True)))
-        if len(places) > 1:
-            leaders = self._leaders([estimate for place in places for estimate in place.estimates])
-            shared = [e for leader in leaders if (e := steady.placed(leader.cut)) is not None and _shared(e.kv)]
-            places.append(_Place(None, sorted(shared, key=self._promise, reverse=True)))
-        return sorted(places, key=lambda one: max(map(self._promise, one.estimates), default=-math.inf), reverse=True)
-
-    def _leaders(self, estimates: Sequence[Estimate]) -> Sequence[Estimate]:
-        """The best cut of every number of rows, best first."""
-        best = {estimate.cut.rows: estimate for estimate in sorted(estimates, key=self._promise)}
-        return sorted(best.values(), key=self._promise, reverse=True)
-
-    def _smallest_alike(self, leader: Estimate, estimates: Sequence[Estimate]) -> Estimate:
-        """The smallest sweep of as many rows as the leader has that promises as much, about."""
-        least = _ALIKE * self._promise(leader)
-        alike = [e for e in estimates if e.cut.rows == leader.cut.rows and not self._promises_less(e, least)]
-        return min(alike, key=lambda estimate: estimate.cut.sweep)
-
-    def _explored(self, place: "_Place", most: int) -> list[Candidate]:
-        """With KV in one place: what the rule makes of it, the best in closed form, and from the best of these on what
-        is better beside it. At most so many sketches, and one more."""
+    def _explored(self, place: Place, most: int, to_beat: float) -> list[Candidate]:
+        """With KV in one place: the best in closed form, what the rule makes of it, and from the best of these on what
+        is better beside it. At most so many sketches, and one more. to_beat: what the best elsewhere promises."""
         found: dict[tuple[object, ...], Candidate] = {}
+        kept = 0.0  # of what closed forms promise, in the sketch that keeps most of it
 
         def tried(asked: Asked) -> Candidate | None:
             placement = self._place(asked)
@@ -146,36 +150,49 @@ class Search:
             candidate = found[_key(placement)] = self._predicted(placement)
             return candidate
 
-        if place.asked is not None:
-            tried(place.asked)
-        leaders = self._leaders(place.estimates)
-        # between the largest and the smallest sweep that promise the same lies a valley, which climbing does not cross
-        smallest = [self._smallest_alike(leader, place.estimates) for leader in leaders[:1]]
-        for estimate in [*smallest, *leaders]:
-            if len(found) > most // 3 + 1:
-                break
-            tried(grid.wish(self.case, estimate.cut, estimate.kv))
+        for asked, estimate in self._leading(place):
+            best = max([to_beat, *map(self.worth, found.values())])
+            if kept > 0 and estimate is not None and self.promises.less(estimate, _BEATEN * best / kept):
+                continue
+            candidate = tried(asked) if len(found) <= most // 3 + 1 else None
+            if candidate is not None and estimate is not None:
+                kept = max(kept, self.worth(candidate) / self.promises.worth(estimate))
+        # what a third slot is worth only a sketch says, and its run is made already
+        for candidate in sorted(found.values(), key=self.worth)[-1:]:
+            cut = grid.cut_of(candidate.placement.policy)
+            for other in grid.other_slots(self.case, cut):
+                tried(grid.wish(self.case, other, candidate.placement.policy.kv))
         # the closed form knows nothing of how rows come and go: from its best on, the sketches lead
-        best = better = max(found.values(), key=self.worth, default=None)
-        while best is not None and better is not None:
+        better = max(found.values(), key=self.worth, default=None)
+        if better is not None and self.case.token_s is None and 0 < self.worth(better) < _BEATEN * to_beat:
             better = None
-            for asked in self._beside(best):
+        while better is not None:
+            leader, better = better, None
+            for asked in self._beside(leader):
                 candidate = tried(asked) if len(found) <= most else None
-                if candidate is not None and self.worth(candidate) > self.worth(best):
-                    best = better = candidate
+                if candidate is not None and self.worth(candidate) > self.worth(leader):
+                    better = candidate
                     break
         return list(found.values())
+
+    def _leading(self, place: Place) -> Iterator[tuple[Asked, Estimate | None]]:
+        """Wishes to begin with, and what closed forms promise of them: their best, the rule's own, and others."""
+        leading = [(grid.wish(self.case, one.cut, one.kv), one) for one in self.promises.leading(place)]
+        yield from leading[:1]
+        if place.asked is not None and (own := self._place(place.asked)) is not None:
+            yield place.asked, self.steady.estimate(grid.cut_of(own.policy), own.policy.kv)
+        yield from leading[1:]
 
     def whole(self, candidate: Candidate) -> Candidate:
         """A candidate as the engine's own scheduler runs it.
 
-        Of a long job with KV at hand only the first rows: there sketches go as runs do, and say how it goes on.
+        Of a long job with KV in one place only the first rows: there sketches go as runs do, and say how it goes on.
         """
         if not candidate.sketched:
             return candidate
         case, placement, lengths = self.case, candidate.placement, self.case.lengths
         run = VirtualRun(case, placement)
-        if _shared(placement.policy.kv):
+        if is_shared(placement.policy.kv):
             # how its rows come apart takes long to show
             predicted = run.first(lengths) if _spans(candidate) <= _MOST_SPANS else run.predict(lengths)
             return replace(candidate, predicted=predicted, sketched=False, outline=candidate.predicted)
@@ -193,13 +210,13 @@ class Search:
         case, steady, kv = self.case, self.steady, candidate.placement.policy.kv
         cut = grid.cut_of(candidate.placement.policy)
         here = steady.estimate(cut, kv)
-        if case.asked.kv is None and _shared(kv):
+        if case.asked.kv is None and is_shared(kv):
             anew = steady.placed(cut)
-            if anew is not None and _shared(anew.kv):
+            if anew is not None and is_shared(anew.kv):
                 yield grid.wish(case, cut, anew.kv)
         for other in grid.beside(case, cut):
             estimate = steady.estimate(other, kv)
-            if not (here and estimate and self._promises_less(estimate, _WORSE * self._promise(here))):
+            if not (here and estimate and self.promises.less(estimate, _WORSE * self.promises.worth(here))):
                 yield grid.wish(case, other, kv)
 
     def worth(self, candidate: Candidate) -> float:
@@ -214,16 +231,22 @@ class Search:
 
     def run(self, asked: Asked) -> Candidate:
         """What the simple rule makes of a wish, in outline. UserError where it does not fit."""
-        return self._predicted(placed(self.case, asked))
+        return self._predicted(self._placed(asked))
 
-    def wider(self, placement: Placement) -> list[Candidate]:
-        """A cut placed again, and the same with more rows."""
-        policy, asked = placement.policy, self.case.asked
+    def wider(self, placement: Placement, kv: Shares | None) -> list[Candidate]:
+        """A cut placed again with KV so shared, and with more rows where closed forms promise as much of these."""
+        policy, asked = placement.policy, replace(self.case.asked, kv=kv)
         same = replace(asked, sweep_tokens=policy.sweep_tokens, batch_tokens=policy.batch_tokens, slots=policy.slots)
         if asked.rows is not None or asked.batch_size is not None:
             return [self.run(same)]
-        more = grid.more_rows(self.case, policy.rows)[:2]
-        return [self.run(replace(same, rows=rows)) for rows in (policy.rows, *more)]
+        cut = grid.cut_of(policy)
+        here = self.steady.estimate(cut, kv)
+        wider = [policy.rows]
+        for rows in grid.more_rows(self.case, policy.rows)[:2]:
+            estimate = self.steady.estimate(replace(cut, rows=rows), kv)
+            if not (here and estimate and self.promises.less(estimate, self.promises.worth(here))):
+                wider.append(rows)
+        return [self.run(replace(same, rows=rows)) for rows in wider]
 
     def curve(self, kv: Shares) -> list[tuple[int, float]]:
         """Rows in flight, and tok/s with so many, by the closed form with KV so shared."""
@@ -234,9 +257,14 @@ class Search:
                 best[cut.rows] = max(best.get(cut.rows, 0.0), estimate.tok_s)
         return sorted(best.items())
 
+    def _placed(self, asked: Asked) -> Placement:
+        if asked not in self._placements:
+            self._placements[asked] = placed(self.case, asked)
+        return self._placements[asked]
+
     def _place(self, asked: Asked) -> Placement | None:
         try:
-            return placed(self.case, asked)
+            return self._placed(asked)
         except UserError:
             return None  # the closed form is a little off: this one does not fit after all
 
@@ -252,16 +280,6 @@ class Search:
                 self._known[key] = Candidate(placement, self._sketch.predict(placement))
         return self._known[key]
 
-    def _promise(self, estimate: Estimate) -> float:
-        """What the closed form says of a candidate's worth."""
-        case = self.case
-        late = case.token_s is not None and estimate.sweep_s > case.token_s
-        return -estimate.sweep_s if late or (case.latency and case.token_s is None) else estimate.tok_s
-
-    def _promises_less(self, estimate: Estimate, than: float) -> bool:
-        """Whether the closed form rules a cut out; never where it is not speed that is wanted first."""
-        return 0 < self._promise(estimate) < than
-
     def _at_hand(self, candidate: Candidate) -> bool:
         """Whether all KV rests where it is computed."""
         return candidate.placement.policy.kv.of(self.case.compute) >= 1
@@ -270,11 +288,6 @@ class Search:
 def _spans(candidate: Candidate) -> float:
     """What a run of the whole job would schedule."""
     return candidate.predicted.sweeps * candidate.predicted.rows_mean
-
-
-def _shared(kv: Shares) -> bool:
-    """Whether KV rests on more than one tier."""
-    return max(kv.gpu, kv.cpu, kv.disk) < 1.0
 
 
 def _key(placement: Placement) -> tuple[object, ...]:

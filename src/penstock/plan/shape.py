@@ -103,14 +103,9 @@ class ModelShape:
     heads: int = 0
 
     @cached_property
-    def streamed(self) -> Sequence[int]:
-        """Bytes that stream of each page: none of tables."""
-        return [0 if page.table else page.nbytes for page in self.pages]
-
-    @cached_property
     def page_bytes(self) -> int:
         """Bytes of all pages that may stream."""
-        return sum(self.streamed)
+        return sum(page.nbytes for page in self.pages if not page.table)
 
     @cached_property
     def kinds(self) -> Kinds:

@@ -2,8 +2,8 @@
 
 Rows that decode all go on by one token a sweep. So it is enough to know how many there are, how many keys they have in
 all, in which sweep each ends, and how many of them a sweep lets begin a new block; a sweep then costs what the rows do
-that come and go in it. Rows enter, give way and end as with the scheduler. Left out is where KV rests, and that rows
-wait for those that compute what they share.
+that come and go in it, and sweeps in which none does are gone through at once. Rows enter, give way and end as with the
+scheduler. Left out is where KV rests, and that rows wait for those that compute what they share.
 """
 
 from collections import deque
@@ -11,18 +11,14 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
 from penstock.plan.case import Case
-from penstock.plan.sketch_prices import Alike, alike
+from penstock.plan.sketch_prices import Outline
 from penstock.plan.sketch_rows import SketchedHome, SketchedRow, homes_of
-from penstock.plan.tally import Tally
 from penstock.plan.types import Placement
 from penstock.plan.virtual import AHEAD
 
 
 class SketchRun:
-    """One job, or a part of it. rows: in the order in which they ask for room, with what they may generate.
-
-    tokens_in: of the prompts that were computed to their end, so far.
-    """
+    """One job, or a part of it. rows: in the order in which they ask for room, with what they may generate."""
 
     def __init__(self, case: Case, placement: Placement, rows: Iterator[tuple[int, SketchedRow]]) -> None:
         self.case, self.policy = case, placement.policy
@@ -41,20 +37,35 @@ class SketchRun:
         self.passing = 0  # blocks on the compute tier that go to their homes before the next sweep
         self.here, self.homes = homes_of(case, placement)
         self.gave_way = False
-        self.tokens_in = 0
 
-    def run(self) -> Tally[Alike]:
+    def run(self) -> Outline:
         """Runs it, and counts what is priced alike."""
-        tally = Tally[Alike]()
+        outline = Outline(self.policy.batch_tokens, self.case.chunking)
         while self._more():
             spans, finished = self._next()
-            decoding, ended = self.decoding, len(finished)
-            kind = alike(decoding, self.keys, spans, ended, self.policy.batch_tokens)
-            prefill, rows = sum(count for _, count in spans), decoding + len(spans)
-            tally.add(kind, prefill, decoding, decoding + ended, rows, rows)
-            self.tokens_in += sum(row.prompt for row in finished if row.length == row.prompt)
+            decoding, keys = self.decoding, self.keys
+            if spans:
+                outline.mixed(decoding, keys, spans, len(finished))
+                outline.tokens_in += sum(row.prompt for row in finished if row.length == row.prompt)
+            else:
+                outline.decode(decoding, keys, 1 + self._go_on())
             self._done(finished)
-        return tally
+        return outline
+
+    def _go_on(self) -> int:
+        """Sweeps, after one without prompts, that are as this one: until a row ends, or a tier may be short.
+
+        Who found no room in this one finds none in those, where rows only grow.
+        """
+        passed = 0
+        last = self.sweep if self.gave_way or self.prefilling else min(self.ending) - 1
+        while self.sweep < last and self._may_grow(self.sweep + 1):
+            self.keys += self.decoding
+            self.sweep += 1
+            self.here.used -= self.passing
+            self._grow()
+            passed += 1
+        return passed
 
     def _more(self) -> bool:
         """Take in requests as a run does; False where no row is left."""
@@ -69,17 +80,13 @@ class SketchRun:
         self.gave_way = False
         phase = self.sweep % self.block_tokens
         self.here.used -= self.passing
-        while self.here.used + sum(home.due[phase] for home in self.homes) > self.here.capacity:
+        while self.here.used + self.here.due[phase] > self.here.capacity:
             if not self._drop_newest(self.here):
                 break
-        self.passing = 0
         for home in self.homes:
             while home.used + home.due[phase] > home.capacity and self._drop_newest(home):
                 pass
-            home.used += home.due[phase]
-            home.claimed += home.due[phase]
-            self._pass(home, home.due[phase])
-        self.grown = self.sweep
+        self._grow()
         left = self.policy.sweep_tokens - self.decoding
         spans: list[tuple[int, int]] = []
         finished: list[SketchedRow] = []
@@ -111,6 +118,22 @@ class SketchRun:
             prefill(entering)
         self.prefilling = [row for row in self.prefilling if row.computed < row.length]
         return spans, [row for row in finished if row.computed]
+
+    def _may_grow(self, sweep: int) -> bool:
+        """Whether every tier has room for the blocks that a later sweep begins."""
+        phase, here = sweep % self.block_tokens, self.here
+        return here.used - self.passing + here.due[phase] <= here.capacity and all(
+            home.used + home.due[phase] <= home.capacity for home in self.homes if home is not here
+        )
+
+    def _grow(self) -> None:
+        """Begin the blocks that rows which decode need in this sweep, each in the place of one that has gone home."""
+        phase = self.sweep % self.block_tokens
+        self.passing = 0
+        for home in self.homes:
+            home.used += home.due[phase]
+            home.claimed += home.due[phase]
+        self.grown = self.sweep
 
     def _enter(self) -> SketchedRow | None:
         """The next row that waits, where there is room for what it knows beside a block ahead for all others."""
@@ -151,33 +174,37 @@ class SketchRun:
 
     def _home_with_room(self, needs: int) -> SketchedHome | None:
         """The home furthest below its share of those that hold so many blocks, and a block ahead for all their rows."""
-        if len(self.homes) == 1 or not self.rows:
-            homes = self.homes
-        else:
-            total = sum(home.claimed for home in self.homes) + needs
-            homes = sorted(self.homes, key=lambda home: home.claimed - home.share * total)
+        if not self.rows:
+            return self.homes[0]
+        homes = self.homes
+        if len(homes) > 1:
+            total = sum(home.claimed for home in homes) + needs
+            homes = sorted(homes, key=lambda home: home.claimed - home.share * total)
+        for home in homes:
+            if self._fits(home, needs):
+                return home
+        return None
+
+    def _fits(self, home: SketchedHome, needs: int) -> bool:
         here = self.here
-
-        def fits(home: SketchedHome) -> bool:
-            if home is here:
-                return here.claimed + here.rows + needs <= here.capacity
-            return home.claimed + home.rows + needs - 1 <= home.capacity and here.claimed + here.rows < here.capacity
-
-        return next((home for home in homes if not self.rows or fits(home)), None)
+        if home is here:
+            return here.claimed + here.rows + needs <= here.capacity
+        return home.claimed + home.rows + needs - 1 <= home.capacity and here.claimed + here.rows < here.capacity
 
     def _extend(self, row: SketchedRow, wanted: int) -> int:
         """Tokens of a prefill for which there are blocks; newer rows give way where it could not go on at all."""
         held, home = row.shared // self.block_tokens + row.blocks, row.home
         assert home is not None  # it is in flight
+        kept = int(home is not self.here and not row.blocks)  # its first block has the place that its last one keeps
         while True:
             missing = -(-(row.computed + wanted) // self.block_tokens) - held
-            room = max(0, self.here.capacity - self.here.used) if self.rows > 1 else missing
+            room = max(0, self.here.capacity - self.here.used + kept) if self.rows > 1 else missing
             if missing > room:
                 wanted, missing = min(wanted, (held + room) * self.block_tokens - row.computed), room
             if wanted > 0:
                 row.blocks += missing
                 home.used += missing
-                self._pass(home, missing)
+                self._pass(home, missing - kept)
                 return wanted
             if not self._drop_newest(self.here) or row.home is None:
                 return 0

@@ -12,6 +12,7 @@ from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.plan.sizes import Cut, Sizes
 
 _WAVES = 3  # of a job whose rows still end together
+_ALIKE = 1.1  # of the mean length: rows that generate no more do
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,13 @@ class Steady:
     def __init__(self, case: Case) -> None:
         self.case = case
         compute: Tier = case.compute
-        policy = case.extended(_policy(Cut(3, 256, 1, 256), Shares.from_mapping({compute: 1.0}), compute))
-        lowest: Tier = "cpu" if case.no_disk else "disk"
-        homes = [lowest] * len(case.shape.pages)  # of tables, which rest in memory last of all
-        self._costs = {s: SweepCost(case.shape, case.machine, replace(policy, slots=s), homes) for s in (1, 2)}
+        self._policy = case.extended(_policy(Cut(2, 256, 1, 256), Shares.from_mapping({compute: 1.0}), compute))
+        # where something may rest that takes bytes there; weights lie on disk where they take no more
+        allowed = [tier for tier in TIERS if not (tier == "disk" and case.no_disk)]
+        self._tiers = tuple(tier for tier in allowed if case.ledger.free(tier) > 0)
+        self._weight_tiers = tuple(tier for tier in allowed if tier in self._tiers or tier == "disk")
+        self._estimates: dict[tuple[Cut, Shares], Estimate | None] = {}
+        self._costs: dict[int, SweepCost] = {}
         self._with_kv: dict[tuple[int, Shares], SweepCost] = {}
         self._sizes: dict[Shares | None, Sizes] = {}
 
@@ -44,14 +48,18 @@ class Steady:
         """Where KV may rest in one place: as the case asks, or on each tier, the compute tier first."""
         if (asked := self.case.asked.kv) is not None:
             return [asked]
-        below = [tier for tier in self._tiers() if tier != self.case.compute]
+        below = [tier for tier in self._tiers if tier != self.case.compute]
         return [Shares.from_mapping({tier: 1.0}) for tier in (self.case.compute, *below)]
 
     def estimate(self, cut: Cut, shares: Shares | None = None) -> Estimate | None:
         """What a cut would do with KV so shared between tiers (None: as the case asks); None where it does not fit."""
-        case = self.case
-        kv = shares or case.asked.kv or Shares.from_mapping({case.compute: 1.0})
-        sizes = self._sizes_of(kv)
+        kv = shares or self.case.asked.kv or Shares.from_mapping({self.case.compute: 1.0})
+        if (cut, kv) not in self._estimates:
+            self._estimates[cut, kv] = self._estimated(cut, kv)
+        return self._estimates[cut, kv]
+
+    def _estimated(self, cut: Cut, kv: Shares) -> Estimate | None:
+        case, sizes = self.case, self._sizes_of(kv)
         rooms = self._rooms(cut, kv)
         if any(rooms[tier] < self._least(sizes, tier) for tier in rooms):
             return None
@@ -71,7 +79,7 @@ class Steady:
         """Bytes for KV and pages of the compute tier, and of those below that hold any."""
         case, sizes = self.case, self._sizes_of(kv)
         rooms = {case.compute: float(case.ledger.free(case.compute) - sizes.fixed(cut))}
-        for tier in self._tiers():
+        for tier in self._tiers:
             if tier != case.compute:
                 rooms[tier] = float(case.ledger.free(tier) - (2 * sizes.page if tier == "cpu" else 0))
         return rooms
@@ -87,7 +95,7 @@ class Steady:
     def _row_held(self, sizes: Sizes, kv: Shares) -> Mapping[Tier, float]:
         """Bytes that a row in flight holds by tier: wherever its KV rests, its last block is on the compute tier."""
         footprint, row = self.case.shape.footprint, self.row_bytes(sizes)
-        held = {tier: kv.of(tier) * row for tier in self._tiers()}
+        held = {tier: kv.of(tier) * row for tier in self._tiers}
         tail = (1 - kv.of(self.case.compute)) * footprint.kv_block
         return held | {self.case.compute: kv.of(self.case.compute) * row + tail + footprint.state}
 
@@ -95,7 +103,7 @@ class Steady:
         """Bytes of KV that the placement rule gives to the rows of a cut, as far as there are so many."""
         case, footprint = self.case, self.case.shape.footprint
         full = cut.rows * self._sizes_of(kv).row_bytes(case.job.mean_tokens)
-        taken = {tier: kv.of(tier) * full for tier in self._tiers()}
+        taken = {tier: kv.of(tier) * full for tier in self._tiers}
         tails = cut.rows * 2 * footprint.kv_block + cut.batch * footprint.kv_block / footprint.block_tokens
         here = kv.of(case.compute)
         return taken | {case.compute: here * full + (tails if here < 1 else 0.0) + cut.rows * footprint.state}
@@ -111,12 +119,12 @@ class Steady:
         in_place: Tier | None = "disk" if part == 1 else None  # packed ones are files of penstock's own
         # wherever a row's KV rests, the blocks that it is written to are on the compute tier
         tails = int(rows * 2 * shape.footprint.kv_block)
-        buffers = {(tier, case.compute): tails for tier in self._tiers() if tier != case.compute}
+        buffers = {(tier, case.compute): tails for tier in self._tiers if tier != case.compute}
         items = {
-            "weights": Item(int(shape.page_bytes * part), self._weight_tiers(), in_place=in_place),
-            "kv": Item(kv_bytes, self._tiers(), buffers),
+            "weights": Item(int(shape.page_bytes * part), self._weight_tiers, in_place=in_place),
+            "kv": Item(kv_bytes, self._tiers, buffers),
         }
-        capacity: dict[Tier, int] = {t: max(0, case.ledger.free(t)) for t in self._weight_tiers()}
+        capacity: dict[Tier, int] = {t: max(0, case.ledger.free(t)) for t in self._weight_tiers}
         capacity[case.compute] = max(0, case.ledger.free(case.compute) - sizes.fixed(cut))
         nothing: dict[Tier, float] = {}
         base = self._cost(cut, Shares.from_mapping({case.compute: 1.0})).closed_form([load], nothing).lanes
@@ -141,15 +149,6 @@ class Steady:
         """KV of a row halfway through what it generates."""
         return sizes.row_bytes(int(self.case.prompt + self.case.generated / 2))
 
-    def _tiers(self) -> tuple[Tier, ...]:
-        """Where something may rest that takes bytes there."""
-        free = self.case.ledger
-        return tuple(tier for tier in TIERS if free.free(tier) > 0 and not (tier == "disk" and self.case.no_disk))
-
-    def _weight_tiers(self) -> tuple[Tier, ...]:
-        """The same of weights, which on disk lie where they take no more."""
-        return tuple(tier for tier in TIERS if tier in self._tiers() or (tier == "disk" and not self.case.no_disk))
-
     def _streamed(self, left: Mapping[Tier, float]) -> Mapping[Tier, float] | None:
         """Page bytes by tier below the compute tier, fastest filled first; None where they do not fit.
 
@@ -158,7 +157,7 @@ class Steady:
         case = self.case
         pages = case.shape.page_bytes * packed(case.weight_bits, case.shape.weight_bits)
         streamed: dict[Tier, float] = {}
-        for tier in self._weight_tiers():
+        for tier in self._weight_tiers:
             # the checkpoint's own bytes on disk take nothing from the budget there
             part = pages if tier == "disk" else min(pages, left.get(tier, 0.0))
             pages -= part
@@ -167,11 +166,14 @@ class Steady:
         return streamed if pages <= 0 else None
 
     def _cost(self, cut: Cut, kv: Shares) -> SweepCost:
-        key = (min(cut.slots, 2), kv)
-        if key not in self._with_kv:
-            cost = self._costs[key[0]]
-            self._with_kv[key] = cost if kv == cost.policy.kv else cost.with_kv(kv)
-        return self._with_kv[key]
+        case, slots = self.case, min(cut.slots, 2)
+        if slots not in self._costs:
+            lowest: Tier = "cpu" if case.no_disk else "disk"
+            homes = [lowest] * len(case.shape.pages)  # of tables, which rest in memory last of all
+            self._costs[slots] = SweepCost(case.shape, case.machine, replace(self._policy, slots=slots), homes)
+        if (slots, kv) not in self._with_kv:
+            self._with_kv[slots, kv] = self._costs[slots].with_kv(kv)
+        return self._with_kv[slots, kv]
 
     def _sizes_of(self, kv: Shares | None) -> Sizes:
         if kv not in self._sizes:
@@ -200,21 +202,24 @@ class Steady:
     def _job_s(self, cut: Cut, rows: float, price: Callable[[Load], Priced]) -> tuple[float, Priced]:
         """Seconds of the job, and its steady sweep.
 
-        A short job goes in waves: rows come in together, decode together and end together. In a long one they have
-        come apart, and every sweep carries the prompts that make up for the rows that end.
+        A short job goes in waves: rows come in together and decode together, until the longest ends, where all are in
+        the same wave, or all end together. In a long one they have come apart, and every sweep carries the prompts that
+        make up for the rows that end.
         """
         case = self.case
         count, prompt, generated = case.job.prompts, case.prompt, case.generated
         apart = cut.sweep * generated / (prompt + generated)  # rows that prompts of those who follow leave tokens for
         waves = math.ceil(count / min(rows, float(cut.sweep)) - 1e-9)
-        in_waves = waves <= _WAVES and (rows <= apart or waves == 1)
+        sweeps = case.longest_generated
+        in_waves = waves == 1 or (waves <= _WAVES and rows <= apart and sweeps <= _ALIKE * generated)
         rows = min(rows, float(cut.sweep)) if in_waves else min(rows, apart)
         middle = price(self._middle(cut, rows))
         together = count / waves if in_waves else rows
         fill = price(self._load(cut, 0.0, min(float(cut.sweep), together * prompt)))
         filling = together * prompt / cut.sweep * fill.seconds
         if in_waves:
-            return waves * (filling + generated * price(self._load(cut, together, 0.0)).seconds), middle
+            decode = price(self._load(cut, max(1.0, together * generated / sweeps), 0.0))
+            return waves * (filling + sweeps * decode.seconds), middle
         tail = price(self._load(cut, max(1.0, rows / 2), 0.0))
         return filling + (count - rows) * generated / rows * middle.seconds + generated * tail.seconds, middle
 

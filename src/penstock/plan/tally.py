@@ -42,18 +42,19 @@ class Tally(Generic[Kind]):
     _alike: dict[Kind, _Alike] = field(default_factory=dict)
     _steadiest: _Steadiest[Kind] | None = None
 
-    def add(self, kind: Kind, prefill: int, decode: int, samples: int, rows: int, spans: int) -> None:
-        """Count a sweep: tokens of prompts and of rows that decode, samples drawn, rows, and their spans."""
+    def add(self, kind: Kind, prefill: int, decode: int, samples: int, rows: int, spans: int, sweeps: int = 1) -> None:
+        """Count a sweep, or several alike: tokens of prompts and of rows that decode, samples drawn, rows, and their
+        spans."""
         alike = self._alike.get(kind)
         if alike is None:
             alike = self._alike[kind] = _Alike()
-        alike.sweeps += 1
-        alike.prefill += prefill / (prefill + decode)
-        self.prefill_tokens += prefill
-        self.decode_tokens += decode
-        self.tokens_out += samples
-        self.rows += rows
-        self.sweeps += 1
+        alike.sweeps += sweeps
+        alike.prefill += sweeps * prefill / (prefill + decode)
+        self.prefill_tokens += sweeps * prefill
+        self.decode_tokens += sweeps * decode
+        self.tokens_out += sweeps * samples
+        self.rows += sweeps * rows
+        self.sweeps += sweeps
         if self._steadiest is None or spans >= self._steadiest.spans:
             self._steadiest = _Steadiest(kind, prefill + decode, spans)
 

@@ -3,15 +3,15 @@
 So mixed phases, admission, ragged lengths, rows that give way and the tail of a job are predicted by construction.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from penstock.machine.machine import Machine
 from penstock.plan.case import Case
 from penstock.plan.cost import SweepCost
 from penstock.plan.load import Load, load_of, together
-from penstock.plan.placement import bytes_by_tier
 from penstock.plan.plan import Prediction
+from penstock.plan.policy import Tier
 from penstock.plan.shape import ModelShape
 from penstock.plan.tally import Tally
 from penstock.plan.types import Length, Placement
@@ -35,7 +35,8 @@ class VirtualRun:
 
         most_sweeps: priced one by one, about; never fewer than three generations of rows need.
         """
-        return in_part(lambda count: self.first(lengths[:count]), self.case, self.placement, lengths, most_sweeps)
+        shown = rows_shown(self.case, self.placement, lengths, most_sweeps)
+        return in_part(lambda count: self.first(lengths[:count]), shown, len(lengths))
 
     def first(self, lengths: Sequence[Length]) -> Prediction:
         """The same of a job that is run to its end, every sweep priced."""
@@ -81,13 +82,15 @@ class VirtualRun:
             spans = sum(map(len, sweep.micro_batches))
             tally.add(loads, prefill, tokens - prefill, samples, len(rows), spans)
         tokens_in = sum(one.prompt for one in lengths)
-        hidden = hidden_tokens(self.case.shape, self.case.machine, self.placement)
+        hidden = hidden_tokens(self.case.shape, self.case.machine, self._cost.streamed)
         return tally.prediction(self._cost.prices, tokens_in, hidden, whole=True)
 
 
-def hidden_tokens(shape: ModelShape, machine: Machine, placement: Placement) -> float:
-    """T*: the tokens whose products take as long as one sweep's pages take on the slowest link; 0 without streaming."""
-    held = bytes_by_tier(shape.streamed, placement.homes)
+def hidden_tokens(shape: ModelShape, machine: Machine, held: Mapping[Tier, int]) -> float:
+    """T*: the tokens whose products take as long as one sweep's pages take on the slowest link; 0 without streaming.
+
+    held: bytes of pages by the tier that they rest on.
+    """
     on_cpu, on_disk = held["cpu"], held["disk"]
     seconds = 0.0
     if on_disk:
@@ -98,18 +101,12 @@ def hidden_tokens(shape: ModelShape, machine: Machine, placement: Placement) -> 
     return seconds * fastest / shape.token_flops if shape.token_flops else 0.0
 
 
-def in_part(
-    run: Callable[[int], Prediction], case: Case, placement: Placement, lengths: Sequence[Length], most_sweeps: int
-) -> Prediction:
-    """What ``run`` says of all rows of a job, from what it says of the first so many.
-
-    most_sweeps: as ``VirtualRun.predict`` has it.
-    """
-    affordable = rows_shown(case, placement, lengths, most_sweeps)
-    half = affordable // 2
-    if len(lengths) <= half + affordable:  # the whole is no more work than both parts
-        return run(len(lengths))
-    return _extended(run(half), run(affordable), half, affordable, len(lengths))
+def in_part(run: Callable[[int], Prediction], shown: int, rows: int) -> Prediction:
+    """What ``run`` says of all rows of a job, from what it says of the first so many, and of half of these."""
+    half = shown // 2
+    if rows <= half + shown:  # the whole is no more work than both parts
+        return run(rows)
+    return _extended(run(half), run(shown), half, shown, rows)
 
 
 def rows_shown(case: Case, placement: Placement, lengths: Sequence[Length], most_sweeps: int = _MOST_SWEEPS) -> int:
