@@ -1,13 +1,14 @@
 """What closed forms promise of cuts: which lead, in every place where KV may rest."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from penstock.plan import grid
 from penstock.plan.case import Case
 from penstock.plan.policy import Shares
+from penstock.plan.sizes import Cut
 from penstock.plan.steady import Estimate, Steady
 from penstock.plan.types import Asked
 
@@ -45,14 +46,26 @@ class Promises:
         case, steady, cuts = self.case, self.steady, list(grid.cuts(self.case))
         places = []
         for kv in steady.places():
-            estimates = [e for cut in cuts if (e := steady.estimate(cut, kv)) is not None]
-            places.append(Place(grid.with_kv(case, kv), self._ranked(estimates)))
+            places.append(Place(grid.with_kv(case, kv), self._ranked(list(self._fitting(cuts, kv)))))
         if len(places) > 1:
             leaders = self._leaders([estimate for place in places for estimate in place.estimates])
             near = [one.cut for one in leaders if not self.less(one, _NEAR * self.worth(leaders[0]))]
             shared = [e for cut in near if (e := steady.placed(cut)) is not None and is_shared(e.kv)]
             places.append(Place(None, self._ranked(shared)))
         return sorted(places, key=lambda one: max(map(self.worth, one.estimates), default=-math.inf), reverse=True)
+
+    def _fitting(self, cuts: Sequence[Cut], kv: Shares) -> Iterator[Estimate]:
+        """Cuts that fit, less those with rows beyond the fewest that memory does not hold: they take room for nothing.
+
+        cuts: fewer rows first.
+        """
+        full: set[tuple[int, int]] = set()
+        for cut in cuts:
+            estimate = self.steady.estimate(cut, kv) if (cut.batch, cut.sweep) not in full else None
+            if estimate is None or estimate.rows < cut.rows:
+                full.add((cut.batch, cut.sweep))
+            if estimate is not None:
+                yield estimate
 
     def leading(self, place: Place) -> Sequence[Estimate]:
         """The smallest sweep that promises as much as the best, then the best cut of every number of rows.

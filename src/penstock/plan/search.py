@@ -19,7 +19,8 @@ _SKETCHES = 10
 _FINALISTS = 2
 _NEAR = 0.95  # of the best sketch: who promises less than this is not run
 _HOPELESS = 0.9  # of the best sketch: a place that promises less is not sketched, and closed forms promise too much
-_WORSE = 0.85  # of what the best cut promises: one beside it that promises less is not sketched
+_WORSE = 0.8  # of what the best cut promises: one beside it that promises less is not sketched
+_BETTER = 1.01  # of the same: one with fewer of the rows that are never in flight is sketched if it promises as much
 _BEATEN = 0.95  # of the best sketch: what comes to less where KV rests elsewhere leads no further
 _ALIKE = 0.99  # of the best sketch is no difference, where KV is shared
 _LONG = 60_000  # spans of a virtual run, from which on one is enough
@@ -216,7 +217,10 @@ class Search:
                 yield grid.wish(case, cut, anew.kv)
         for other in grid.beside(case, cut):
             estimate = steady.estimate(other, kv)
-            if not (here and estimate and self.promises.less(estimate, _WORSE * self.promises.worth(here))):
+            # what rows that are never in flight leave to pages when they are fewer, closed forms know
+            idle = grid.in_flight(case, cut.sweep) <= other.rows < cut.rows
+            least = _BETTER if idle else _WORSE
+            if not (here and estimate and self.promises.less(estimate, least * self.promises.worth(here))):
                 yield grid.wish(case, other, kv)
 
     def worth(self, candidate: Candidate) -> float:

@@ -10,7 +10,7 @@ from penstock.plan.plan import Prediction
 from penstock.plan.tally import Tally
 
 Alike = tuple[int, ...]  # calls, and in steps rows that decode, their mean keys, spans, tokens and past of prompts
-_FINE, _LOOSE = math.log(1.05), math.log(1.5)  # what prices hardly bend with may differ more
+_FINE, _LOOSE = math.log(1.1), math.log(1.3)  # what prices hardly bend with may differ more
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class Outline:
         while sweeps > 0:
             kind, sums = self._alike(decoding, keys, 0, 0, 0)
             # every row attends to one key more in each sweep
-            more = min(sweeps, max(1, math.ceil(math.exp(_FINE * kind[2]) - keys / decoding)))
+            more = min(sweeps, max(1, math.ceil(math.exp(_LOOSE * kind[2]) - keys / decoding)))
             sums.sweeps += more
             sums.decoding += more * decoding
             sums.keys += more * keys + decoding * (more * (more - 1) // 2)
@@ -116,7 +116,7 @@ class Outline:
         kind = (
             calls,
             _step(decoding, _FINE),
-            _step(keys / (decoding or 1), _FINE),
+            _step(keys / (decoding or 1), _LOOSE),
             _step(spans, _LOOSE),
             _step(tokens, _FINE),
             _step(first, _LOOSE),
