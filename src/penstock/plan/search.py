@@ -218,7 +218,7 @@ class Search:
         for other in grid.beside(case, cut):
             estimate = steady.estimate(other, kv)
             # what rows that are never in flight leave to pages when they are fewer, closed forms know
-            idle = grid.in_flight(case, cut.sweep) <= other.rows < cut.rows
+            idle = case.token_s is None and grid.in_flight(case, cut.sweep) <= other.rows < cut.rows
             least = _BETTER if idle else _WORSE
             if not (here and estimate and self.promises.less(estimate, least * self.promises.worth(here))):
                 yield grid.wish(case, other, kv)
