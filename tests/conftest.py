@@ -1,6 +1,7 @@
 """What every test stands on: no network, no GPU unless there is one, a cache of the session's own."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # compiled kernels outlive the session: compiling them takes longer than most tests
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "numba"))
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background has it, and all processes begun here
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads groups in the same hook
