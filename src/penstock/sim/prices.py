@@ -71,21 +71,26 @@ class Prices:
             self.fixed_s,
         )
 
-    def time(self, bytes_by_kind: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-        """Seconds of steps [..., 8 kinds] and what binds each, an index into result.BINDING."""
-        kind = np.moveaxis(bytes_by_kind, -1, 0)
-        hbm = (kind[HBM_READ] + kind[HBM_WRITTEN] + kind[MOVED_HBM_READ] + kind[MOVED_HBM_WRITTEN]) / self.hbm
-        read_bytes, write_bytes = kind[EXT_READ] + kind[MOVED_EXT_READ], kind[EXT_WRITTEN] + kind[MOVED_EXT_WRITTEN]
-        read, write = read_bytes / self.read, write_bytes / self.write
-        internal = (read_bytes + write_bytes) / self.internal
-        nothing = np.full_like(read, -1.0)
-        if self.duplex == HALF:
-            read, write = (read_bytes + write_bytes) / self.read, nothing
-        elif self.duplex == SERIAL:
-            reading_is_longer, both = read >= write, read + write
-            read, write = np.where(reading_is_longer, both, nothing), np.where(reading_is_longer, nothing, both)
-        terms = np.stack((hbm, read, write, internal, np.full_like(read, self.compute_s)))
-        return terms.max(axis=0) + self.fixed_s, terms.argmax(axis=0).astype(np.uint8)
+    def time(self, kinds: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+        """Seconds of steps, from their bytes [8 kinds, ...], and what binds each, an index into result.BINDING."""
+        hbm = kinds[HBM_READ] + kinds[HBM_WRITTEN] + kinds[MOVED_HBM_READ] + kinds[MOVED_HBM_WRITTEN]
+        read_bytes, write_bytes = kinds[EXT_READ] + kinds[MOVED_EXT_READ], kinds[EXT_WRITTEN] + kinds[MOVED_EXT_WRITTEN]
+        external = read_bytes + write_bytes
+        if self.duplex == FULL:
+            terms = [(1, read_bytes / self.read), (2, write_bytes / self.write)]
+        elif self.duplex == HALF:
+            terms = [(1, external / self.read)]
+        else:
+            read, write = read_bytes / self.read, write_bytes / self.write
+            both, reading_is_longer = read + write, read >= write
+            terms = [(1, np.where(reading_is_longer, both, 0.0)), (2, np.where(reading_is_longer, 0.0, both))]
+        longest = hbm / self.hbm
+        binding = np.zeros(longest.shape, np.uint8)
+        for place, term in (*terms, (3, external / self.internal), (4, self.compute_s)):
+            np.putmask(binding, term > longest, place)
+            np.maximum(longest, term, out=longest)
+        longest += self.fixed_s
+        return longest, binding
 
     def split(self, counts: NDArray[np.int64], most: int) -> None:
         """Let the reader take up to `most` bytes of a step's reads [8 kinds] from their copies in external memory."""

@@ -1,6 +1,7 @@
 """Replays a scenario's decode under placement and migration policies."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
@@ -40,7 +41,7 @@ class _Lane:
     ledger: Ledger
 
 
-_Together = list[_Lane]  # pairs that are one run so far: the first is replayed for all
+_Together = list[_Lane]  # pairs that are one run so far: the first is replayed for all, and they share its ledger
 
 
 def simulate(
@@ -100,7 +101,9 @@ def _groups(lanes: Sequence[_Lane]) -> list[_Together]:
     for lane in lanes:
         alone = isinstance(lane.form, NumpyForm | BeladyForm)
         key = id(lane) if alone else (lane.pair.migration, lane.pair.budget_slack)
-        groups.setdefault(key, []).append(lane)
+        together = groups.setdefault(key, [])
+        together.append(lane)
+        lane.ledger = together[0].ledger
     return list(groups.values())
 
 
@@ -110,12 +113,13 @@ def _advance(group: _Together, window: Window) -> list[_Together]:
     if others:
         cast("KernelForm", others[0].form).copy_state(cast("KernelForm", first.form))
     counts, items = first.form.advance(window)
+    part = bool(others) and not cast("KernelForm", first.form).undecided
+    if part:
+        before = deepcopy(first.ledger)
+        for other in others:
+            other.ledger = before
     first.ledger.add(window.first, counts, items)
-    if others and not cast("KernelForm", first.form).undecided:
-        return [[first], *_advance(others, window)]
-    for other in others:
-        other.ledger.add(window.first, counts, items)
-    return [group]
+    return [[first], *_advance(others, window)] if part else [group]
 
 
 def _form(name: FormName, scenario: Scenario, start: InitialState, pair: Pair, trace: SkipTrace) -> Form:
