@@ -10,7 +10,7 @@ import numpy as np
 
 from penstock.sim.kernel_bits import NO_TOKEN, bit, keep_highest, ones
 from penstock.sim.kernel_cache import part, piece
-from penstock.sim.kernel_state import ALIKE, GROUP, HBM, LOOSE, MISSED, REST
+from penstock.sim.kernel_state import ALIKE, GROUP, HBM, LOOSE, LOOSE_PLACES, LOOSE_TOKENS, MISSED, REST
 
 
 @part
@@ -23,64 +23,66 @@ def absent(s, other, w, tokens, layer, token):
 
 
 @part
-def loose_places(g, s, w, tokens, layer, token):
-    """How many places the loose ones of some tokens of a word take."""
-    loose, count = tokens & ~s.row[ALIKE, w], 0
-    if loose != NO_TOKEN:
-        for other in range(g.layers):
-            count += ones(absent(s, other, w, loose, layer, token))
+def loose_places(s, w, tokens):
+    """How many places some loose tokens of a word take."""
+    count = 0
+    for p in range(s.outside.shape[1]):
+        count += ones(s.outside[w, p] & tokens) << p
     return count
 
 
 @part
-def places_for(g, s, row, layer, token, words):
-    """How many places the candidates of a row take."""
-    alike, count = s.row[ALIKE], 0
+def places_for(g, s, row, words):
+    """How many places the candidates of a row take; notes which are loose, word by word of LOOSE, and their places."""
+    alike, listed, loose, places, count = s.row[ALIKE], s.row[LOOSE], s.row[LOOSE_TOKENS], s.row[LOOSE_PLACES], 0
     for w in range(words):
         count += ones(row[w] & alike[w])
     count *= g.token_places
     for i in range(g.loose_words):
-        at = np.int64(s.row[LOOSE, i])
-        count += loose_places(g, s, at, row[at], layer, token)
+        at = np.int64(listed[i])
+        loose[i] = row[at] & ~alike[at]
+        taken = loose_places(s, at, loose[i])
+        places[i] = np.uint64(taken)
+        count += taken
     return count
 
 
 @part
-def choose_best(g, s, planes, row, places, layer, token, words):
-    """Keep of a row the groups that have a place whole, and set REST to the next one; the places left for that."""
+def choose_best(g, s, planes, row, places, words):
+    """Keep of a row the groups that have a place whole, and set REST to the next one; the places left for that.
+
+    `places_for` has been asked about the row.
+    """
     rest = s.row[REST]
     for w in range(words):
         rest[w] = row[w]
         row[w] = NO_TOKEN
     for p in range(len(planes) - 1, -1, -1):
-        places = _halve(g, s, planes[p], row, places, layer, token, words)
+        places = _halve(g, s, planes[p], row, places, words)
     return places
 
 
 @piece
-def keep_best_items(g, s, planes, row, places, in_flight_first, layer, token, words):
+def keep_best_items(g, s, planes, row, places, in_flight_first, words):
     """Keep of a row of items the best, so many: within a group those in flight, if they go first, then the newest."""
-    places = choose_best(g, s, planes, row, places, layer, token, words)
+    places = choose_best(g, s, planes, row, places, words)
     rest, later = s.row[REST], s.row[GROUP]
     if in_flight_first:
         for w in range(words):
             later[w] = ~s.row[MISSED, w]
-        places = _halve(g, s, later, row, places, layer, token, words)
+        places = _halve(g, s, later, row, places, words)
     _keep_newest(rest, places, words)
     for w in range(words):
         row[w] |= rest[w]
 
 
 @part
-def _halve(g, s, later, row, places, layer, token, words):
+def _halve(g, s, later, row, places, words):
     """Give a row those of REST that a plane leaves out, if they have a place whole, or drop the others; places left."""
     rest, alike, count = s.row[REST], s.row[ALIKE], 0
     for w in range(words):
         count += ones(rest[w] & ~later[w] & alike[w])
-    count *= g.token_places
-    for i in range(g.loose_words):
-        at = np.int64(s.row[LOOSE, i])
-        count += loose_places(g, s, at, rest[at] & ~later[at], layer, token)
+    count = count * g.token_places + _loose_places_without(g, s, rest, later)
     if count > places:
         for w in range(words):
             rest[w] &= ~later[w]
@@ -89,6 +91,19 @@ def _halve(g, s, later, row, places, layer, token, words):
         row[w] |= rest[w] & ~later[w]
         rest[w] &= later[w]
     return places - count
+
+
+@part
+def _loose_places_without(g, s, rest, later):
+    """How many places the loose tokens of REST take that are not in another row; most words have one such candidate."""
+    listed, candidates, places, count = s.row[LOOSE], s.row[LOOSE_TOKENS], s.row[LOOSE_PLACES], 0
+    for i in range(g.loose_words):
+        at = np.int64(listed[i])
+        loose = rest[at] & ~later[at] & candidates[i]
+        count += np.int64(places[i]) * (loose == candidates[i])  # no branch: which it is nobody can guess
+        if (loose != candidates[i]) & (loose != NO_TOKEN):
+            count += loose_places(s, at, loose)
+    return count
 
 
 @piece

@@ -48,7 +48,8 @@ class KernelForm:
         shape = window.steps, self._scenario.layers
         counts, items = np.zeros((*shape, BYTE_KINDS), np.int64), np.empty(shape, np.int64)
         scenario, placement = self._scenario, self._pair.placement
-        wanted = window.once(repr(placement), lambda: np.ascontiguousarray(wanted_in_hbm(placement, scenario, window)))
+        # as an array of the same kind every time: the kernels are compiled once
+        wanted = window.once(repr(placement), lambda: np.array(wanted_in_hbm(placement, scenario, window), order="C"))
         named, skips = seen(window, self._look, scenario.prefill_tokens)
         rows = read_only(window.bits), window.lead, window.first, named, skips, window.skip_counts
         advance(self._given, self._state, *rows, wanted, counts, items)

@@ -108,17 +108,17 @@ def _look_ahead(g, s, c, planes, length, layer, token, words):
         outs_of_layer(g, s, c, layer, leave, UNLIMITED, words)
         if free(g) > 0:
             _set_neither(come, leave, s.row[HBM + layer], token, words)
-            count = places_for(g, s, come, layer, token, words)
-            _best_come(g, s, c, planes, count, min(count, free(g)), False, layer, token, words)
+            count = places_for(g, s, come, words)
+            _best_come(g, s, c, planes, count, min(count, free(g)), False, layer, words)
 
 
 @part
-def _best_come(g, s, c, planes, count, most, in_flight_first, layer, token, words):
+def _best_come(g, s, c, planes, count, most, in_flight_first, layer, words):
     """So many of the chosen items outside HBM come in: those that fewest steps skip, then the newest."""
     if most == 0:
         return
     if most < count:
-        keep_best_items(g, s, planes, s.row[CHOSEN], most, in_flight_first, layer, token, words)
+        keep_best_items(g, s, planes, s.row[CHOSEN], most, in_flight_first, words)
     put_row_in(g, s, c, layer, s.row[CHOSEN], 0, words, True)
 
 
@@ -213,11 +213,11 @@ def _bring_in(g, s, c, planes, length, layer, token, limit, words):
     come, leave = s.row[CHOSEN], s.row[SPARE]
     if not g.slack:
         _set_neither(come, leave, s.row[HBM + layer], token, words)
-        count = places_for(g, s, come, layer, token, words)
+        count = places_for(g, s, come, words)
         wanted = min(count, limit)
         if wanted > free(g):
             make_room(g, s, c, layer, wanted - free(g), words)
-        _best_come(g, s, c, planes, count, min(wanted, free(g)), True, layer, token, words)
+        _best_come(g, s, c, planes, count, min(wanted, free(g)), True, layer, words)
         return
     for count in range(length):
         for in_flight in (True, False):

@@ -22,7 +22,8 @@ NO_ROOM, ROOM_BY_ITEM, ROOM_BY_TOKEN = range(3)
 # Rows of State.row: R(n, l), of these the items not in HBM, candidates, what leaves or may make room, a free one, the
 # tokens with an item in HBM or outside it at any layer, two to choose by, those of kernel_whole, and from HBM on
 # those in HBM of each layer; Given says where others begin.
-READS, MISSED, CHOSEN, SPARE, SCRATCH, SOME_HELD, SOME_ABSENT, GROUP, REST, ALIKE, INSIDE, LOOSE, HBM = range(13)
+READS, MISSED, CHOSEN, SPARE, SCRATCH, SOME_HELD, SOME_ABSENT, GROUP, REST, ALIKE, INSIDE, LOOSE = range(12)
+LOOSE_TOKENS, LOOSE_PLACES, HBM = range(12, 15)
 # Numbers of State.layer: items in HBM, bytes of weights there, see Given.oldest, items that moved in in the step.
 HELD, ATTN_HBM, OLDEST_USE, OLDEST_FROM, MOVED_IN = range(5)
 
@@ -87,11 +88,12 @@ class Given(NamedTuple):
 class State(NamedTuple):
     """Arrays that steps change; a row is the words of all tokens.
 
-    Two of them, for every function that takes them is compiled with their shapes and strides as its arguments.
+    Few of them, for every function that takes them is compiled with their shapes and strides as its arguments.
     """
 
     row: Words  # [rows, words]
     layer: Numbers  # [5, layers]
+    outside: Words  # [words, planes] how many items outside HBM each loose token has
 
 
 def given(scenario: Scenario, start: InitialState, pair: Pair) -> Given:
@@ -193,12 +195,15 @@ def state(scenario: Scenario, start: InitialState, g: Given) -> State:
     per_layer[OLDEST_USE] = UNKNOWN
     rows = HBM + layers if g.passive == PASSIVE_OFF else g.last_use + layers * g.time_planes
     row = np.zeros((rows, words), np.uint64)
+    outside = np.zeros((words, layers.bit_length()), np.uint64)
     row[HBM : HBM + layers] = _words(loose, words)
     row[ALIKE] = ~np.uint64(0)
     if g.alike:
         row[ALIKE], row[INSIDE] = _words(alike, words), _words(inside, words)
         row[LOOSE, : g.loose_words] = _loose_words(start)
-    return State(row, per_layer)
+        count = (~start.items & ~alike).sum(axis=0) >> np.arange(layers.bit_length())[:, None] & 1
+        outside[:] = _words(count, words).T
+    return State(row, per_layer, outside)
 
 
 def _loose_words(start: InitialState) -> Numbers:

@@ -8,6 +8,7 @@ from penstock.sim.kernel_lru import forget_moves, forget_step, install_reads, no
 from penstock.sim.kernel_moves import seconds
 from penstock.sim.kernel_policies import migrate, place
 from penstock.sim.kernel_state import ATTN_HBM, HBM, HELD, INSIDE, MISSED, NO_MIGRATION, PASSIVE_OFF, READS
+from penstock.sim.kernel_whole import one_more_outside
 
 split_bytes = part(prices.split_bytes)
 
@@ -60,6 +61,8 @@ def _step(g, s, c, skipped, named, skips, row, step, layer, skip_counts, wanted)
         s.row[HBM + layer, token >> 6] |= bit(token & 63)
         s.layer[HELD, layer] += 1
         g.items += 1
+    elif g.alike:
+        one_more_outside(s, token >> 6, bit(token & 63))
 
 
 @piece

@@ -2,7 +2,7 @@
 
 Such tokens are in the row ALIKE, those of them in HBM in INSIDE too, and State.hbm says nothing of them. The others are
 loose: the newest token, whose items come to be layer by layer, and one that found places for a part of its items only.
-The row LOOSE lists the words that may have loose tokens.
+The row LOOSE lists the words that may have loose tokens; how many items each has outside HBM is kept in planes.
 `c` is a step's bytes by kind, `g` a Given, `s` a State; `words` covers the tokens that exist.
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -11,7 +11,7 @@ import numpy as np
 
 from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, ones
 from penstock.sim.kernel_cache import part
-from penstock.sim.kernel_choice import absent, choose_best, places_for
+from penstock.sim.kernel_choice import absent, choose_best, loose_places, places_for
 from penstock.sim.kernel_moves import count_ins, count_outs, free
 from penstock.sim.kernel_state import ALIKE, HBM, HELD, INSIDE, LOOSE, MISSED, READS, REST
 
@@ -28,6 +28,7 @@ def begin_token(g, s, token):
         if at < token >> 6 and ~s.row[ALIKE, at] != NO_TOKEN:
             _list_loose(g, s, at)
     _list_loose(g, s, token >> 6)
+    _set_outside(s, token >> 6, bit(token & 63), 0)
 
 
 @part
@@ -40,16 +41,30 @@ def _list_loose(g, s, w):
 
 
 @part
+def one_more_outside(s, w, item):
+    """One more item of a loose token is outside HBM."""
+    _set_outside(s, w, item, loose_places(s, w, item) + 1)
+
+
+@part
+def _set_outside(s, w, tokens, number):
+    """So many items of each of these loose tokens of a word are outside HBM."""
+    for p in range(s.outside.shape[1]):
+        if number >> p & 1:
+            s.outside[w, p] |= tokens
+        else:
+            s.outside[w, p] &= ~tokens
+
+
+@part
 def _settle(g, s, w, item):
     """A token that has all its items, and all in the same memory, is alike from now on."""
     if s.row[ALIKE, w] & item != NO_TOKEN:
         return
-    held = 0
-    for other in range(g.layers):
-        held += ones(s.row[HBM + other, w] & item)
-    if held == 0:
+    outside = loose_places(s, w, item)
+    if outside == g.layers:
         s.row[ALIKE, w] |= item
-    elif held == g.layers:
+    elif outside == 0:
         _become_inside(g, s, w, item)
 
 
@@ -87,6 +102,7 @@ def whole_outs(g, s, c, row, layer, token, words):
             count += ones(gone)
             s.layer[HELD, other] -= ones(gone)
             s.row[HBM + other, at] &= ~loose
+        _set_outside(s, at, loose, layer)  # of the newest; the others are alike from now on
         alike[at] |= loose & ~bit(token & 63) if at == token >> 6 else loose
     count_outs(g, c, count, read)
 
@@ -98,11 +114,11 @@ def whole_ins(g, s, c, planes, row, layer, token, words):
     Those that fewest steps skip come first, then the newest; within a token lower layers first.
     """
     places = free(g)
-    wanted = places_for(g, s, row, layer, token, words) if places > 0 else 0
+    wanted = places_for(g, s, row, words) if places > 0 else 0
     if wanted == 0:
         return
     if wanted > places:
-        choose_best(g, s, planes, row, places, layer, token, words)
+        choose_best(g, s, planes, row, places, words)
     _come(g, s, c, row, layer, token, words)
     if wanted > places:
         _newest_come(g, s, c, s.row[REST], layer, token, words)
@@ -131,7 +147,9 @@ def _come(g, s, c, row, layer, token, words):
             s.row[HBM + other, at] |= come
             s.layer[HELD, other] += ones(come)
             count += ones(come)
-        _become_inside(g, s, at, loose & ~bit(token & 63) if at == token >> 6 else loose)
+        newest = loose & bit(token & 63) if at == token >> 6 else NO_TOKEN
+        _set_outside(s, at, newest, 0)
+        _become_inside(g, s, at, loose ^ newest)
     count_ins(g, c, count, read)
 
 
@@ -166,11 +184,17 @@ def _token_comes(g, s, c, w, item, layer, token):
             count_ins(g, c, g.layers, ones(item & s.row[MISSED, w]))
             return
         s.row[ALIKE, w] &= ~item
+        _set_outside(s, w, item, g.layers)
         _list_loose(g, s, w)
+    left = loose_places(s, w, item)
     for other in range(g.layers):
-        if absent(s, other, w, item, layer, token) != NO_TOKEN and free(g) > 0:
+        if left == 0 or free(g) <= 0:
+            break
+        if absent(s, other, w, item, layer, token) != NO_TOKEN:
             s.row[HBM + other, w] |= item
             s.layer[HELD, other] += 1
+            left -= 1
             count_ins(g, c, 1, ones(item & s.row[MISSED, w]) if other == layer else 0)
+    _set_outside(s, w, item, left)
     if not (w == token >> 6 and item == bit(token & 63)):
         _settle(g, s, w, item)
