@@ -137,17 +137,23 @@ class CodedTrace:
         known[0] = changes[0]
         for step in range(1, chunk.steps):
             np.bitwise_xor(known[step - 1], changes[step], out=known[step])
-        for step in range(chunk.steps):
-            if has_bits_from(known[step], self.header.prefill_tokens + chunk.first_step + step):
-                why = f"step {chunk.first_step + step} skips tokens that do not exist yet"
-                raise self.broken(chunk.offset, why)
+        wrong = first_beyond(known, self.header.prefill_tokens + chunk.first_step)
+        if wrong is not None:
+            why = f"step {chunk.first_step + wrong} skips tokens that do not exist yet"
+            raise self.broken(chunk.offset, why)
 
 
-def has_bits_from(bits: SkipBits, token: int) -> bool:
-    """Whether [layers, words] has a bit for this token or a later one."""
-    word, bit = divmod(token, WORD_BITS)
-    tail = bits[:, word:]
-    return bool(tail.size) and bool((tail[:, 0] >> np.uint64(bit)).any() or tail[:, 1:].any())
+def first_beyond(bits: SkipBits, tokens: int) -> int | None:
+    """The first of some steps [steps, layers, words] with a bit for a token that does not exist then.
+
+    tokens: those that exist at the first step; one more does at each later one.
+    """
+    word = tokens // WORD_BITS
+    there = tokens + np.arange(len(bits))[:, None] - WORD_BITS * np.arange(word, bits.shape[2])
+    every = ~np.uint64(0)
+    beyond = np.where(there < WORD_BITS, every << np.clip(there, 0, WORD_BITS - 1).astype(np.uint64), np.uint64(0))
+    wrong = (bits[:, :, word:] & beyond[:, None]).any(axis=(1, 2))
+    return int(wrong.argmax()) if wrong.any() else None
 
 
 def broken(store: Store, offset: int, why: str) -> UserError:

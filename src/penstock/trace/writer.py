@@ -12,7 +12,7 @@ import zstandard
 
 from penstock.errors import UserError
 from penstock.trace.bits import count
-from penstock.trace.coded import CHUNK_PREFIX, Chunk, CodedTrace, chunk_checksum, has_bits_from
+from penstock.trace.coded import CHUNK_PREFIX, Chunk, CodedTrace, chunk_checksum, first_beyond
 from penstock.trace.header import (
     BLOCK_BYTES,
     LARGEST_BYTES,
@@ -80,7 +80,7 @@ class TraceWriter:
         words = self.words
         if bits.dtype != np.uint64 or bits.ndim != 2 or len(bits) != self.header.layers or bits.shape[1] * 64 < tokens:
             raise ValueError(f"{bits.dtype} {bits.shape} for uint64 [{self.header.layers} layers, {words} words]")
-        if has_bits_from(bits, tokens):
+        if first_beyond(bits[None], tokens) is not None:
             raise ValueError(f"step {self.steps} skips tokens that do not exist: only {tokens} do")
         if self._bits is None:
             self._bits = self._room()
