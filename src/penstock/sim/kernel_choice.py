@@ -39,7 +39,7 @@ def places_for(g, s, row, words):
         count += ones(row[w] & alike[w])
     count *= g.token_places
     for i in range(g.loose_words):
-        at = np.int64(listed[i])
+        at = listed[i]  # unsigned: it cannot count from the end
         loose[i] = row[at] & ~alike[at]
         taken = loose_places(s, at, loose[i])
         places[i] = np.uint64(taken)
@@ -98,7 +98,7 @@ def _loose_places_without(g, s, rest, later):
     """How many places the loose tokens of REST take that are not in another row; most words have one such candidate."""
     listed, candidates, places, count = s.row[LOOSE], s.row[LOOSE_TOKENS], s.row[LOOSE_PLACES], 0
     for i in range(g.loose_words):
-        at = np.int64(listed[i])
+        at = listed[i]
         loose = rest[at] & ~later[at] & candidates[i]
         count += np.int64(places[i]) * (loose == candidates[i])  # no branch: which it is nobody can guess
         if (loose != candidates[i]) & (loose != NO_TOKEN):

@@ -7,9 +7,9 @@ step are a time. The items of time 0 leave token by token over all layers.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
 from penstock.sim import prices
-from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, keep_lowest, lowest, ones, write_number
+from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, lowest, ones, write_number
 from penstock.sim.kernel_cache import part, piece
-from penstock.sim.kernel_moves import free, has_time, install_newest, put_in, take_out
+from penstock.sim.kernel_moves import has_time
 from penstock.sim.kernel_state import (
     ATTN_HBM,
     HBM,
@@ -23,6 +23,7 @@ from penstock.sim.kernel_state import (
     SCRATCH,
     UNKNOWN,
 )
+from penstock.sim.kernel_traffic import free, install_newest, put_in, take_oldest_out, take_out
 
 passive_limit = part(prices.passive_limit)
 
@@ -37,8 +38,9 @@ def note_use(g, s, layer, token, time, words):
     first = g.last_use + layer * g.time_planes
     write_number(s.row[first : first + g.time_planes], time, s.row[READS], words)
     s.row[READS, last] &= ~newest
+    oldest, reads = s.row[g.oldest + layer], s.row[READS]
     for w in range(words):
-        s.row[g.oldest + layer, w] &= ~s.row[READS, w]
+        oldest[w] &= ~reads[w]
 
 
 @piece
@@ -149,10 +151,10 @@ def _leaving(g, s, layer, w):
 @piece
 def _look_up_oldest(g, s, layer, words):
     """Find a layer's least recent use among its items in HBM that have not moved in this step."""
-    oldest = s.row[g.oldest + layer]
+    oldest, here, moved = s.row[g.oldest + layer], s.row[HBM + layer], s.row[g.moved + layer]
     held = NO_TOKEN
     for w in range(words):
-        oldest[w] = s.row[HBM + layer, w] & ~s.row[g.moved + layer, w]
+        oldest[w] = here[w] & ~moved[w]
         held |= oldest[w]
     use = 0
     if held == NO_TOKEN:
@@ -160,16 +162,17 @@ def _look_up_oldest(g, s, layer, words):
     else:
         first = g.last_use + layer * g.time_planes
         planes = s.row[first : first + g.time_planes]
+        earlier = s.row[SCRATCH]
         for place in range(len(planes) - 1, -1, -1):
-            before = NO_TOKEN
+            plane, some = planes[place], NO_TOKEN
             for w in range(words):
-                s.row[SCRATCH, w] = oldest[w] & ~planes[place, w]
-                before |= s.row[SCRATCH, w]
-            if before == NO_TOKEN:
+                earlier[w] = oldest[w] & ~plane[w]
+                some |= earlier[w]
+            if some == NO_TOKEN:
                 use |= 1 << place
             else:
                 for w in range(words):
-                    oldest[w] = s.row[SCRATCH, w]
+                    oldest[w] = earlier[w]
     s.layer[OLDEST_USE, layer] = use
     s.layer[OLDEST_FROM, layer] = 0
 
@@ -177,17 +180,12 @@ def _look_up_oldest(g, s, layer, words):
 @part
 def _leaves(g, s, c, layer, most, words):
     """Up to so many of a layer's least recently used items leave, oldest first; how many did."""
-    left = most
-    w = s.layer[OLDEST_FROM, layer]
-    while left > 0 and w < words:
-        items = _leaving(g, s, layer, w)
-        if ones(items) > left:
-            items = keep_lowest(items, left)
-        left -= take_out(g, s, c, layer, w, items, False)
-        if left > 0:
-            w += 1
-    s.layer[OLDEST_FROM, layer] = w
-    return most - left
+    oldest, moved, leaving = s.row[g.oldest + layer], s.row[g.moved + layer], s.row[SCRATCH]
+    for w in range(words):
+        leaving[w] = oldest[w] & ~moved[w]
+    first = s.layer[OLDEST_FROM, layer]
+    gone, s.layer[OLDEST_FROM, layer] = take_oldest_out(g, s, c, layer, leaving, first, most, words, False)
+    return gone
 
 
 @part

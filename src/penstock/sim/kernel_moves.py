@@ -7,17 +7,12 @@
 from penstock.sim import prices
 from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, keep_highest, keep_lowest, lowest, ones
 from penstock.sim.kernel_cache import part, piece
-from penstock.sim.kernel_state import HBM, HELD, MISSED, MOVED_IN, NO_ROOM, READS, ROOM_BY_ITEM, SPARE
+from penstock.sim.kernel_state import HBM, MISSED, NO_ROOM, READS, ROOM_BY_ITEM, SPARE
+from penstock.sim.kernel_traffic import free, install_newest, put_in, take_oldest_out, take_out
 
 MADE, NO_TIME, NO_MORE = range(3)
 
 step_seconds = part(prices.step_seconds)
-
-
-@part
-def free(g):
-    """Places that a move may take."""
-    return g.slots - g.items - g.kept
 
 
 @part
@@ -46,116 +41,10 @@ def has_time(g, c, outs, outs_read, ins, ins_read):
 
 
 @part
-def count_outs(g, c, count, read):
-    """Account for items that leave HBM, so many of which this step has read."""
-    g.items -= count
-    if g.exclusive:
-        c[7] += g.item * count
-        c[4] += g.item * (count - read)
-
-
-@part
-def count_ins(g, c, count, read):
-    """Account for items that come into HBM, so many of which this step has read."""
-    g.items += count
-    c[5] += g.item * count
-    c[6] += g.item * (count - read)
-
-
-@part
-def take_out(g, s, c, layer, w, items, own):
-    """Items of a word leave HBM; `own`: the layer is the one that this step has read."""
-    count = ones(items)
-    s.row[HBM + layer, w] &= ~items
-    s.layer[HELD, layer] -= count
-    count_outs(g, c, count, ones(items & s.row[READS, w]) if own else 0)
-    return count
-
-
-@part
-def put_in(g, s, c, layer, w, items, own):
-    """Items of a word come into HBM."""
-    count = ones(items)
-    s.row[HBM + layer, w] |= items
-    s.layer[HELD, layer] += count
-    count_ins(g, c, count, ones(items & s.row[MISSED, w]) if own else 0)
-    if g.moves_noted:
-        s.row[g.moved + layer, w] |= items
-        s.layer[MOVED_IN, layer] += count
-
-
-@part
-def take_row_out(g, s, c, layer, row, first, words, own):
-    """All items of a row's words from `first` on that are in HBM leave it; how many they are."""
-    held, reads, count, read = s.row[HBM + layer], s.row[READS], 0, 0
-    if own and g.exclusive:
-        for w in range(first, words):
-            read += ones(row[w] & held[w] & reads[w])
-    for w in range(first, words):
-        count += ones(row[w] & held[w])
-        held[w] &= ~row[w]
-    s.layer[HELD, layer] -= count
-    count_outs(g, c, count, read)
-    return count
-
-
-@part
-def take_oldest_out(g, s, c, layer, row, first, most, words):
-    """The oldest items of a row in HBM leave, of the words from `first` on; how many, and the first word kept."""
-    if most >= s.layer[HELD, layer]:
-        return take_row_out(g, s, c, layer, row, first, words, True), words
-    held, last, left = s.row[HBM + layer], first, most
-    while left > 0 and last < words:
-        count = ones(row[last] & held[last])
-        if count > left:
-            break
-        left -= count
-        last += 1
-    take_row_out(g, s, c, layer, row, first, last, True)
-    if left > 0 and last < words:
-        left -= take_out(g, s, c, layer, last, keep_lowest(row[last] & held[last], left), True)
-    return most - left, last
-
-
-@part
-def put_row_in(g, s, c, layer, row, first, words, own):
-    """All items of a row's words from `first` on come into HBM."""
-    held, missed, count, read = s.row[HBM + layer], s.row[MISSED], 0, 0
-    if own:
-        for w in range(first, words):
-            read += ones(row[w] & ~held[w] & missed[w])
-    if g.moves_noted:
-        for w in range(first, words):
-            s.row[g.moved + layer, w] |= row[w] & ~held[w]
-    for w in range(first, words):
-        count += ones(row[w] & ~held[w])
-        held[w] |= row[w]
-    s.layer[HELD, layer] += count
-    count_ins(g, c, count, read)
-    if g.moves_noted:
-        s.layer[MOVED_IN, layer] += count
-
-
-@part
-def install_newest(g, s, c, layer, row, most, words):
-    """The newest items of a row outside HBM come in, so many at most."""
-    first, held = words, s.row[HBM + layer]
-    while most > 0 and first > 0:
-        count = ones(row[first - 1] & ~held[first - 1])
-        if count > most:
-            break
-        most -= count
-        first -= 1
-    put_row_in(g, s, c, layer, row, first, words, True)
-    if most > 0 and first > 0:
-        put_in(g, s, c, layer, first - 1, keep_highest(row[first - 1] & ~held[first - 1], most), True)
-
-
-@part
 def outs_of_layer(g, s, c, layer, row, limit, words):
     """The first `limit` items of a row that are in HBM leave, oldest first; what is left of the limit."""
     if not (g.slack and g.exclusive):
-        gone, _ = take_oldest_out(g, s, c, layer, row, 0, limit, words)
+        gone, _ = take_oldest_out(g, s, c, layer, row, 0, limit, words, True)
         return limit - gone
     only_read = False
     for w in range(words):
@@ -191,7 +80,7 @@ def outs_of_layer(g, s, c, layer, row, limit, words):
 def make_room(g, s, c, layer, needed, words):
     """Let what the policy would move out leave, oldest first, until so many places have become free or none is left."""
     if g.room_kind == ROOM_BY_ITEM:
-        _, g.room_from = take_oldest_out(g, s, c, layer, s.row[SPARE], g.room_from, needed, words)
+        _, g.room_from = take_oldest_out(g, s, c, layer, s.row[SPARE], g.room_from, needed, words, True)
         return
     w = g.room_from
     while needed > 0 and w < words:

@@ -5,7 +5,7 @@ from penstock.sim import prices
 from penstock.sim.kernel_bits import EVERY, bit, keep_lowest, ones, sum_over, where_equal
 from penstock.sim.kernel_cache import part, piece
 from penstock.sim.kernel_choice import keep_best_items, places_for
-from penstock.sim.kernel_moves import free, ins_of_layer, make_room, outs_of_layer, put_row_in
+from penstock.sim.kernel_moves import ins_of_layer, make_room, outs_of_layer
 from penstock.sim.kernel_state import (
     ATTN_HBM,
     CHOSEN,
@@ -25,6 +25,7 @@ from penstock.sim.kernel_state import (
     SPARE,
 )
 from penstock.sim.kernel_tokens import common, ins_of_tokens, outs_of_tokens, survey
+from penstock.sim.kernel_traffic import free, put_row_in
 from penstock.sim.kernel_whole import begin_token, whole_ins, whole_outs
 
 CLOSE = 200

@@ -8,20 +8,9 @@ import numpy as np
 
 from penstock.sim.kernel_bits import NO_TOKEN, bit, has, highest, lowest, ones
 from penstock.sim.kernel_cache import part, piece
-from penstock.sim.kernel_moves import (
-    NO_MORE,
-    NO_TIME,
-    free,
-    has_time,
-    make_room,
-    put_in,
-    put_row_in,
-    take_out,
-    take_row_out,
-    take_token_out,
-    try_in,
-)
+from penstock.sim.kernel_moves import NO_MORE, NO_TIME, has_time, make_room, take_token_out, try_in
 from penstock.sim.kernel_state import GROUP, HBM, MISSED, NO_ROOM, READS, SOME_ABSENT, SOME_HELD
+from penstock.sim.kernel_traffic import free, put_in, put_row_in, take_out, take_row_out
 
 FEW = 16  # a token's items lie in as many rows as there are layers: a row's words are that many times as fast
 

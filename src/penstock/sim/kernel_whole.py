@@ -12,8 +12,8 @@ import numpy as np
 from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, ones
 from penstock.sim.kernel_cache import part
 from penstock.sim.kernel_choice import absent, choose_best, loose_places, places_for
-from penstock.sim.kernel_moves import count_ins, count_outs, free
 from penstock.sim.kernel_state import ALIKE, HBM, HELD, INSIDE, LOOSE, MISSED, READS, REST
+from penstock.sim.kernel_traffic import count_ins, count_outs, free
 
 
 @part
