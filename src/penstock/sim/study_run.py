@@ -26,7 +26,10 @@ Progress = Callable[[int, int], None]
 
 # Below so many words of skip sets, over all pairs, more processes take longer to start than they save.
 _WORDS_FOR_PROCESSES = 1 << 27
-_MOST_PAIRS = 12  # of a task with several migrations: what a stopped study loses, and what a process takes from another
+# Pairs of a task with several migrations: every task reads the trace anew, but a stopped study loses those under way,
+# and a process has some tasks to end with when another does.
+_PAIRS = range(12, 31)
+_TASKS_PER_PROCESS = 3
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def run_study(
     done = dict(directory.done) if directory is not None else {}
     ids = [[cell.row_id(pair) for pair in cell.pairs] for cell in study.cells]
     found = sum(row_id in done for of_cell in ids for row_id in of_cell)
-    tasks = list(_tasks(study, ids, done if each_step is None else {}))
+    tasks = list(_tasks(study, ids, done if each_step is None else {}, jobs or _cores()))
     total = sum(len(task.pairs) * study.cells[task.cell].scenario.decode_tokens for task in tasks)
     steps_done = 0
 
@@ -142,19 +145,21 @@ def _study(
     return study_of(document, source, choice, sweeps)
 
 
-def _tasks(study: Study, ids: Sequence[Sequence[str]], done: Mapping[str, object]) -> Iterator[Task]:
+def _tasks(study: Study, ids: Sequence[Sequence[str]], done: Mapping[str, object], jobs: int) -> Iterator[Task]:
     """What is left to do, each combination once; placements of a migration stay together, for they may be one run."""
     seen = set(done)
+    runs = len(set().union(*ids) - seen)
+    most = min(max(runs // (jobs * _TASKS_PER_PROCESS), _PAIRS[0]), _PAIRS[-1])
     for index, cell in enumerate(study.cells):
         left: dict[str, list[Pairing]] = {}
         for pair, row_id in zip(cell.pairs, ids[index], strict=True):
             if row_id not in seen:
                 seen.add(row_id)
                 left.setdefault(pair.texts[1], []).append(pair)
-        parts = [of[first : first + _MOST_PAIRS] for of in left.values() for first in range(0, len(of), _MOST_PAIRS)]
+        parts = [of[first : first + most] for of in left.values() for first in range(0, len(of), most)]
         portion: list[Pairing] = []
         for part in parts:
-            if len(portion) + len(part) > _MOST_PAIRS:
+            if len(portion) + len(part) > most:
                 yield Task(index, tuple(portion))
                 portion = []
             portion += part
@@ -167,5 +172,8 @@ def _jobs(study: Study, tasks: Sequence[Task]) -> int:
     for task in tasks:
         shape = study.cells[task.cell].trace.shape
         words += shape.steps * shape.layers * shape.words * len(task.pairs)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if words >= _WORDS_FOR_PROCESSES else 1
+    return _cores() if words >= _WORDS_FOR_PROCESSES else 1
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

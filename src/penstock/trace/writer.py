@@ -80,7 +80,7 @@ class TraceWriter:
         words = self.words
         if bits.dtype != np.uint64 or bits.ndim != 2 or len(bits) != self.header.layers or bits.shape[1] * 64 < tokens:
             raise ValueError(f"{bits.dtype} {bits.shape} for uint64 [{self.header.layers} layers, {words} words]")
-        if first_beyond(bits[None], tokens) is not None:
+        if bits[:, words:].any() or first_beyond(bits[None, :, :words], tokens) is not None:
             raise ValueError(f"step {self.steps} skips tokens that do not exist: only {tokens} do")
         if self._bits is None:
             self._bits = self._room()
