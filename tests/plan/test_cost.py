@@ -130,4 +130,4 @@ def test_kv_elsewhere_costs_what_a_policy_with_it_there_costs() -> None:
 
 def test_bytes_that_stream_by_the_tier_that_they_rest_on() -> None:
     cost = SweepCost(SHAPE, MACHINE, POLICY, ["gpu", "cpu", "disk", "disk"])
-    assert cost.streamed == {"gpu": PAGE, "cpu": PAGE, "disk": 2 * PAGE}
+    assert cost.held == {"gpu": PAGE, "cpu": PAGE, "disk": 2 * PAGE}

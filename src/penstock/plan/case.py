@@ -8,7 +8,8 @@ from penstock.machine.machine import Machine
 from penstock.plan.policy import Policy, Tier
 from penstock.plan.shape import ModelShape
 from penstock.plan.types import Asked, Job, Ledger, Length
-from penstock.schedule.types import GroupSpec
+from penstock.schedule.prefix import chain
+from penstock.schedule.types import GroupSpec, Request
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,30 @@ class Case:
     def prompt(self) -> float:
         """Mean tokens of a prompt."""
         return sum(one.prompt for one in self.lengths) / len(self.lengths)
+
+    @cached_property
+    def shared(self) -> Sequence[int]:
+        """Leading tokens of every prompt that an earlier row has, too."""
+        if all(one.ids is None for one in self.lengths):
+            return [0] * len(self.lengths)
+        seen: set[bytes] = set()
+        shared = []
+        block_tokens = self.shape.footprint.block_tokens
+        for one in self.lengths:
+            digests = chain(Request("", one.ids, 1), block_tokens) if one.ids is not None else ()
+            known = next((i for i, digest in enumerate(digests) if digest not in seen), len(digests))
+            shared.append(known * block_tokens)
+            seen.update(digests[known:])
+        return shared
+
+    def in_flight(self, sweep: int) -> float:
+        """Rows that a sweep has tokens for, where prompts of those who follow take their part of it."""
+        return sweep * self.generated / (self.computed_prompt + self.generated)
+
+    @cached_property
+    def computed_prompt(self) -> float:
+        """Mean tokens of a prompt that no earlier row has."""
+        return self.prompt - sum(self.shared) / len(self.lengths)
 
     @cached_property
     def generated(self) -> float:

@@ -47,7 +47,7 @@ class SweepCost:
         self._compute: Tier = machine.compute
         self._processor = machine.processors[self._compute]
         self._visits = Visits(shape, self._processor, packed(policy.weight_bits, shape.weight_bits))
-        self._share(policy)
+        self._take(policy)
         self._kinds = shape.kinds
         self._number = Counter(self._kinds.page_of)
         self._joint_number = Counter(self._kinds.joint_of.values())
@@ -64,8 +64,8 @@ class SweepCost:
         ]
         self._table_on_disk = any(self.homes[i] == "disk" for i in self._kinds.tables)
 
-    def _share(self, policy: Policy) -> None:
-        """Take a policy's shares of KV for its own."""
+    def _take(self, policy: Policy) -> None:
+        """Take a policy, and forget what was priced under another."""
         self.policy = policy
         parts = packed(policy.weight_bits, self.shape.weight_bits), packed(policy.kv_bits, NATIVE_BITS)
         self._attending = Attending(self.machine, policy, parts[1])
@@ -76,11 +76,11 @@ class SweepCost:
     def with_kv(self, kv: Shares) -> "SweepCost":
         """The same with KV elsewhere, and with pages where they are."""
         other = copy(self)
-        other._share(replace(self.policy, kv=kv))
+        other._take(replace(self.policy, kv=kv))
         return other
 
     @property
-    def streamed(self) -> Mapping[Tier, int]:
+    def held(self) -> Mapping[Tier, int]:
         """Bytes of pages by the tier that they rest on, tables aside."""
         held: dict[Tier, int] = dict.fromkeys(TIERS, 0)
         for i, (kind, home) in enumerate(self._placed):

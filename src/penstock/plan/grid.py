@@ -29,7 +29,7 @@ def cuts(case: Case) -> Iterator[Cut]:
     for rows in dict.fromkeys(rows_grid):
         for batch in calls:
             for sweep in (asked.sweep_tokens,) if asked.sweep_tokens else tuple(batch * n for n in _SWEEP_CALLS):
-                never = fewer >= in_flight(case, sweep) and rows < case.job.prompts
+                never = fewer >= case.in_flight(sweep) and rows < case.job.prompts
                 if rows <= sweep <= _MOST_SWEEP and not never:
                     yield Cut(asked.slots or _SLOTS, batch, rows, sweep)
         fewer = rows
@@ -46,7 +46,8 @@ def beside(case: Case, cut: Cut) -> Iterator[Cut]:
     yield from other_slots(case, cut)
     if asked.rows is None and asked.batch_size is None:
         fewer, more = [rows for rows in _ROWS if rows < cut.rows], more_rows(case, cut.rows)[:1]
-        enough = [rows for rows in fewer if rows >= in_flight(case, cut.sweep)]
+        # of rows that are never in flight the fewest alone: more of them do the same
+        enough = [rows for rows in fewer if rows >= case.in_flight(cut.sweep)]
         for rows in enough[:1] or (*fewer[-1:], *more, *fewer[-3:-2]):
             yield replace(cut, rows=rows)
     if asked.batch_tokens is None:
@@ -59,11 +60,6 @@ def other_slots(case: Case, cut: Cut) -> Iterator[Cut]:
     """A cut with a slot more, or less, where that is not fixed."""
     if case.asked.slots is None:
         yield replace(cut, slots=3 if cut.slots == 2 else 2)
-
-
-def in_flight(case: Case, sweep: int) -> float:
-    """Rows that a sweep has tokens for, where prompts of those who follow take their part of it."""
-    return sweep * case.generated / (case.prompt + case.generated)
 
 
 def cut_of(policy: Policy) -> Cut:

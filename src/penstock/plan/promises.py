@@ -13,8 +13,8 @@ from penstock.plan.steady import Estimate, Steady
 from penstock.plan.types import Asked
 
 _ALIKE = 0.99  # of what closed forms promise, which is no difference
-_SAME = 0.999
-_NEAR = 0.5  # of what the best cut promises with KV in one place: it is shared only of those that promise as much
+_SAME = 0.999  # of the same: cuts that differ in rows alone, some of which are never in flight
+_HALF_AS_GOOD = 0.5  # of the best cut with KV in one place: KV of cuts that promise less is not shared
 
 
 class Place(NamedTuple):
@@ -49,7 +49,7 @@ class Promises:
             places.append(Place(grid.with_kv(case, kv), self._ranked(list(self._fitting(cuts, kv)))))
         if len(places) > 1:
             leaders = self._leaders([estimate for place in places for estimate in place.estimates])
-            near = [one.cut for one in leaders if not self.less(one, _NEAR * self.worth(leaders[0]))]
+            near = [one.cut for one in leaders if not self.less(one, _HALF_AS_GOOD * self.worth(leaders[0]))]
             shared = [e for cut in near if (e := steady.placed(cut)) is not None and is_shared(e.kv)]
             places.append(Place(None, self._ranked(shared)))
         return sorted(places, key=lambda one: max(map(self.worth, one.estimates), default=-math.inf), reverse=True)
@@ -74,10 +74,10 @@ class Promises:
         """
         leaders = self._leaders(place.estimates)
         smallest = [self._smallest_alike(leader, place.estimates) for leader in leaders[:1]]
-        return [*smallest, *(one for i, one in enumerate(leaders) if not self._idle(one, leaders[:i]))]
+        return [*smallest, *(one for i, one in enumerate(leaders) if not self._no_other(one, leaders[:i]))]
 
-    def _idle(self, estimate: Estimate, better: Sequence[Estimate]) -> bool:
-        """Whether a cut has rows that are never in flight, as one of those that promise more has them, too."""
+    def _no_other(self, estimate: Estimate, better: Sequence[Estimate]) -> bool:
+        """Whether a cut promises what a better one does that differs in rows alone."""
         return any(
             0 < _SAME * self.worth(one) <= self.worth(estimate)
             and replace(one.cut, rows=estimate.cut.rows) == estimate.cut

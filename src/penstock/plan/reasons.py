@@ -30,7 +30,7 @@ def decided(case: Case, machine: Machine, job: str, placement: Placement) -> Pla
     if placement.policy.admission == "static":
         found = Candidate(placement, VirtualRun(case, placement).predict(case.lengths), sketched=False)
     else:
-        found = search.whole(Candidate(placement, Sketch(case).predict(placement)))
+        found = search.whole(Candidate(placement, Sketch(case, search.outlines).predict(placement)))
     return _explained(case, machine, job, search, [found])
 
 

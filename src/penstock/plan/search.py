@@ -20,7 +20,7 @@ _FINALISTS = 2
 _NEAR = 0.95  # of the best sketch: who promises less than this is not run
 _HOPELESS = 0.9  # of the best sketch: a place that promises less is not sketched, and closed forms promise too much
 _WORSE = 0.8  # of what the best cut promises: one beside it that promises less is not sketched
-_BETTER = 1.01  # of the same: one with fewer of the rows that are never in flight is sketched if it promises as much
+_BETTER = 1.01  # of the same: one with fewer of the rows that are never in flight is sketched if it promises that much
 _BEATEN = 0.95  # of the best sketch: what comes to less where KV rests elsewhere leads no further
 _ALIKE = 0.99  # of the best sketch is no difference, where KV is shared
 _LONG = 60_000  # spans of a virtual run, from which on one is enough
@@ -106,15 +106,17 @@ class Search:
     def _least_tight(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
         """Of candidates in order those first that promise as much as the best and ask least of the compute tier."""
 
-        def tightness(candidate: Candidate) -> tuple[bool, int, float]:
+        def tightness(candidate: Candidate) -> tuple[int, float]:
             policy = candidate.placement.policy
-            less = self.worth(candidate) < _ALIKE * self.worth(found[0])
-            return less, *((policy.sweep_tokens, policy.kv.of(self.case.compute)) if not less else (0, 0.0))
+            return policy.sweep_tokens, policy.kv.of(self.case.compute)
 
-        return sorted(found, key=tightness)
+        alike = [c for c in found if self.worth(c) >= _ALIKE * self.worth(found[0])]
+        return [*sorted(alike, key=tightness), *found[len(alike) :]]
 
     def _run_spans(self, candidate: Candidate) -> float:
         """Spans of a virtual run that shows how rows come apart whose KV is shared between tiers."""
+        if _spans(candidate) <= _MOST_SPANS:
+            return _spans(candidate)
         shown = rows_shown(self.case, candidate.placement, self.case.lengths)
         return _spans(candidate) * min(1.0, 1.5 * shown / len(self.case.lengths))
 
@@ -157,7 +159,8 @@ class Search:
                 continue
             candidate = tried(asked) if len(found) <= most // 3 + 1 else None
             if candidate is not None and estimate is not None:
-                kept = max(kept, self.worth(candidate) / self.promises.worth(estimate))
+                sketched, promised = self.worth(candidate), self.promises.worth(estimate)
+                kept = max(kept, sketched / promised) if min(sketched, promised) > 0 else kept
         # what a third slot is worth only a sketch says, and its run is made already
         for candidate in sorted(found.values(), key=self.worth)[-1:]:
             cut = grid.cut_of(candidate.placement.policy)
@@ -218,7 +221,7 @@ class Search:
         for other in grid.beside(case, cut):
             estimate = steady.estimate(other, kv)
             # what rows that are never in flight leave to pages when they are fewer, closed forms know
-            idle = case.token_s is None and grid.in_flight(case, cut.sweep) <= other.rows < cut.rows
+            idle = case.token_s is None and case.in_flight(cut.sweep) <= other.rows < cut.rows
             least = _BETTER if idle else _WORSE
             if not (here and estimate and self.promises.less(estimate, least * self.promises.worth(here))):
                 yield grid.wish(case, other, kv)

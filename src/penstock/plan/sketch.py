@@ -1,6 +1,6 @@
 """Jobs in outline, for a search, which tries many cuts of the work."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from penstock.plan.case import Case
 from penstock.plan.cost import SweepCost
@@ -10,8 +10,6 @@ from penstock.plan.sketch_rows import SketchedRow
 from penstock.plan.sketch_run import SketchRun
 from penstock.plan.types import Placement
 from penstock.plan.virtual import hidden_tokens, in_part, rows_shown
-from penstock.schedule.prefix import chain
-from penstock.schedule.types import Request
 
 _FILLINGS = 2  # times the fillings of a virtual run: of few waves of rows, one more or less makes much of a difference
 
@@ -24,7 +22,6 @@ class Outlines:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self._shared = _shared(case)
         self._made: dict[tuple[object, ...], Outline] = {}
 
     def of(self, placement: Placement, count: int) -> Outline:
@@ -37,7 +34,7 @@ class Outlines:
 
     def _rows(self, count: int) -> Iterator[tuple[int, SketchedRow]]:
         """Rows in the order in which they ask for room, with what they may generate."""
-        for one, shared in zip(self.case.lengths[:count], self._shared, strict=False):
+        for one, shared in zip(self.case.lengths[:count], self.case.shared, strict=False):
             yield one.most or one.generated, SketchedRow(one.prompt, one.prompt, one.generated, shared)
 
 
@@ -58,7 +55,7 @@ class Sketch:
     def part(self, placement: Placement, count: int) -> Prediction:
         """What becomes of the first so many rows."""
         case, outline, cost = self.case, self._outlines.of(placement, count), self._cost_of(placement)
-        hidden = hidden_tokens(case.shape, case.machine, cost.streamed)
+        hidden = hidden_tokens(case.shape, case.machine, cost.held)
         return outline.prediction(cost, hidden)
 
     def _cost_of(self, placement: Placement) -> SweepCost:
@@ -68,18 +65,3 @@ class Sketch:
         if key not in self._costs:
             self._costs[key] = SweepCost(self.case.shape, self.case.machine, policy, placement.homes)
         return self._costs[key]
-
-
-def _shared(case: Case) -> Sequence[int]:
-    """Leading tokens of every prompt that an earlier row has, too."""
-    if all(one.ids is None for one in case.lengths):
-        return [0] * len(case.lengths)
-    seen: set[bytes] = set()
-    shared = []
-    block_tokens = case.shape.footprint.block_tokens
-    for one in case.lengths:
-        digests = chain(Request("", one.ids, 1), block_tokens) if one.ids is not None else ()
-        known = next((i for i, digest in enumerate(digests) if digest not in seen), len(digests))
-        shared.append(known * block_tokens)
-        seen.update(digests[known:])
-    return shared

@@ -49,7 +49,7 @@ class _Sums:
 
 @dataclass(slots=True)
 class Outline:
-    """Sweeps of a run in outline. Those that are alike to a twentieth are priced once, as their mean.
+    """Sweeps of a run in outline. Those that are alike to a tenth are priced once, as their mean.
 
     cut: prompts may be, at the border of two micro-batches. tokens_in: of the prompts that were computed to their end.
     """

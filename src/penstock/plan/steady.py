@@ -12,7 +12,7 @@ from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.plan.sizes import Cut, Sizes
 
 _WAVES = 3  # of a job whose rows still end together
-_ALIKE = 1.1  # of the mean length: rows that generate no more do
+_ALIKE = 1.1  # of the mean length: where the longest row generates no more, rows end together
 
 
 @dataclass(frozen=True, slots=True)

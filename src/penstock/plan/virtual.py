@@ -82,7 +82,7 @@ class VirtualRun:
             spans = sum(map(len, sweep.micro_batches))
             tally.add(loads, prefill, tokens - prefill, samples, len(rows), spans)
         tokens_in = sum(one.prompt for one in lengths)
-        hidden = hidden_tokens(self.case.shape, self.case.machine, self._cost.streamed)
+        hidden = hidden_tokens(self.case.shape, self.case.machine, self._cost.held)
         return tally.prediction(self._cost.prices, tokens_in, hidden, whole=True)
 
 
