@@ -118,6 +118,19 @@ def test_kernels_count_what_numpy_counts(migration: str) -> None:
         assert replace(kernels, series=plain.series) == plain
 
 
+@pytest.mark.parametrize("passive", [Passive.OFF, Passive.ALL])
+@pytest.mark.parametrize("migration", MIGRATIONS)
+def test_kernels_count_what_numpy_counts_in_rows_of_many_words(migration: str, passive: Passive) -> None:
+    """Rows of 66 words, which kernels count by the block, with room for half of the items in HBM."""
+    layers, prefill, item = 2, 4200, 100
+    memories = Memories(layers * 2 * item + layers * prefill * item // 2, 1000, 400, 300, 500)
+    scenario = Scenario("many words", memories, layers, item, item, item, prefill, 4, passive=passive)
+    trace = drawn(scenario, random.Random(MIGRATIONS.index(migration)), 0.5, 0.5)
+    runs = [replayed(scenario, trace, "prefer-hbm", migration, form=form) for form in ("kernels", "numpy")]
+    assert runs[0][0].traffic.hbm_read > 0
+    np.testing.assert_array_equal(runs[0][1], runs[1][1])
+
+
 def test_published_figures_of_the_legacy_study() -> None:
     lengths = (shipped("seed-003-legacy", decode_tokens) for decode_tokens in (2048, 4096))
     short, long = (simulate(scenario, unskipped(scenario), "prefer-hbm", "none") for scenario in lengths)

@@ -8,18 +8,9 @@ outside HBM.
 
 import numpy as np
 
-from penstock.sim.kernel_bits import NO_TOKEN, bit, keep_highest, ones
+from penstock.sim.kernel_bits import NO_TOKEN, keep_highest, ones
 from penstock.sim.kernel_cache import part, piece
-from penstock.sim.kernel_state import ALIKE, GROUP, HBM, LOOSE, LOOSE_PLACES, LOOSE_TOKENS, MISSED, REST
-
-
-@part
-def absent(s, other, w, tokens, layer, token):
-    """Of loose tokens of a word those whose item at a layer exists and is not in HBM; `token` exists below `layer`."""
-    outside = tokens & ~s.row[HBM + other, w]
-    if other >= layer and w == token >> 6:
-        outside &= ~bit(token & 63)
-    return outside
+from penstock.sim.kernel_state import ALIKE, GROUP, LOOSE, LOOSE_PLACES, LOOSE_TOKENS, MISSED, REST
 
 
 @part

@@ -7,7 +7,7 @@ step are a time. The items of time 0 leave token by token over all layers.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
 from penstock.sim import prices
-from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, lowest, ones, write_number
+from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, keep_lowest, lowest, ones, write_number
 from penstock.sim.kernel_cache import part, piece
 from penstock.sim.kernel_moves import has_time
 from penstock.sim.kernel_state import (
@@ -88,7 +88,8 @@ def _install_with_time(g, s, c, layer, limit, time, words):
                 if oldest == FROM_START:
                     _start_leaves(g, s, c, 1, words)
                 else:
-                    _leaves(g, s, c, oldest, 1, words)
+                    at = s.layer[OLDEST_FROM, oldest]
+                    take_out(g, s, c, oldest, at, keep_lowest(_leaving(g, s, oldest, at), 1), False)
             put_in(g, s, c, layer, w, item, True)
             limit -= 1
 

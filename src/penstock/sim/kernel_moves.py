@@ -1,4 +1,4 @@
-"""Moves in compiled code: items leave and come in runs of words, or one by one where each must find time.
+"""Moves in compiled code: how many items leave and come, all at once, or one by one where each must find time.
 
 `c` is a step's bytes by kind, `g` a Given, `s` a State; `words` covers the tokens that exist.
 """

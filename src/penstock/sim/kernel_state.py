@@ -20,8 +20,8 @@ PASSIVE_OFF, PASSIVE_ALL, PASSIVE_ALPHA = range(3)
 NO_ROOM, ROOM_BY_ITEM, ROOM_BY_TOKEN = range(3)
 
 # Rows of State.row: R(n, l), of these the items not in HBM, candidates, what leaves or may make room, a free one, the
-# tokens with an item in HBM or outside it at any layer, two to choose by, those of kernel_whole, and from HBM on
-# those in HBM of each layer; Given says where others begin.
+# tokens with an item in HBM or outside it at any layer, two to choose by, those of kernel_whole, what kernel_choice
+# notes of loose tokens, and from HBM on those in HBM of each layer; Given says where others begin.
 READS, MISSED, CHOSEN, SPARE, SCRATCH, SOME_HELD, SOME_ABSENT, GROUP, REST, ALIKE, INSIDE, LOOSE = range(12)
 LOOSE_TOKENS, LOOSE_PLACES, HBM = range(12, 15)
 # Numbers of State.layer: items in HBM, bytes of weights there, see Given.oldest, items that moved in in the step.

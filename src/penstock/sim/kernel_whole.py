@@ -2,7 +2,7 @@
 
 Such tokens are in the row ALIKE, those of them in HBM in INSIDE too, and State.hbm says nothing of them. The others are
 loose: the newest token, whose items come to be layer by layer, and one that found places for a part of its items only.
-The row LOOSE lists the words that may have loose tokens; how many items each has outside HBM is kept in planes.
+The row LOOSE lists the words that may have loose tokens; State.outside counts the items of each outside HBM.
 `c` is a step's bytes by kind, `g` a Given, `s` a State; `words` covers the tokens that exist.
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -11,7 +11,7 @@ import numpy as np
 
 from penstock.sim.kernel_bits import NO_TOKEN, bit, highest, ones
 from penstock.sim.kernel_cache import part
-from penstock.sim.kernel_choice import absent, choose_best, loose_places, places_for
+from penstock.sim.kernel_choice import choose_best, loose_places, places_for
 from penstock.sim.kernel_state import ALIKE, HBM, HELD, INSIDE, LOOSE, MISSED, READS, REST
 from penstock.sim.kernel_traffic import count_ins, count_outs, free
 
@@ -125,6 +125,15 @@ def whole_ins(g, s, c, planes, row, layer, token, words):
 
 
 @part
+def _absent(s, other, w, tokens, layer, token):
+    """Of loose tokens of a word those whose item at a layer exists and is not in HBM; `token` exists below `layer`."""
+    outside = tokens & ~s.row[HBM + other, w]
+    if other >= layer and w == token >> 6:
+        outside &= ~bit(token & 63)
+    return outside
+
+
+@part
 def _come(g, s, c, row, layer, token, words):
     """Tokens that have a place for each of their items come in."""
     alike, inside, missed = s.row[ALIKE], s.row[INSIDE], s.row[MISSED]
@@ -141,9 +150,9 @@ def _come(g, s, c, row, layer, token, words):
         loose = row[at] & ~alike[at]
         if loose == NO_TOKEN:
             continue
-        read += ones(absent(s, layer, at, loose, layer, token) & missed[at])
+        read += ones(_absent(s, layer, at, loose, layer, token) & missed[at])
         for other in range(g.layers):
-            come = absent(s, other, at, loose, layer, token)
+            come = _absent(s, other, at, loose, layer, token)
             s.row[HBM + other, at] |= come
             s.layer[HELD, other] += ones(come)
             count += ones(come)
@@ -190,7 +199,7 @@ def _token_comes(g, s, c, w, item, layer, token):
     for other in range(g.layers):
         if left == 0 or free(g) <= 0:
             break
-        if absent(s, other, w, item, layer, token) != NO_TOKEN:
+        if _absent(s, other, w, item, layer, token) != NO_TOKEN:
             s.row[HBM + other, w] |= item
             s.layer[HELD, other] += 1
             left -= 1

@@ -26,9 +26,9 @@ Progress = Callable[[int, int], None]
 
 # Below so many words of skip sets, over all pairs, more processes take longer to start than they save.
 _WORDS_FOR_PROCESSES = 1 << 27
-# Pairs of a task with several migrations: every task reads the trace anew, but a stopped study loses those under way,
-# and a process has some tasks to end with when another does.
-_PAIRS = range(12, 31)
+# Of a task with several migrations: every task reads the trace anew, but a stopped study loses those under way, and
+# with a few tasks each, processes end at about the same time.
+_FEWEST_PAIRS, _MOST_PAIRS = 12, 30
 _TASKS_PER_PROCESS = 3
 
 
@@ -146,10 +146,13 @@ def _study(
 
 
 def _tasks(study: Study, ids: Sequence[Sequence[str]], done: Mapping[str, object], jobs: int) -> Iterator[Task]:
-    """What is left to do, each combination once; placements of a migration stay together, for they may be one run."""
+    """What is left to do, each combination once; placements of a migration stay together, for they may be one run.
+
+    jobs: processes among which it would be shared.
+    """
     seen = set(done)
     runs = len(set().union(*ids) - seen)
-    most = min(max(runs // (jobs * _TASKS_PER_PROCESS), _PAIRS[0]), _PAIRS[-1])
+    most = min(max(runs // (jobs * _TASKS_PER_PROCESS), _FEWEST_PAIRS), _MOST_PAIRS)
     for index, cell in enumerate(study.cells):
         left: dict[str, list[Pairing]] = {}
         for pair, row_id in zip(cell.pairs, ids[index], strict=True):

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,9 +38,9 @@ def load_policy(text: str) -> object:
     if Path(file).suffix != ".py":
         raise UserError(f"{file} is no Python file: write FILE.py:CLASS")
     loader = _Afresh(f"penstock_user_policy_{Path(file).stem}", file)
-    module = ModuleType(loader.name)
-    module.__file__ = file
-    sys.modules[loader.name] = module  # where dataclasses look for it
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None  # it is, of a loader that is given
+    module = sys.modules[spec.name] = module_from_spec(spec)  # where dataclasses look for it
     try:
         _call(lambda: loader.exec_module(module), file)
     except SystemExit:
