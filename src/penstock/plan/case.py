@@ -73,8 +73,8 @@ class Case:
 
     @cached_property
     def computed_prompt(self) -> float:
-        """Mean tokens of a prompt that no earlier row has."""
-        return self.prompt - sum(self.shared) / len(self.lengths)
+        """Mean tokens of a prompt that no earlier row has; its last one is always computed."""
+        return max(1.0, self.prompt - sum(self.shared) / len(self.lengths))
 
     @cached_property
     def generated(self) -> float:

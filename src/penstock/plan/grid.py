@@ -46,9 +46,9 @@ def beside(case: Case, cut: Cut) -> Iterator[Cut]:
     yield from other_slots(case, cut)
     if asked.rows is None and asked.batch_size is None:
         fewer, more = [rows for rows in _ROWS if rows < cut.rows], more_rows(case, cut.rows)[:1]
-        # of rows that are never in flight the fewest alone: more of them do the same
+        # where some are never in flight, the fewest of these too, and none beyond
         enough = [rows for rows in fewer if rows >= case.in_flight(cut.sweep)]
-        for rows in enough[:1] or (*fewer[-1:], *more, *fewer[-3:-2]):
+        for rows in dict.fromkeys((*enough[:1], *fewer[-1:], *(() if enough else more), *fewer[-3:-2])):
             yield replace(cut, rows=rows)
     if asked.batch_tokens is None:
         for batch in (cut.batch // 2, cut.batch * 2):

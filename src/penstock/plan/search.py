@@ -20,7 +20,6 @@ _FINALISTS = 2
 _NEAR = 0.95  # of the best sketch: who promises less than this is not run
 _HOPELESS = 0.9  # of the best sketch: a place that promises less is not sketched, and closed forms promise too much
 _WORSE = 0.8  # of what the best cut promises: one beside it that promises less is not sketched
-_BETTER = 1.01  # of the same: one with fewer of the rows that are never in flight is sketched if it promises that much
 _BEATEN = 0.95  # of the best sketch: what comes to less where KV rests elsewhere leads no further
 _ALIKE = 0.99  # of the best sketch is no difference, where KV is shared
 _LONG = 60_000  # spans of a virtual run, from which on one is enough
@@ -168,7 +167,9 @@ class Search:
                 tried(grid.wish(self.case, other, candidate.placement.policy.kv))
         # the closed form knows nothing of how rows come and go: from its best on, the sketches lead
         better = max(found.values(), key=self.worth, default=None)
-        if better is not None and self.case.token_s is None and 0 < self.worth(better) < _BEATEN * to_beat:
+        at_hand = place.asked is not None and place.asked.kv is None
+        beaten = better is not None and 0 < self.worth(better) < _BEATEN * to_beat
+        if beaten and not at_hand and self.case.token_s is None:
             better = None
         while better is not None:
             leader, better = better, None
@@ -220,10 +221,7 @@ class Search:
                 yield grid.wish(case, cut, anew.kv)
         for other in grid.beside(case, cut):
             estimate = steady.estimate(other, kv)
-            # what rows that are never in flight leave to pages when they are fewer, closed forms know
-            idle = case.token_s is None and case.in_flight(cut.sweep) <= other.rows < cut.rows
-            least = _BETTER if idle else _WORSE
-            if not (here and estimate and self.promises.less(estimate, least * self.promises.worth(here))):
+            if not (here and estimate and self.promises.less(estimate, _WORSE * self.promises.worth(here))):
                 yield grid.wish(case, other, kv)
 
     def worth(self, candidate: Candidate) -> float:

@@ -185,7 +185,7 @@ class Steady:
     def _middle(self, cut: Cut, rows: float) -> Load:
         """A steady sweep's load: a decode token of every row, and of prompts what makes up for the rows that end."""
         case = self.case
-        prefill = min(rows * case.prompt / case.generated, max(0.0, cut.sweep - rows))
+        prefill = min(rows * case.computed_prompt / case.generated, max(0.0, cut.sweep - rows))
         return self._load(cut, rows, prefill)
 
     def _load(self, cut: Cut, decode: float, prefill: float) -> Load:
@@ -193,11 +193,13 @@ class Steady:
         case = self.case
         tokens = decode + prefill
         calls = max(1, round(tokens / cut.batch + 0.499))
-        chunk = min(case.prompt, max(1.0, cut.batch))
+        computed = case.computed_prompt
+        chunk = min(computed, max(1.0, cut.batch))
         spans = [Spans(decode, case.prompt + case.generated / 2, 1)] if decode else []
         if prefill:
-            spans.append(Spans(prefill / chunk, max(0.0, (case.prompt - chunk) / 2), chunk))
-        return Load(tuple(spans), decode + prefill / case.prompt, calls)
+            before = max(0.0, case.prompt - computed + (computed - chunk) / 2)
+            spans.append(Spans(prefill / chunk, before, chunk))
+        return Load(tuple(spans), decode + prefill / computed, calls)
 
     def _job_s(self, cut: Cut, rows: float, price: Callable[[Load], Priced]) -> tuple[float, Priced]:
         """Seconds of the job, and its steady sweep.
@@ -207,8 +209,8 @@ class Steady:
         make up for the rows that end.
         """
         case = self.case
-        count, prompt, generated = case.job.prompts, case.prompt, case.generated
-        apart = cut.sweep * generated / (prompt + generated)  # rows that prompts of those who follow leave tokens for
+        count, prompt, generated = case.job.prompts, case.computed_prompt, case.generated
+        apart = case.in_flight(cut.sweep)
         waves = math.ceil(count / min(rows, float(cut.sweep)) - 1e-9)
         sweeps = case.longest_generated
         in_waves = waves == 1 or (waves <= _WAVES and rows <= apart and sweeps <= _ALIKE * generated)
