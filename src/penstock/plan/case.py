@@ -81,11 +81,6 @@ class Case:
         """Mean tokens that a row generates."""
         return sum(one.generated for one in self.lengths) / len(self.lengths)
 
-    @cached_property
-    def longest_generated(self) -> int:
-        """Tokens of the row that generates most."""
-        return max(one.generated for one in self.lengths)
-
     def extended(self, policy: Policy) -> Policy:
         """A placement's policy with what the placement rule does not know of."""
         return replace(policy, attention=self.attention, weight_bits=self.weight_bits, kv_bits=self.kv_bits)

@@ -12,7 +12,6 @@ from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.plan.sizes import Cut, Sizes
 
 _WAVES = 3  # of a job whose rows still end together
-_ALIKE = 1.1  # of the mean length: where the longest row generates no more, rows end together
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,24 +203,22 @@ class Steady:
     def _job_s(self, cut: Cut, rows: float, price: Callable[[Load], Priced]) -> tuple[float, Priced]:
         """Seconds of the job, and its steady sweep.
 
-        A short job goes in waves: rows come in together and decode together, until the longest ends, where all are in
-        the same wave, or all end together. In a long one they have come apart, and every sweep carries the prompts that
-        make up for the rows that end.
+        A short job goes in waves: rows come in together, decode together and end together. In a long one they have
+        come apart, and every sweep carries the prompts that make up for the rows that end. Both promise too much of
+        ragged rows: what promises too little would not be sketched.
         """
         case = self.case
         count, prompt, generated = case.job.prompts, case.computed_prompt, case.generated
         apart = case.in_flight(cut.sweep)
         waves = math.ceil(count / min(rows, float(cut.sweep)) - 1e-9)
-        sweeps = case.longest_generated
-        in_waves = waves == 1 or (waves <= _WAVES and rows <= apart and sweeps <= _ALIKE * generated)
+        in_waves = waves <= _WAVES and (rows <= apart or waves == 1)
         rows = min(rows, float(cut.sweep)) if in_waves else min(rows, apart)
         middle = price(self._middle(cut, rows))
         together = count / waves if in_waves else rows
         fill = price(self._load(cut, 0.0, min(float(cut.sweep), together * prompt)))
         filling = together * prompt / cut.sweep * fill.seconds
         if in_waves:
-            decode = price(self._load(cut, max(1.0, together * generated / sweeps), 0.0))
-            return waves * (filling + sweeps * decode.seconds), middle
+            return waves * (filling + generated * price(self._load(cut, together, 0.0)).seconds), middle
         tail = price(self._load(cut, max(1.0, rows / 2), 0.0))
         return filling + (count - rows) * generated / rows * middle.seconds + generated * tail.seconds, middle
 
