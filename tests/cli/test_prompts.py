@@ -72,7 +72,7 @@ def test_what_changes_no_answer_may_stand_beside_a_prompt(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("job.jsonl.gz", gzip.compress(b'{"prompt": "a"}', mtime=0), "is compressed (gzip): decompress it first, or let"),
+        ("job.jsonl.gz", gzip.compress(b'{"prompt": "a"}', mtime=0), "is compressed (gzip): decompress it first"),
         ("job.zst", b"\x28\xb5\x2f\xfd and more", "is compressed (zstd)"),
         ("job.json", b'[{"prompt": "a"}]', "is JSON: name it .jsonl, an object on each line, or .txt"),
         ("job.json", b'\n {"prompt": "a"}\n', "is JSON: name it .jsonl"),
