@@ -81,6 +81,11 @@ class Case:
         """Mean tokens that a row generates."""
         return sum(one.generated for one in self.lengths) / len(self.lengths)
 
+    def worth(self, sweep_s: float, tok_s: float) -> float:
+        """What is wanted of a plan, more being better: a bound on time per token comes before speed."""
+        late = self.token_s is not None and sweep_s > self.token_s
+        return -sweep_s if late or (self.latency and self.token_s is None) else tok_s
+
     def extended(self, policy: Policy) -> Policy:
         """A placement's policy with what the placement rule does not know of."""
         return replace(policy, attention=self.attention, weight_bits=self.weight_bits, kv_bits=self.kv_bits)

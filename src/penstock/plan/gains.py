@@ -30,8 +30,8 @@ def gains(search: Search, best: Candidate) -> Iterator[Gain]:
     """What one more GiB of each tier, and each link twice as fast, would do, searched again."""
     case = search.case
 
-    def gain(change: str, case: Case) -> Gain:
-        return _gain(change, Search(case, search.outlines), best)
+    def gain(change: str, changed: Case) -> Gain:
+        return _gain(change, Search(changed, search.outlines), best)
 
     for tier in TIERS:
         if case.ledger.budget.get(tier, 0) <= 0 or (tier == "gpu" and case.compute != "gpu"):

@@ -33,9 +33,7 @@ class Promises:
 
     def worth(self, estimate: Estimate) -> float:
         """What the closed form says of a candidate's worth."""
-        case = self.case
-        late = case.token_s is not None and estimate.sweep_s > case.token_s
-        return -estimate.sweep_s if late or (case.latency and case.token_s is None) else estimate.tok_s
+        return self.case.worth(estimate.sweep_s, estimate.tok_s)
 
     def less(self, estimate: Estimate, than: float) -> bool:
         """Whether the closed form rules a cut out; never where it is not speed that is wanted first."""

@@ -161,10 +161,10 @@ class Search:
                 sketched, promised = self.worth(candidate), self.promises.worth(estimate)
                 kept = max(kept, sketched / promised) if min(sketched, promised) > 0 else kept
         # what a third slot is worth only a sketch says, and its run is made already
-        for candidate in sorted(found.values(), key=self.worth)[-1:]:
-            cut = grid.cut_of(candidate.placement.policy)
-            for other in grid.other_slots(self.case, cut):
-                tried(grid.wish(self.case, other, candidate.placement.policy.kv))
+        if found:
+            policy = max(found.values(), key=self.worth).placement.policy
+            for other in grid.other_slots(self.case, grid.cut_of(policy)):
+                tried(grid.wish(self.case, other, policy.kv))
         # the closed form knows nothing of how rows come and go: from its best on, the sketches lead
         better = max(found.values(), key=self.worth, default=None)
         at_hand = place.asked is not None and place.asked.kv is None
@@ -225,14 +225,8 @@ class Search:
                 yield grid.wish(case, other, kv)
 
     def worth(self, candidate: Candidate) -> float:
-        """What is wanted of a plan, more being better: a bound on time per token comes before speed."""
-        predicted = candidate.predicted
-        sweep_s = predicted.steady.seconds
-        if self.case.latency and self.case.token_s is None:
-            return -sweep_s
-        if self.case.token_s is not None and sweep_s > self.case.token_s:
-            return -sweep_s
-        return predicted.total_tok_s
+        """What a candidate is worth: see Case."""
+        return self.case.worth(candidate.predicted.steady.seconds, candidate.predicted.total_tok_s)
 
     def run(self, asked: Asked) -> Candidate:
         """What the simple rule makes of a wish, in outline. UserError where it does not fit."""
