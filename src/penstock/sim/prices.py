@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.sim.memories import Duplex
+from penstock.sim.result import BINDING
 from penstock.sim.scenario import Scenario
 
 FULL, HALF, SERIAL = range(3)
+_READING, _WRITING, _INTERNAL, _COMPUTE = map(BINDING.index, ("ext-read", "ext-write", "ext-internal", "compute"))
 _DUPLEX = {Duplex.FULL: FULL, Duplex.HALF: HALF, Duplex.SERIAL: SERIAL}
 
 # The bytes of a step, in the order of result.Traffic's fields.
@@ -77,16 +79,19 @@ class Prices:
         read_bytes, write_bytes = kinds[EXT_READ] + kinds[MOVED_EXT_READ], kinds[EXT_WRITTEN] + kinds[MOVED_EXT_WRITTEN]
         external = read_bytes + write_bytes
         if self.duplex == FULL:
-            terms = [(1, read_bytes / self.read), (2, write_bytes / self.write)]
+            terms = [(_READING, read_bytes / self.read), (_WRITING, write_bytes / self.write)]
         elif self.duplex == HALF:
-            terms = [(1, external / self.read)]
+            terms = [(_READING, external / self.read)]
         else:
             read, write = read_bytes / self.read, write_bytes / self.write
             both, reading_is_longer = read + write, read >= write
-            terms = [(1, np.where(reading_is_longer, both, 0.0)), (2, np.where(reading_is_longer, 0.0, both))]
+            terms = [
+                (_READING, np.where(reading_is_longer, both, 0.0)),
+                (_WRITING, np.where(reading_is_longer, 0.0, both)),
+            ]
         longest = hbm / self.hbm
         binding = np.zeros(longest.shape, np.uint8)
-        for place, term in (*terms, (3, external / self.internal), (4, self.compute_s)):
+        for place, term in (*terms, (_INTERNAL, external / self.internal), (_COMPUTE, self.compute_s)):
             np.putmask(binding, term > longest, place)
             np.maximum(longest, term, out=longest)
         longest += self.fixed_s

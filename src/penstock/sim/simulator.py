@@ -96,7 +96,7 @@ def simulate_many(
 
 
 def _groups(lanes: Sequence[_Lane]) -> list[_Together]:
-    """Pairs that differ in their placements alone, which have had no say yet."""
+    """Pairs that differ in their placements alone, which have had no say yet; those of a group share an account."""
     groups: dict[object, _Together] = {}
     for lane in lanes:
         alone = isinstance(lane.form, NumpyForm | BeladyForm)
