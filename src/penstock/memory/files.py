@@ -70,10 +70,11 @@ class File:
         done = 0
         # A direct transfer that stops inside a sector has met the end of the file; asking on would be refused.
         while done < len(memory) and not (self.direct and done % SECTOR):
+            direct = self.direct  # which another thread may find out to be refused meanwhile
             try:
                 count = call(self._descriptor, [memory[done:]], offset + done)
             except OSError as error:
-                if error.errno == errno.EINVAL and self.direct:
+                if error.errno == errno.EINVAL and direct:
                     self.direct = self._set_direct(False)  # some file systems refuse only when it comes to reading
                     continue
                 raise UserError(f"cannot {verb} {self.path} at byte {offset + done:,}: {error.strerror}") from error
