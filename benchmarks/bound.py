@@ -3,7 +3,9 @@
 The rate of the model's own matrix products, each by the fastest of three ways that torch has, and of direct reads of
 its own files are measured in one sitting, each alone and both together; the bound is computed from the rates measured
 together. Taken as free: attention, norms, sampling, widening of 16-bit weights, memory for as many rows as asked, the
-start of the run. The LM head counts for sampled positions alone. JSON on stdout, a table on stderr.
+start of the run. The LM head counts for sampled positions alone. With --weight-bits, pages are as small as Penstock
+packs them, and every layer's weights are unpacked once a sweep, at the rate of Penstock's own kernel into a panel that
+stays in cache. JSON on stdout, a table on stderr.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from torch.nn.functional import linear
 READERS, READ_BYTES = 16, 4 << 20
 CALL_TOKENS = (256, 512, 1024, 2048)  # a long sweep is cut into the calls that are fastest here
 PANEL_ROWS = 2048
+PARAMETER_BITS = 0.5  # of a weight: a scale and a minimum of 16 bits for each group of 64
 COLD_BYTES = 64 << 20  # products walk over this many bytes of weights, as a sweep does, not over one cached matrix
 
 
@@ -48,6 +51,14 @@ class Model:
     head: Product
     page_bytes: int
     files: tuple[Path, ...]
+    unpack_seconds: float = 0.0
+
+    def packed(self, bits: int) -> Model:
+        """The same with the layers packed, and their unpacking measured."""
+        weights = sum(product.count * math.prod(product.shape) for product in self.layers)
+        head_bytes = 2 * math.prod(self.head.shape)
+        page_bytes = head_bytes + round(weights * (bits + PARAMETER_BITS) / 8)
+        return replace(self, page_bytes=page_bytes, unpack_seconds=weights / unpacked_per_second(bits))
 
     def products(self, tokens: int, samples: int) -> list[tuple[Product, int]]:
         """Every product of a sweep with the tokens one matrix sees."""
@@ -162,6 +173,23 @@ def widened_seconds(shape: tuple[int, int], tokens: int, least_seconds: float) -
     return timed(product, least_seconds)
 
 
+def unpacked_per_second(bits: int, rows: int = 64, columns: int = 3072) -> float:
+    """Weights per second that the kernel unpacks, from memory to a panel in cache, with all threads."""
+    from penstock.quant.grouped import Grouped
+    from penstock.quant.unpacking import unpack
+
+    form = Grouped(bits)
+    count = max(1, COLD_BYTES // (rows * form.row_bytes(columns)))
+    parts = itertools.cycle(torch.zeros(count, rows, form.row_bytes(columns), dtype=torch.uint8).numpy())
+    panel = torch.empty(rows, columns).numpy()
+
+    def several() -> None:
+        for _ in range(count):
+            unpack(next(parts), form, panel)
+
+    return count * rows * columns / timed(several, 1.0)
+
+
 def call_sizes(tokens: int) -> list[int]:
     """The sizes of call that a sweep of so many tokens may be cut into."""
     return [size for size in CALL_TOKENS if size < tokens] + ([tokens] if tokens <= CALL_TOKENS[-1] else [])
@@ -183,8 +211,8 @@ class Speeds:
     def sweep(self, model: Model, tokens: int, samples: int, resident_bytes: int) -> dict[str, float]:
         """Times of one sweep over all pages."""
         gemm = self.gemm_seconds(model, tokens, samples)
-        page = max(0, model.page_bytes - resident_bytes) / self.disk
-        return {"tokens": tokens, "gemm_seconds": gemm, "page_seconds": page, "seconds": max(gemm, page)}
+        page, computed = max(0, model.page_bytes - resident_bytes) / self.disk, gemm + model.unpack_seconds
+        return {"tokens": tokens, "gemm_seconds": gemm, "page_seconds": page, "seconds": max(computed, page)}
 
 
 @dataclass(frozen=True)
@@ -300,12 +328,15 @@ def main() -> None:
     parser.add_argument("--gen-len", type=int, default=32)
     parser.add_argument("--rows", type=int, help="rows in flight of the mixed bound (default: all prompts)")
     parser.add_argument("--resident", type=float, default=0, help="GiB of pages that stay in memory")
+    parser.add_argument("--weight-bits", type=int, choices=[4, 8], help="of the layers' weights, packed by Penstock")
     parser.add_argument("--compute", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: the faster")
     parser.add_argument("--rounds", type=int, default=3, help="alone and together are measured in turn so often")
     parser.add_argument("--least-seconds", type=float, default=0.5, help="time spent on each product")
     arguments = parser.parse_args()
 
     model = read_model(arguments.model)
+    if arguments.weight_bits:
+        model = model.packed(arguments.weight_bits)
     job = Job(arguments.prompts, arguments.prompt_len, arguments.gen_len, arguments.rows or arguments.prompts)
     largest = max((product.shape for product in model.layers), key=math.prod)
     rates = arithmetic(largest, min(job.rows, CALL_TOKENS[-1]), arguments.least_seconds)
@@ -325,6 +356,7 @@ def main() -> None:
         "gen_len": job.gen_len,
         "dtype": compute,
         "page_bytes": model.page_bytes,
+        "unpack_seconds": model.unpack_seconds,
         "resident_bytes": resident_bytes,
         "flops": rates,
         "disk_bytes_per_second": {name: one.disk for name, one in speeds.items()},

@@ -75,8 +75,11 @@ def penstock_runs(arguments: argparse.Namespace, model: Path) -> Iterator[Run]:
     command = [arguments.penstock, "generate", str(model), "-i", str(prompts), "--json", "--ignore-eos"]
     command += ["--max-tokens", str(arguments.gen_len)]
     command += ["--cpu-memory", arguments.cpu_memory or f"{arguments.memory * 1024:.0f}MiB"]
+    if arguments.weight_bits:
+        command += ["--weight-bits", str(arguments.weight_bits)]
     command += shlex.split(arguments.penstock_args)
-    yield Run("penstock", arguments.prompts, None, "auto", command)
+    kind = f"{arguments.weight_bits} bit" if arguments.weight_bits else "auto"
+    yield Run("penstock", arguments.prompts, None, kind, command)
 
 
 def accelerate_runs(arguments: argparse.Namespace, model: Path) -> Iterator[Run]:
@@ -156,6 +159,8 @@ def measure_bound(arguments: argparse.Namespace, job: Job, model: Path) -> dict:
     rows = min(arguments.prompts, arguments.bound_rows or max(arguments.rows))
     command = [sys.executable, str(HERE / "bound.py"), "--model", str(model), "--prompts", str(arguments.prompts)]
     command += ["--prompt-len", str(job.prompt_len), "--gen-len", str(job.gen_len), "--rows", str(rows)]
+    if arguments.weight_bits:
+        command += ["--weight-bits", str(arguments.weight_bits)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return machine() | asdict(job) | {"command": shlex.join(command)} | json.loads(done.stdout)
 
@@ -210,6 +215,7 @@ def parse() -> argparse.Namespace:
     add("--gen-len", type=int, default=32)
     add("--rows", type=numbers, default=[128, 256], help="rows of a peer's batch, one run each")
     add("--dtypes", type=words, default=["bfloat16", "float32"], help="of accelerate and AirLLM, one run each")
+    add("--weight-bits", type=int, choices=[4, 8], help="of Penstock's layers, and of the bound's")
     add("--gguf", type=words, default=["bf16", "f16"], help="types of llama.cpp's file, one run each")
     add("--accelerate-resident", default="0.5GiB", help="weights accelerate keeps in memory")
     add("--penstock", default=str(Path(sys.executable).with_name("penstock")), help="the penstock command")

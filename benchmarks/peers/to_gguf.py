@@ -1,4 +1,4 @@
-"""Convert a checkpoint as make_model.py writes (Llama, Qwen3-MoE) to GGUF: to_gguf.py MODEL OUT.gguf [bf16|f16|q8_0].
+"""Convert a checkpoint as make_model.py writes (Llama, Qwen3-MoE) to GGUF: to_gguf.py MODEL OUT.gguf [TYPE].
 
 One tensor at a time, so memory stays at the largest tensor (a layer's stacked experts count as one).
 """
@@ -150,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("type", nargs="?", default="bf16", choices=["bf16", "f16", "q8_0"])
+    parser.add_argument("type", nargs="?", default="bf16", choices=["bf16", "f16", "q8_0", "q4_0"])
     arguments = parser.parse_args()
     convert(arguments.model, arguments.out, gguf.GGMLQuantizationType[arguments.type.upper()])
 

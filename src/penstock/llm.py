@@ -15,7 +15,7 @@ from penstock.asked import Shared, asked_for
 from penstock.batch import run_batch
 from penstock.budgets import Budgets
 from penstock.encoding import Encoder, Item, Prompt, job_of
-from penstock.engine.build import Blueprint, assemble, blueprint, cache_pages
+from penstock.engine.build import Blueprint, assemble, blueprint, cache_pages, check_packed
 from penstock.engine.selfcheck import require_exact
 from penstock.errors import UserError
 from penstock.generation import Event, Prepared, Run, Surroundings
@@ -27,9 +27,10 @@ from penstock.memory.device import Device, open_device
 from penstock.memory.offload import make_offload, offload_root, remove_offload
 from penstock.model import precision, source, tokenizer
 from penstock.model.fingerprint import fingerprint
+from penstock.model.packing import packing_of
 from penstock.outlook import Outlook
 from penstock.outputs import RequestOutput
-from penstock.placing import Placing, saved_plan
+from penstock.placing import Placing, packing_of_plan, saved_plan
 from penstock.plan.policy import Tier
 from penstock.plan.types import Job, Ledger
 from penstock.sampling import SamplingParams, unheeded
@@ -57,6 +58,8 @@ class LLM:
         model: str,
         *,
         dtype: str = "auto",
+        weight_bits: int | None = None,
+        lm_head_bits: int | None = None,
         device: str = "auto",
         gpu_memory: str | int | None = None,
         cpu_memory: str | int | None = None,
@@ -91,6 +94,9 @@ class LLM:
             num_batches=num_batches,
         )
         self._saved = None if plan is None else saved_plan(Path(plan), self.asked)
+        packing = packing_of(weight_bits, lm_head_bits)
+        if self._saved is not None:
+            packing = packing_of_plan(self._saved, packing)
         if trace is not None:
             check_trace(trace)
         give_back_at_once()
@@ -117,9 +123,8 @@ class LLM:
             random_weights=random_weights,
             progress=self._progress(f"fetching {model}"),
         )
-        chosen = precision.choose(
-            dtype, found.checkpoint_dtype, self._device.torch_device.type, probe.cpu_computes_bfloat16()
-        )
+        computes = self._device.torch_device.type, probe.cpu_computes_bfloat16()
+        chosen = precision.choose(dtype, found.checkpoint_dtype, *computes, packing, found.kind == "gguf")
         if chosen.note:
             self.note(chosen.note)
         self.tokenizer = tokenizer.load(found, trust_remote_code=trust_remote_code)
@@ -272,6 +277,8 @@ class LLM:
             return
         self._closed = True
         self._drop_engine()
+        if self.blueprint.lease is not None:
+            self.blueprint.lease.close()
         self._device.close()
         if self._trace is not None:
             try:
@@ -309,7 +316,11 @@ class LLM:
             return self._ready
         self._drop_engine()
         disk = self._budgets.asked["disk"]
+        check_packed(self.blueprint, disk)
         self.blueprint = cache_pages(self.blueprint, disk, self._progress("preparing pages"))
+        if self.blueprint.packed_bytes > self.blueprint.cached_bytes:
+            needed = format_bytes(self.blueprint.packed_bytes)
+            raise UserError(f"packed weights take {needed} of page cache, and the disk has no room: set PENSTOCK_CACHE")
         if left := self.blueprint.converted_bytes:
             room = "what is free on disk" if disk is None else f"--disk-memory {format_bytes(disk)}"
             self.note(f"pages are converted whenever they are read: a cache of {format_bytes(left)} exceeds {room}")

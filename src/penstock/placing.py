@@ -11,6 +11,7 @@ from penstock.engine.shape import model_shape
 from penstock.errors import UserError
 from penstock.machine.machine import Machine
 from penstock.model.fingerprint import fingerprint
+from penstock.model.packing import Packing, packing_of
 from penstock.plan.beginnings import Beginnings
 from penstock.plan.case import Case
 from penstock.plan.plan import Prediction
@@ -157,8 +158,8 @@ class Placing:
             return f"puts {on_gpu[0]} on gpu, and there is no gpu here"
         if policy.attention not in (None, self.compute):
             return f"has attention on {policy.attention}, and layers are computed on {self.compute}"
-        if policy.weight_bits is not None or policy.kv_bits is not None:
-            return "packs weights or KV, which is not built yet"
+        if policy.kv_bits is not None:
+            return "packs KV, which is not built yet"
         return None
 
 
@@ -169,6 +170,16 @@ def saved_plan(path: Path, asked: Asked) -> SavedPlan:
             f"--plan {path} fixes placement and cut: leave the flags for these out, or plan again with them"
         )
     return load_plan(path)
+
+
+def packing_of_plan(saved: SavedPlan, asked: Packing | None) -> Packing | None:
+    """How a plan packs weights; UserError where flags say otherwise."""
+    policy = saved.placement.policy
+    planned = packing_of(policy.weight_bits, policy.lm_head_bits)
+    if asked is not None and asked != (planned or Packing()):
+        said = planned.name if planned and planned.name else "nothing"
+        raise UserError(f"--plan packs {said}: leave --weight-bits and --lm-head-bits out, or plan again with them")
+    return planned
 
 
 def _lengths(job: Job) -> list[Length]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.budgets import Budgets
-from penstock.engine.build import Blueprint, blueprint
+from penstock.engine.build import Blueprint, blueprint, check_packed
 from penstock.engine.shape import model_shape
 from penstock.errors import UserError
 from penstock.machine import probe
@@ -16,6 +16,7 @@ from penstock.machine.presets import machine_of
 from penstock.memory.device import Device, open_device
 from penstock.memory.offload import offload_root
 from penstock.model import precision, source
+from penstock.model.packing import packing_of
 from penstock.model.pages import Extent
 from penstock.plan.baseline import baseline, check_expressible
 from penstock.plan.case import Case
@@ -57,6 +58,7 @@ class Planner:
             chunking=not self.model.anatomy.recurrent,
             attention=question.attention,
             weight_bits=question.weight_bits,
+            lm_head_bits=question.lm_head_bits,
             kv_bits=question.kv_bits,
             no_disk=question.no_disk or "disk" not in self.machine.memory,
             latency=question.objective == "latency",
@@ -196,7 +198,9 @@ def _blueprint(model: str, question: Question, compute: Tier, cpu_bfloat16: bool
     trusted = question.trust_remote_code
     found = planned_source(model, trusted)
     kind = "cuda" if compute == "gpu" else "cpu"
-    chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, cpu_bfloat16)
+    packing = packing_of(question.weight_bits, question.lm_head_bits)
+    blocks = found.kind == "gguf"
+    chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, cpu_bfloat16, packing, blocks)
     return blueprint(found, chosen, trust_remote_code=trusted, one_group=compute == "gpu")
 
 
@@ -222,10 +226,14 @@ def _extents(plan: Blueprint | None) -> list[Extent]:
 
 
 def _page_cache_bytes(plan: Blueprint, asked: int | None) -> int:
-    """Of the disk's budget, where there is one, what pages take that are not read from the checkpoint as they are."""
-    converted = sum(page.nbytes for page in plan.layout.pages if page.extents is None)
+    """Of the disk's budget, where there is one, what pages take that are not read from the checkpoint as they are.
+
+    Raises UserError where packed pages take more.
+    """
+    check_packed(plan, asked)
+    converted = plan.converted_bytes
     if asked is None or converted > asked or plan.source.kind == "random":
-        return 0
+        return 0 if asked is None else plan.packed_bytes
     return converted
 
 
@@ -256,6 +264,8 @@ def _ledger(machine: Machine, question: Question, plan: Blueprint) -> Ledger:
         budget["disk"] = 0
     elif question.disk_memory is None and "disk" in machine.memory:
         taken["disk"] = sum(page.nbytes for page in plan.layout.pages)
+    else:
+        taken["disk"] = _page_cache_bytes(plan, question.disk_memory)
     return Ledger(budget, taken)
 
 
@@ -263,6 +273,6 @@ def _cannot(question: Question, machine: Machine) -> str | None:
     """Why no engine here executes a plan for this question; None where one does."""
     if question.attention == "cpu" and machine.compute == "gpu":
         return "attention on the cpu beside a gpu is not built yet"
-    if question.weight_bits is not None or question.kv_bits is not None:
-        return "packed weights and KV are not built yet"
+    if question.kv_bits is not None:
+        return "packed KV is not built yet"
     return None if question.machine is None else f"it is for {question.machine}, not for this host"

@@ -61,6 +61,8 @@ def test_json_is_one_value_with_outputs_and_run(engine: Engine, capsys: pytest.C
 def test_flags_reach_the_engine_by_the_names_of_python(engine: Engine) -> None:
     flags = {
         "dtype": "float32",
+        "weight_bits": 4,
+        "lm_head_bits": 8,
         "device": "emulated",
         "gpu_memory": "1GiB",
         "cpu_memory": "2GiB",

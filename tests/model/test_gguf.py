@@ -22,7 +22,8 @@ from transformers import (
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from penstock.errors import UserError
-from penstock.model.gguf import plan_parameters, read_header
+from penstock.model.gguf import GgufParameter, plan_parameters, read_header
+from penstock.quant.packed import Packed
 
 LLAMA = LlamaConfig(
     vocab_size=96,
@@ -112,6 +113,21 @@ def assert_equal_rows(path: Path, model: PreTrainedModel, monkeypatch: pytest.Mo
         rows = value.shape[0]
         for start, stop in ((0, 1), (rows // 3, rows // 2), (rows - 1, rows), (rows // 2, rows // 2)):
             assert torch.equal(source.load(start, stop), value[start:stop]), (name, start, stop)
+            if stop > start:
+                assert_packed_alike(source, start, stop)
+
+
+def assert_packed_alike(source: GgufParameter, start: int, stop: int) -> None:
+    """Rows as they are stored, and as they lie in the file, are the rows that are loaded."""
+    if source.form is None:
+        return
+    rows = torch.from_numpy(np.ascontiguousarray(source.packed(start, stop)))
+    assert torch.equal(Packed(source.form, source.shape[-1], rows).wide(torch.float32), source.load(start, stop))
+    runs = source.packed_extents(start, stop)
+    assert (runs is None) == (source.rows.kind == "moved")
+    if runs is not None:
+        [(path, offset, nbytes)] = runs
+        assert np.array_equal(np.fromfile(path, np.uint8, nbytes, offset=offset), rows.numpy().reshape(-1))
 
 
 def test_smollm2_is_bit_equal_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +160,10 @@ def test_smollm2_is_bit_equal_to_transformers(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0"])
 def test_every_quantisation_is_equal(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_equal_rows(llama_file(tmp_path / "m.gguf", kind), skeleton(LLAMA), monkeypatch)
+    path = llama_file(tmp_path / "m.gguf", kind)
+    assert_equal_rows(path, skeleton(LLAMA), monkeypatch)
+    forms = {source.form.name for source in plan_parameters(skeleton(LLAMA), read_header(path)).values() if source.form}
+    assert forms == ({kind.lower()} if kind in ("Q8_0", "Q4_0", "Q4_1") else set())
 
 
 def test_merged_experts_are_equal_expert_by_expert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

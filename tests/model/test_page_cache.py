@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from penstock.errors import UserError
-from penstock.model import page_cache
+from penstock.model import page_cache, page_file
 from penstock.model.page_cache import CachedPages, cache_key, fill, open_or_build
 from penstock.model.pages import SECTOR, Page, Slice
 
@@ -249,8 +249,8 @@ def test_large_caches_are_checked_in_part(tmp_path: Path, monkeypatch: pytest.Mo
     open_or_build("k", pages, sources, directory=tmp_path)
     monkeypatch.setattr(page_cache, "CHECKED_AT_OPEN_BYTES", 4 * SECTOR)
     read: list[int] = []
-    whole = page_cache._file_checksum
-    monkeypatch.setattr(page_cache, "_file_checksum", lambda *where: read.append(where[1]) or whole(*where))
+    whole = page_cache.checksum
+    monkeypatch.setattr(page_cache, "checksum", lambda *where: read.append(where[1]) or whole(*where))
     assert open_or_build("k", pages, sources, directory=tmp_path) is not None
     assert read == [0]
 
@@ -286,4 +286,4 @@ def test_the_key_follows_files_layout_and_facts(tmp_path: Path) -> None:
 
 def test_a_checksum_of_parts_is_that_of_the_whole() -> None:
     data = np.random.default_rng(0).integers(0, 256, 4 * SECTOR, dtype=np.uint8)
-    assert page_cache._checksum(data[SECTOR:], page_cache._checksum(data[:SECTOR])) == page_cache._checksum(data)
+    assert page_file._sum(data[SECTOR:], page_file._sum(data[:SECTOR])) == page_file._sum(data)

@@ -19,8 +19,8 @@ MACHINE = replace(BESIDE, memory={**BESIDE.memory, "disk": 1}, links={**UP, **DI
 SHAPE = ModelShape("m", "float16", [], [LAYER], 1000, 0, 0, Footprint([], frozenset(), 0, 0, 0, 0, 16), 8, 2)
 
 
-def carrying(policy: Policy = POLICY, machine: Machine = MACHINE, parts: tuple[float, float] = (1.0, 1.0)) -> Carrying:
-    return Carrying(SHAPE, machine, policy, Attending(machine, policy, parts[1]), parts)
+def carrying(policy: Policy = POLICY, machine: Machine = MACHINE, kv_part: float = 1.0) -> Carrying:
+    return Carrying(SHAPE, machine, policy, Attending(machine, policy, kv_part), kv_part)
 
 
 def test_pages_cross_every_link_on_their_way_up() -> None:
@@ -28,7 +28,6 @@ def test_pages_cross_every_link_on_their_way_up() -> None:
     assert carrying().page(page, "gpu", 1) == {}
     assert carrying().page(page, "cpu", 1) == {"cpu→gpu": pytest.approx(1e-3)}
     assert carrying().page(page, "disk", 1) == {"cpu→gpu": pytest.approx(1e-3), "disk→cpu": pytest.approx(1.1e-2)}
-    assert carrying(parts=(0.25, 1.0)).page(page, "cpu", 1) == {"cpu→gpu": pytest.approx(0.25e-3)}
 
 
 def test_of_experts_come_those_that_tokens_are_sent_to() -> None:
@@ -40,7 +39,7 @@ def test_of_experts_come_those_that_tokens_are_sent_to() -> None:
 
 def test_kv_that_rests_elsewhere_is_read_and_what_is_new_written() -> None:
     assert carrying().kv(LAYER, DECODE) == {}
-    half = carrying(replace(POLICY, kv=Shares(gpu=0.5, cpu=0.5)), parts=(1.0, 0.3)).kv(LAYER, DECODE)
+    half = carrying(replace(POLICY, kv=Shares(gpu=0.5, cpu=0.5)), kv_part=0.3).kv(LAYER, DECODE)
     assert half["cpu→gpu"] == pytest.approx(0.5 * 0.3 * 4 * 9 * 100 / 1e9)
     assert half["gpu→cpu"] == pytest.approx(0.5 * 0.3 * 4 * 100 / 5e8)
 

@@ -93,12 +93,19 @@ def test_packed_kv_crosses_links_packed_and_is_unpacked_before_attention_reads_i
     assert tight.lanes["gpu-compute"] == pytest.approx(plain.lanes["gpu-compute"] + unpack_s)
 
 
-def test_packed_weights_are_unpacked_for_every_micro_batch() -> None:
-    processors = {**MACHINE.processors, "gpu": replace(PROCESSOR, dequantise_per_s=1e8)}
-    policy = replace(POLICY, weight_bits=4)
-    cost = SweepCost(SHAPE, replace(MACHINE, processors=processors), policy, ["gpu"] * LAYERS)
-    half = Load((Spans(5, 99, 1),), 5)
-    assert cost.price([half, half]).seconds - cost.price(DECODE).seconds == pytest.approx(LAYERS * PAGE / 2 / 1e8)
+def test_packed_weights_are_unpacked_for_every_micro_batch_unless_a_product_does_it() -> None:
+    shape, half = replace(SHAPE, weight_bits=4.5, arithmetic="float16<int4"), Load((Spans(5, 99, 1),), 5)
+
+    def more_s(processor: Processor) -> float:
+        """What two calls of half of the rows take more than one of all."""
+        machine = replace(MACHINE, processors={**MACHINE.processors, "gpu": processor})
+        cost = SweepCost(shape, machine, POLICY, ["gpu"] * LAYERS)
+        return cost.price([half, half]).seconds - cost.price(DECODE).seconds
+
+    apart = replace(PROCESSOR, dequantise_per_s=1e8)
+    assert more_s(apart) == pytest.approx(LAYERS * PAGE / 2 / 1e8)
+    products = {**PROCESSOR.products, "float16<int4": Curve.flat(1e9)}
+    assert more_s(replace(apart, products=products)) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_packed_part_counts_a_scale_and_a_zero_per_group() -> None:

@@ -26,17 +26,18 @@ LAYERS = {"6.7b": 32, "30b": 48, "175b": 96}
 PAGES = 6  # a layer: two of attention, four of the MLP
 
 
-def opt(size: str) -> ModelShape:
-    """OPT in float16, in pages of a sixth of a layer."""
+def opt(size: str, bits: int | None = None) -> ModelShape:
+    """OPT in float16, or in fewer bits and what groups of 64 share, in pages of a sixth of a layer."""
     hidden, layers = HIDDEN[size], LAYERS[size]
     weights = 12 * hidden * hidden // PAGES
+    stored_bits = 16.0 if bits is None else bits + 0.5
     pages = [
-        PageShape(2 * weights, weights, layer, matrices=2 if i < 2 else 1)
+        PageShape(int(stored_bits / 8 * weights), weights, layer, matrices=2 if i < 2 else 1)
         for layer in range(layers)
         for i in range(PAGES)
     ]
     head = VOCABULARY * hidden // 7
-    pages += [PageShape(2 * head, head, None, samples_only=True)] * 7
+    pages += [PageShape(int(stored_bits / 8 * head), head, None, samples_only=True)] * 7
     pages.append(PageShape(2 * 2050 * hidden, 2050 * hidden, None, table=True))
     attention = [AttentionShape(4 * hidden, 4 * hidden, None, layer * PAGES) for layer in range(layers)]
     footprint = Footprint(
@@ -51,13 +52,14 @@ def opt(size: str) -> ModelShape:
     )
     return ModelShape(
         name=f"opt-{size}",
-        arithmetic="float16",
+        arithmetic="float16" if bits is None else f"float16<int{bits}",
         pages=pages,
         attention=attention,
         hidden_bytes=2 * hidden,
         traffic_bytes=layers * traffic_bytes(hidden, 3 * hidden, 4 * hidden, 2),
         vocabulary=VOCABULARY,
         footprint=footprint,
+        weight_bits=stored_bits,
         operator_bytes=2 * 5 * hidden,
         heads=hidden // 128,
     )
@@ -97,7 +99,7 @@ TABLE = {
 
 
 def plan(row: Row) -> Plan:
-    shape, machine = opt(row.size), preset("t4-flexgen")
+    shape, machine = opt(row.size, row.weight_bits), preset("t4-flexgen")
     case = Case(
         shape=shape,
         machine=machine,

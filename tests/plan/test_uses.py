@@ -5,8 +5,6 @@ from dataclasses import replace
 from tests.plan.made import MIB, case, shape
 
 from penstock.plan.case import Case
-from penstock.plan.cost import packed
-from penstock.plan.given import given_placement
 from penstock.plan.policy import Shares
 from penstock.plan.types import Asked, Length
 from penstock.plan.uses import memory
@@ -24,14 +22,6 @@ def test_weights_that_are_read_where_they_lie_take_nothing_from_the_disk_s_budge
     asked = on_disk(budget=MIB)
     disk = memory(asked, placed(asked, asked.asked))["disk"]
     assert (disk.weights, disk.in_place, disk.needed, disk.short, disk.free) == (PAGES, PAGES, 0, 0, MIB)
-
-
-def test_packed_weights_are_files_of_penstock_s_own() -> None:
-    asked = replace(on_disk(budget=MIB), weight_bits=4)
-    asked = replace(asked, shape=replace(asked.shape, weight_bits=16.0))
-    disk = memory(asked, given_placement(asked))["disk"]
-    assert disk.in_place == 0
-    assert disk.short == int(packed(4, 16) * PAGES) - MIB
 
 
 def test_a_rule_s_placement_never_exceeds_what_it_was_counted_against() -> None:

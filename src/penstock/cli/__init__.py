@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from penstock.cli import generate, models, options, plan, profile, run_batch, simulate, trace
+from penstock.cli import cache, evaluate, generate, models, options, plan, profile, run_batch, simulate, trace
 from penstock.cli.options import INTERRUPTED
 from penstock.errors import DISK_FULL, UserError
 
@@ -40,11 +40,15 @@ app.command(
     "models", cls=options.Command, epilog=models.EXAMPLES, short_help="show what a model weighs and what a budget holds"
 )(models.models)
 app.command(
+    "eval", cls=options.Command, epilog=evaluate.EXAMPLES, short_help="score a model on a text, packed and as it is"
+)(evaluate.evaluate)
+app.command(
     "profile", cls=options.Command, epilog=profile.EXAMPLES, short_help="measure what this host computes and reads"
 )(profile.profile)
 app.command(
     "simulate", cls=options.Command, epilog=simulate.EXAMPLES, short_help="replay placement and migration of KV"
 )(simulate.simulate)
+app.add_typer(cache.app, name="cache", short_help="list or clear pages that are kept converted")
 app.add_typer(trace.app, name="trace", short_help="make, record, import and look at skip traces")
 
 

@@ -23,6 +23,8 @@ def models(
     cpu_memory: options.CpuMemory = None,
     disk_memory: options.DiskMemory = None,
     dtype: options.Dtype = "auto",
+    weight_bits: options.WeightBits = None,
+    lm_head_bits: options.LmHeadBits = None,
     device: options.Device = "auto",
     random_weights: options.RandomWeights = False,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -33,6 +35,8 @@ def models(
     facts = describe(
         model,
         dtype=dtype,
+        weight_bits=weight_bits,
+        lm_head_bits=lm_head_bits,
         device=device,
         gpu_memory=gpu_memory,
         cpu_memory=cpu_memory,

@@ -61,6 +61,19 @@ Dtype = Annotated[
         callback=one_of("auto", "bfloat16", "float16", "float32"),
     ),
 ]
+WeightBits = Annotated[
+    int | None,
+    option(
+        MODEL,
+        "--weight-bits",
+        "pack the layers' weights in 4 or 8 bits, in groups of 64; 16 leaves them as they are (default)",
+        metavar="N",
+    ),
+]
+LmHeadBits = Annotated[
+    int | None,
+    option(MODEL, "--lm-head-bits", "pack the LM head too, and an embedding that it is tied to", metavar="N"),
+]
 Device = Annotated[
     str,
     option(

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,8 @@ def plan(
     no_disk: plan_options.NoDisk = False,
     attention: plan_options.AttentionTier = "auto",
     weight_bits: plan_options.WeightBits = None,
+    allow_4bit: plan_options.Allow4Bit = False,
+    lm_head_bits: options.LmHeadBits = None,
     kv_bits: plan_options.KvBits = None,
     rows: options.Rows = None,
     sweep_tokens: options.SweepTokens = None,
@@ -83,7 +86,10 @@ def plan(
     check_cut(rows, batch_size, num_batches)
     _check_outputs(save, plot, explain)
     refuse_overwriting({"--save": save, "--plot": plot}, {"-i": input, "MODEL": model, "--machine": machine})
-    _check_bits(weight_bits, "--weight-bits")
+    bits, free = _weight_bits(weight_bits, allow_4bit)
+    if free and explain is not None:
+        raise UserError(f"--explain {explain} compares ways to move weights of given bits: leave auto out")
+    _check_bits(lm_head_bits, "--lm-head-bits")
     _check_bits(kv_bits, "--kv-bits")
     _check_job(input, prompt_len, num_prompts)
     shares = _shares({"--weights": weights, "--kv": kv, "--activations": activations}, no_disk, disk_memory)
@@ -104,7 +110,8 @@ def plan(
             slots=slots,
             batch_size=batch_size,
             num_batches=num_batches,
-            weight_bits=weight_bits,
+            weight_bits=bits,
+            lm_head_bits=lm_head_bits,
             kv_bits=kv_bits,
             dtype=dtype,
             device=device,
@@ -114,9 +121,7 @@ def plan(
         if explain is not None:
             _explain(model, question, json_, display)
             return
-        from penstock.planner import make_plan
-
-        made = make_plan(model, question, display.show)
+        made = _made(model, question, free, display)
     finally:
         display.close()
     _print(made, json_)
@@ -125,7 +130,8 @@ def plan(
 
         draw(made, Path(plot))
     if save is not None:
-        _save(made, model, question, Path(save), stderr_display(json_))
+        settled = replace(question, weight_bits=made.policy.weight_bits)
+        _save(made, model, settled, Path(save), stderr_display(json_))
 
 
 def _solve(instance: str, model: str | None, as_json: bool) -> None:
@@ -146,6 +152,28 @@ def _check_outputs(save: str | None, plot: str | None, explain: str | None) -> N
             raise UserError(f"{flag} {name} is not a file in a directory that exists; create the directory first")
     if plot is not None and Path(plot).suffix.lower() not in DRAWN:
         raise UserError(f"--plot {plot}: the name must end in {', '.join(DRAWN[:-1])} or {DRAWN[-1]}")
+
+
+def _made(model: str, question: Question, free: Sequence[int], display: Display) -> "Plan":
+    """The plan; ``free``: bits that the layers' weights may take."""
+    if free:
+        from penstock.free_bits import plan_of_free_bits
+
+        return plan_of_free_bits(model, question, free, display.show)
+    from penstock.planner import make_plan
+
+    return make_plan(model, question, display.show)
+
+
+def _weight_bits(said: str | None, allow_4bit: bool) -> tuple[int | None, Sequence[int]]:
+    """Bits of the layers' weights that are fixed, and those that are free to be chosen."""
+    if said == "auto":
+        return None, (8, 4) if allow_4bit else (8,)
+    if allow_4bit:
+        raise UserError("--allow-4bit has a say with --weight-bits auto alone: add it")
+    if said is not None and not (said.isdecimal() and int(said) in BITS):
+        raise UserError(f"--weight-bits {said}: give 4, 8, 16 or auto")
+    return None if said is None else int(said), ()
 
 
 def _check_bits(bits: int | None, flag: str) -> None:

@@ -90,8 +90,15 @@ AttentionTier = Annotated[
     ),
 ]
 WeightBits = Annotated[
-    int | None, option(PLACEMENT, "--weight-bits", "store and move weights in 4, 8 or 16 bits", metavar="N")
+    str | None,
+    option(
+        PLACEMENT,
+        "--weight-bits",
+        "pack the layers' weights in 4 or 8 bits, in groups of 64; auto: as they are or in 8 bits, whichever is faster",
+        metavar="N",
+    ),
 ]
+Allow4Bit = Annotated[bool, option(PLACEMENT, "--allow-4bit", "let --weight-bits auto take 4 bits too")]
 KvBits = Annotated[int | None, option(PLACEMENT, "--kv-bits", "store and move KV in 4, 8 or 16 bits", metavar="N")]
 Save = Annotated[
     str | None,

@@ -189,6 +189,8 @@ def _cut(policy: Policy) -> Iterator[str]:
         yield f"attention on {policy.attention}"
     if policy.weight_bits is not None:
         yield f"{policy.weight_bits}-bit weights"
+    if policy.lm_head_bits is not None:
+        yield f"{policy.lm_head_bits}-bit LM head"
     if policy.kv_bits is not None:
         yield f"{policy.kv_bits}-bit KV"
 

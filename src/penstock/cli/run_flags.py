@@ -36,6 +36,8 @@ HOW = {
     "num_batches": options.NumBatches,
     "plan": options.SavedPlan,
     "dtype": options.Dtype,
+    "weight_bits": options.WeightBits,
+    "lm_head_bits": options.LmHeadBits,
     "device": options.Device,
     "random_weights": options.RandomWeights,
     "trust_remote_code": options.TrustRemoteCode,

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from penstock.engine.compiled import in_threads
+from penstock.compiled.threads import in_threads
 
 INLINE_BYTES = 1 << 19  # less than this is written before another thread has woken up
 COPY, TO_BFLOAT16, TO_FLOAT16 = range(3)

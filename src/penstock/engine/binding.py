@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from penstock.engine.call import current_call
+from penstock.engine.call import Views, current_call
 from penstock.engine.experts import ExpertGroup, use_groups
 from penstock.engine.linear import ChunkedLinear, RowChunk, Widening
 from penstock.model.layout import Layout
-
-Views = Mapping[tuple[str, int], torch.Tensor]
+from penstock.quant.packed import Packed
 
 
 class Binding:
@@ -61,8 +60,8 @@ class Binding:
         """Give the modules of a page their weights; those that cannot take a stored dtype get a widened copy."""
         for module, attribute, key in self._users.get(page, ()):
             view = views[key]
-            if view.dtype != self.compute and not _widens_itself(module):
-                view = view.to(self.compute)
+            if not _widens_itself(module):
+                view = view.wide(self.compute) if isinstance(view, Packed) else view.to(self.compute)
             module._parameters[attribute] = view  # type: ignore[assignment]  # a view of a slot, not a Parameter
 
     def unbind(self, page: int, views: Views) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -35,7 +35,11 @@ from penstock.model.safetensors_index import SafetensorsIndex
 from penstock.model.skeleton import build_skeleton, decoder_config, materialise_buffers
 from penstock.model.source import Source
 from penstock.plan.types import Footprint, Placement
+from penstock.quant.forms import named
+from penstock.quant.grouped import ROUNDING, Grouped
+from penstock.quant.packed import Packed
 from penstock.schedule.scheduler import Scheduler
+from penstock.units import format_bytes
 
 Progress = Callable[[int, int], None]
 
@@ -44,7 +48,10 @@ _CALL, _WIDENED_CALL = 1024, 256  # tokens
 
 @dataclass(slots=True)
 class Blueprint:
-    """A model as pages and numbers, before any weight is read into memory."""
+    """A model as pages and numbers, before any weight is read into memory.
+
+    cached_bytes: of the page cache that pages lie in, where there is one; lease: keeps it from being deleted.
+    """
 
     source: Source
     precision: Precision
@@ -55,6 +62,7 @@ class Blueprint:
     groups: tuple[KVGroup, ...]
     block_tokens: int
     cached_bytes: int = 0
+    lease: IO[bytes] | None = None
 
     @property
     def config(self) -> Any:
@@ -71,6 +79,12 @@ class Blueprint:
     def converted_bytes(self) -> int:
         """Bytes of pages that lie in no file as they run, and are converted whenever they are read."""
         return sum(page.nbytes for page in self.layout.pages if page.extents is None)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of pages that hold what penstock packs itself: they run from the page cache alone."""
+        packed = (page for page in self.layout.pages if any(Grouped.named(s.dtype) for s in page.slices))
+        return sum(page.nbytes for page in packed)
 
     def footprint(self) -> Footprint:
         """What the rule needs to know of it."""
@@ -100,7 +114,9 @@ class Blueprint:
 
         Shorter calls leave smaller tensors, which memory of the last ones serves. Experts see few tokens of each call.
         """
-        widens = self.precision.stored != self.precision.compute and not self.layout.experts
+        packing = self.precision.packing
+        narrow = self.precision.stored != self.precision.compute or packing.weights is not None or packing.own
+        widens = narrow and not self.layout.experts
         return _WIDENED_CALL if widens else _CALL
 
     def _core_tensors(self) -> dict[str, torch.Tensor]:
@@ -138,7 +154,8 @@ def blueprint(
     skeleton = build_skeleton(source.config, precision.compute, trust_remote_code=trust_remote_code)
     anatomy = dissect(skeleton, decoder_config(source.config))
     sources = _sources(source, skeleton) if sources is None else sources
-    layout = lay_out(skeleton, anatomy.leaves, sources, precision.stored, precision.compute, page_bytes=page_bytes)
+    dtypes, packing = (precision.stored, precision.compute), precision.packing
+    layout = lay_out(skeleton, anatomy.leaves, sources, *dtypes, packing, page_bytes=page_bytes)
     by_window: dict[int | None, dict[int, KVLayer]] = {}
     for index, layer in sorted(anatomy.kv.items()):
         by_window.setdefault(None if one_group else anatomy.windows[index], {})[index] = layer
@@ -163,13 +180,27 @@ def cache_pages(plan: Blueprint, disk_budget: int | None, progress: Progress | N
     path, kind = plan.source.path, plan.source.kind
     files = [path] if kind == "gguf" else sorted(path.glob("*.safetensors")) if kind == "safetensors" else []
     converters = [f"{name} {metadata.version(name)}" for name in ("transformers", "gguf") if files]
+    converters += [f"rounding {ROUNDING}"] if plan.packed_bytes else []
     key = page_cache.cache_key(files, missing, kind, *converters)
-    cached = page_cache.open_or_build(key, missing, plan.sources, progress=progress, disk_budget=disk_budget)
+    about = {"model": plan.source.name, "stored": plan.precision.name}
+    cached = page_cache.open_or_build(
+        key, missing, plan.sources, progress=progress, disk_budget=disk_budget, about=about
+    )
     if cached is None:
         return plan
     by_index = {page.index: page for page in cached.pages}
     pages = tuple(by_index.get(page.index, page) for page in plan.layout.pages)
-    return replace(plan, layout=replace(plan.layout, pages=pages), cached_bytes=cached.nbytes)
+    return replace(plan, layout=replace(plan.layout, pages=pages), cached_bytes=cached.nbytes, lease=cached.lease)
+
+
+def check_packed(plan: Blueprint, disk_budget: int | None) -> None:
+    """UserError where packed pages, which are read from the page cache alone, exceed a budget of the disk."""
+    if disk_budget is not None and plan.packed_bytes > disk_budget:
+        needed = format_bytes(plan.packed_bytes)
+        raise UserError(
+            f"packed weights take {needed} of page cache on disk, and --disk-memory is {format_bytes(disk_budget)}: "
+            "raise it, or leave the weights as they are"
+        )
 
 
 def assemble(
@@ -275,11 +306,13 @@ def _row_reader(
             return stored(page, part, rows, row_bytes)
 
     def stored(page: Page, part: Slice, rows: list[int], row_bytes: int) -> torch.Tensor:
-        dtype: torch.dtype = getattr(torch, part.dtype)
+        form = named(part.dtype)
+        dtype: torch.dtype = plan.precision.stored if form else getattr(torch, part.dtype)
         for extent in page.extents or ():
             if extent.at <= part.offset and part.offset + part.nbytes <= extent.at + extent.nbytes:
                 offset = extent.offset + part.offset - extent.at
-                return reader.read_rows(extent.path, offset, row_bytes, rows).view(dtype)
+                read = reader.read_rows(extent.path, offset, row_bytes, rows)
+                return Packed(form, part.shape[-1], read).wide(plan.precision.compute) if form else read.view(dtype)
         source = plan.sources[part.param]
         return torch.cat([source.load(part.start + row, part.start + row + 1).to(dtype) for row in rows])
 

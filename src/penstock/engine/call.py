@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import greenlet
 import torch
 
+from penstock.quant.packed import Packed
 from penstock.schedule.types import Span
+
+Views = Mapping[tuple[str, int], torch.Tensor | Packed]
 
 if TYPE_CHECKING:
     from penstock.engine.kv_batch import KVBatch
@@ -48,14 +51,14 @@ class Call(greenlet.greenlet):
         self.batch = batch
         self.need: Need | None = None
         self.held: int | None = None
-        self.views: Mapping[tuple[str, int], torch.Tensor] = {}
+        self.views: Views = {}
         self.logits: torch.Tensor | None = None
         self._forward = forward
 
     def run(self) -> None:
         self.logits = self._forward(self.batch)
 
-    def hold(self, page: int) -> Mapping[tuple[str, int], torch.Tensor]:
+    def hold(self, page: int) -> Views:
         """Stop until the engine has brought this page; its views are good until the next page is asked for."""
         while self.held != page:
             parent = self.parent
@@ -64,7 +67,7 @@ class Call(greenlet.greenlet):
             parent.switch(Need(page))
         return self.views
 
-    def resume(self, page: int, views: Mapping[tuple[str, int], torch.Tensor]) -> None:
+    def resume(self, page: int, views: Views) -> None:
         """Go on with a page; returns when the call needs another one or has ended."""
         self.held, self.views = page, views
         self._step()

@@ -19,8 +19,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from penstock.engine.compiled import in_threads
-from penstock.engine.vectors import LANES, STORED, WIDE, Emitter, Integer, element_bytes, pieces
+from penstock.compiled.threads import in_threads
+from penstock.compiled.vectors import LANES, STORED, WIDE, Emitter, Integer, element_bytes, pieces
 
 TILE = 4 if WIDE else 2  # keys, or vectors of values, worked on together: times 4 heads, what the registers hold
 HEADS = 4

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from penstock.model.pages import Page, Slice
+from penstock.quant.packed import Packed
 
 ReadRows = Callable[[Page, Slice, list[int]], torch.Tensor]
-Resident = Callable[[int], Mapping[tuple[str, int], torch.Tensor] | None]
+Resident = Callable[[int], Mapping[tuple[str, int], torch.Tensor | Packed] | None]
 
 
 class RowTable(torch.Tensor):
@@ -65,7 +66,9 @@ class EmbeddingRows:
             views = self.resident(page.index)
             if views is not None:
                 stored = views[part.param, part.start]
-                table[mine] = stored[local.to(stored.device)].to(self.device, self.compute)
+                rows = stored[local.to(stored.device)]
+                wide = rows.wide(self.compute) if isinstance(rows, Packed) else rows
+                table[mine] = wide.to(self.device, self.compute)
             else:
                 table[mine] = self.read(page, part, local.tolist()).to(self.device, self.compute)
         return table[place.to(self.device)]

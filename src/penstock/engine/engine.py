@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from penstock.engine import rotary
-from penstock.engine.binding import Binding, Views
+from penstock.engine.binding import Binding
 from penstock.engine.cache import FlatCache
-from penstock.engine.call import Batch, Call, starts_of
+from penstock.engine.call import Batch, Call, Views, starts_of
 from penstock.engine.kv_batch import KVBatch
 from penstock.engine.parking import Parking
 from penstock.engine.recurrent import RowStates
@@ -94,6 +94,8 @@ class Engine:
     """Steps of generation: ``add`` requests, ``sweep`` until nothing is left, ``abort`` what is not wanted any more.
 
     observe: called with row, position of the token to be drawn, and its logits (vocabulary,), before it is drawn.
+    score: called with row, first position and logits (tokens, vocabulary) of all that is computed, not of what is drawn
+    alone, once for each part of a row; which takes memory for the logits of a call's tokens.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Engine:
         self.sequences: dict[int, Generation] = {}
         self.states = RowStates()
         self.observe: Callable[[int, int, torch.Tensor], None] | None = None
+        self.score: Callable[[int, int, torch.Tensor], None] | None = None
         self._order: Sequence[int] = model.first_order
         self._hidden_bytes = int(model.config.hidden_size) * model.binding.compute.itemsize
         pager.expect(self._order)
@@ -211,7 +214,7 @@ class Engine:
         ids = [token for s in spans for token in self.sequences[s.row].tokens[s.first : s.first + s.count]]
         positions = torch.cat([torch.arange(s.first, s.first + s.count) for s in spans])
         starts = starts_of(spans)
-        wanted = [start + s.count - 1 for start, s in zip(starts, spans, strict=True) if s.samples]
+        wanted = list(range(len(ids))) if self.score is not None else _lasts(spans)
         rows = [self.scheduler.row(s.row) for s in spans]
         return Batch(
             spans=tuple(spans),
@@ -237,7 +240,12 @@ class Engine:
     def _draw(self, call: Call, drawn: dict[int, int]) -> None:
         """Sample the tokens of a call that has ended and let its logits go."""
         logits, call.logits = call.logits, None
-        rows = [span.row for span in call.batch.spans if span.samples]
+        spans = call.batch.spans
+        rows = [span.row for span in spans if span.samples]
+        if self.score is not None and logits is not None:
+            for start, span in zip(starts_of(spans), spans, strict=True):
+                self.score(span.row, span.first, logits[start : start + span.count])
+            logits = logits[_lasts(spans)]
         if logits is None or not rows:
             return
         if self.observe is not None:
@@ -279,3 +287,8 @@ class Engine:
         self.kv.close()
         if self.parking is not None:
             self.parking.close()
+
+
+def _lasts(spans: Sequence[Span]) -> list[int]:
+    """Flat positions of the last tokens of spans that a token is drawn for."""
+    return [start + s.count - 1 for start, s in zip(starts_of(spans), spans, strict=True) if s.samples]

@@ -13,6 +13,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from penstock.engine.call import current_call
 from penstock.engine.linear import Widening
+from penstock.quant.packed import Packed
 
 NAME = "penstock"
 
@@ -60,14 +61,17 @@ def paged_experts(
     return out.to(hidden.dtype)
 
 
-def _expert(module: Any, x: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _expert(module: Any, x: torch.Tensor, tensors: Mapping[str, Any]) -> torch.Tensor:
     """One expert on its tokens, by the flags that transformers' decorator left on the module."""
 
     widening: Widening = module.penstock_widening
 
     def product(x: torch.Tensor, name: str) -> torch.Tensor:
         weight = tensors[name]
-        y = x @ weight.to(x.dtype) if module.is_transposed else widening.linear(x, weight, None)
+        if module.is_transposed:
+            y = x @ (weight.wide(x.dtype) if isinstance(weight, Packed) else weight.to(x.dtype))
+        else:
+            y = widening.linear(x, weight, None)
         return y + tensors[name + "_bias"].to(x.dtype) if module.has_bias else y
 
     up = "gate_up_proj" if module.has_gate else "up_proj"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from penstock.engine.call import current_call
+from penstock.quant.packed import Packed
 
 if TYPE_CHECKING:
     from penstock.engine.product_kernel import Multiplier
@@ -34,9 +35,9 @@ class Widening:
 
         return Multiplier(self._panel)
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x (…, in) times weight (out, in) in x's dtype, whatever dtype the weight is stored in; exact widening."""
-        if weight.dtype == x.dtype:
+    def linear(self, x: torch.Tensor, weight: torch.Tensor | Packed, bias: torch.Tensor | None) -> torch.Tensor:
+        """x (…, in) times weight (out, in) in x's dtype, however the weight is stored; exact widening."""
+        if isinstance(weight, torch.Tensor) and weight.dtype == x.dtype:
             return nn.functional.linear(x.contiguous(), weight, bias)
         flat = x.reshape(-1, weight.shape[1]).contiguous()
         out = x.new_empty((len(flat), len(weight)))
@@ -46,13 +47,13 @@ class Widening:
             out += bias
         return out.view(*x.shape[:-1], len(weight))
 
-    def write(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    def write(self, x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor) -> None:
         """Write x (T, in) times weight (out, in) to out (T, out), whose rows may lie apart; x is contiguous.
 
         The same tensor object may be given again with other weights, which spares a pass over it, as long as it has not
         been changed; ``forget`` when it is done with.
         """
-        if weight.dtype == x.dtype:
+        if isinstance(weight, torch.Tensor) and weight.dtype == x.dtype:
             out.copy_(nn.functional.linear(x, weight))
         elif self._multiplier is not None and self._multiplier.takes(x, weight):
             self._multiplier.multiply(x, weight, out)
@@ -64,7 +65,7 @@ class Widening:
         if self._multiplier is not None:
             self._multiplier.forget()
 
-    def _by_panels(self, flat: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    def _by_panels(self, flat: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor) -> None:
         """The product by rows of weights that are widened into the scratch, and read by the product from cache."""
         self.forget()  # its scratch is used here
         out_features, in_features = weight.shape
@@ -74,7 +75,11 @@ class Widening:
         for first in range(0, out_features, rows):
             stop = min(first + rows, out_features)
             panel = scratch[: stop - first]
-            panel.copy_(weight[first:stop])
+            part = weight[first:stop]
+            if isinstance(part, Packed):
+                part.write(panel)
+            else:
+                panel.copy_(part)
             torch.mm(flat, panel.T, out=out[:, first:stop])
 
 

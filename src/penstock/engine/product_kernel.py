@@ -1,4 +1,4 @@
-"""Products of float32 activations with 16-bit weights on the CPU, widened inside the kernel.
+"""Products of float32 activations with narrower weights on the CPU, widened inside the kernel.
 
 A tile of rows of weights times tokens is held in registers; the rows are widened just before, into the nearest cache.
 So widening costs what the packing of any matrix product costs, and the weights are read from memory at half the bytes.
@@ -19,8 +19,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from penstock.engine.compiled import in_threads, in_turn
-from penstock.engine.vectors import LANES, STORED, WIDE, Emitter, Integer, element_bytes, pieces
+from penstock.compiled.threads import in_threads, in_turn
+from penstock.compiled.vectors import LANES, WIDE, Emitter, Integer
+from penstock.compiled.widen import widen
+from penstock.engine.few_kernel import MOST, multiply_few
+from penstock.engine.operand import Operand
+from penstock.quant.packed import Packed
 
 ROWS = 14 if WIDE else 6  # of weights in a tile: times 2 vectors of tokens, what the registers hold
 TILE_TOKENS = 2 * LANES
@@ -64,23 +68,6 @@ def multiply_tile(context, rows, vectors, panel, tokens, depth, band, ahead, str
         return context.get_dummy_value()
 
     return types.void(rows, vectors, *[Integer] * 6), emit
-
-
-@intrinsic
-def widen(context, stored, source, count, target):
-    """Write ``count`` elements of the kind of ``stored`` as float32; addresses."""
-    kind = stored.dtype
-
-    def emit(context, builder, signature, arguments):
-        _, source, count, target = arguments
-        wide, single = Emitter(builder, LANES), Emitter(builder, 1)
-        for step, k in pieces(builder, count, (LANES, 1)):
-            emitter = single if step == 1 else wide
-            value = emitter.load(single.at(source, (k, element_bytes(kind))), kind)
-            emitter.store(value, single.at(target, (k, 4)))
-        return context.get_dummy_value()
-
-    return types.void(stored, *[Integer] * 3), emit
 
 
 @intrinsic
@@ -128,14 +115,15 @@ def _pack(x, packed, start, stop):
                     packed[b, k, t - b * TILE_TOKENS] = x[t, k] if t < tokens else np.float32(0.0)
 
 
-def _multiply(rows, two, one, packed, weight, out, panel, band, start, stop):
+def _multiply(rows, two, one, form, packed, weight, row_bytes, out, panel, band, start, stop):
     """The product of packed tokens with the rows start ≤ n < stop of weight, written to those columns of out (T, n).
 
-    panel (ROWS, PANEL_STRIDE) and band (BAND, BAND_STRIDE) are scratch, aligned as packed is.
+    row_bytes: of a row of weights, without what may lie between rows. panel (ROWS, PANEL_STRIDE) and band (BAND,
+    BAND_STRIDE) are scratch, aligned as packed is.
     """
     tiles, in_features = packed.shape[:2]
     tokens = out.shape[0]
-    size, stride = weight.itemsize, weight.strides[0]
+    stride = weight.strides[0]
     weight_at, packed_at, out_at = weight.ctypes.data, packed.ctypes.data, out.ctypes.data
     panel_at, band_at = panel.ctypes.data, band.ctypes.data
     for first in range(start, stop, BAND):
@@ -143,16 +131,16 @@ def _multiply(rows, two, one, packed, weight, out, panel, band, start, stop):
         band[:] = np.float32(0.0)
         for k in range(0, in_features, DEPTH):
             depth = min(DEPTH, in_features - k)
-            lines = (depth * size + LINE - 1) // LINE
+            lines = (depth * row_bytes // in_features + LINE - 1) // LINE
             for n in range(first, last, ROWS):
                 for r in range(min(ROWS, last - n)):
-                    widen(weight, weight_at + (n + r) * stride + k * size, depth, panel_at + r * PANEL_STRIDE)
+                    widen(weight, form, weight_at + (n + r) * stride, k, depth, panel_at + r * PANEL_STRIDE)
                 # the next panel's weights come while this one is multiplied
                 ahead, ahead_k = (n + ROWS, k) if n + ROWS < last else (first, k + DEPTH)
                 if ahead_k >= in_features:
                     ahead, ahead_k = last, 0
                 wanted = max(0, min(ROWS, stop - ahead))
-                ahead_at = weight_at + ahead * stride + ahead_k * size
+                ahead_at = weight_at + ahead * stride + ahead_k * row_bytes // in_features
                 for r in range(AHEAD * tiles, wanted):
                     for line in range(lines):
                         prefetch(ahead_at + r * stride + line * LINE)
@@ -185,13 +173,14 @@ def _compiled_pack() -> Callable[..., None]:
 
 
 @cache
-def _compiled_multiply(stored: str) -> Callable[..., None]:
+def _compiled_multiply(stored: str, form: int) -> Callable[..., None]:
     """The kernel for a kind of stored weight: compiled now (seconds) or read from the disk."""
     scratch = types.Array(types.float32, 2, "C")
     signature = types.void(
-        *(types.UniTuple(types.int64, number) for number in (ROWS, 2, 1)),
+        *(types.UniTuple(types.int64, number) for number in (ROWS, 2, 1, form)),
         types.Array(types.float32, 3, "C"),
         types.Array(getattr(types, stored), 2, "A"),
+        types.intp,
         types.Array(types.float32, 2, "A"),
         *(scratch, scratch, types.intp, types.intp),
     )
@@ -200,27 +189,36 @@ def _compiled_multiply(stored: str) -> Callable[..., None]:
 
 
 class Multiplier:
-    """Products of float32 activations with 16-bit weights; ``packed``, one long float32 tensor, is their scratch."""
+    """Products of float32 activations with 16-bit or packed weights.
+
+    packed: one long float32 tensor, scratch for activations in the order in which they are read.
+    """
 
     def __init__(self, packed: torch.Tensor) -> None:
         self._packed = packed.numpy()
         self._packed_of: torch.Tensor | None = None
         self._scratch: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = []  # of each thread
 
-    def takes(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
+    def takes(self, x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
         """Whether there is compiled code for x (T, in), weight (out, in), and it is worth its start."""
-        narrow = weight.dtype in (torch.bfloat16, torch.float16) and weight.stride(1) == 1
+        if isinstance(weight, Packed):
+            suits = True
+        else:
+            narrow = weight.dtype in (torch.bfloat16, torch.float16) and weight.stride(1) == 1
+            suits = narrow and len(x) >= FEWEST
         fits = 0 < weight.shape[1] * TILE_TOKENS <= self._packed.size
-        return narrow and fits and x.dtype == torch.float32 and x.device.type == "cpu" and len(x) >= FEWEST
+        return suits and fits and x.dtype == torch.float32 and x.device.type == "cpu"
 
-    def multiply(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    def multiply(self, x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor) -> None:
         """Write x (T, in) times weight (out, in) to out (T, out), float32; the last dimensions are contiguous.
 
         The tensor object that was packed last is not packed again: it must not have been changed meanwhile.
         """
-        stored = STORED[weight.dtype]
-        kernel = _compiled_multiply(str(stored).removeprefix("torch."))
-        weights, tokens, results = weight.view(stored).numpy(), x.numpy(), out.numpy()
+        operand = Operand.of(weight)
+        if isinstance(weight, Packed) and len(x) <= MOST:
+            multiply_few(x, operand, out)
+            return
+        tokens, results = x.numpy(), out.numpy()
         tiles = -(-len(tokens) // TILE_TOKENS)
         at_once = self._packed.size // (tokens.shape[1] * TILE_TOKENS)  # tiles that there is room for
         for first in range(0, tiles, at_once):
@@ -231,7 +229,7 @@ class Multiplier:
             cuts = [first + (last - first) * part // parts for part in range(parts + 1)]
             for start, stop in pairwise(cuts):
                 packed = self._packed_tiles(tokens.shape[1], start - first, stop - first)
-                self._multiply(kernel, packed, weights, results[start * TILE_TOKENS : stop * TILE_TOKENS])
+                self._multiply(operand, packed, results[start * TILE_TOKENS : stop * TILE_TOKENS])
         self._packed_of = x if tiles <= at_once else None
 
     def forget(self) -> None:
@@ -251,17 +249,19 @@ class Multiplier:
         pack = _compiled_pack()
         in_threads(lambda start, stop: pack(tokens, packed, start, stop), cuts)
 
-    def _multiply(self, kernel: Callable[..., None], packed: Any, weights: Any, out: Any) -> None:
-        bands = -(-len(weights) // BAND)
+    def _multiply(self, weights: Operand, packed: Any, out: Any) -> None:
+        kernel = _compiled_multiply(weights.kind, len(weights.form))
+        bands = -(-len(weights.array) // BAND)
         threads = min(bands, torch.get_num_threads())
         parts = min(bands, threads * PARTS)
-        cuts = [min(bands * p // parts * BAND, len(weights)) for p in range(parts + 1)]
+        cuts = [min(bands * p // parts * BAND, len(weights.array)) for p in range(parts + 1)]
         while len(self._scratch) < threads:
             self._scratch.append((_aligned(ROWS, PANEL_STRIDE // 4), _aligned(BAND, BAND_STRIDE // 4)))
-        registers = (0,) * ROWS, (0,) * 2, (0,)
+        lengths = (0,) * ROWS, (0,) * 2, (0,), weights.form
 
         def work(thread: int, start: int, stop: int) -> None:
-            kernel(*registers, packed, weights, out, *self._scratch[thread], start, stop)
+            scratch = self._scratch[thread]
+            kernel(*lengths, packed, weights.array, weights.row_bytes, out, *scratch, start, stop)
 
         in_turn(work, cuts, threads)
 

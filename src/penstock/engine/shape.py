@@ -1,13 +1,17 @@
 """What the planner needs to know of a model, read off its blueprint: nothing here is a formula per family."""
 
 import math
+from collections import Counter
 from typing import Any
+
+import torch
 
 from penstock.engine.build import Blueprint
 from penstock.model.pages import Page, Slice
 from penstock.model.precision import Precision
 from penstock.plan.shape import AttentionShape, ModelShape, PageShape
 from penstock.plan.traffic import traffic_bytes
+from penstock.quant.forms import Form, named
 
 # What configs call the experts that a token is sent to.
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k", "top_k")
@@ -27,7 +31,7 @@ def model_shape(plan: Blueprint) -> ModelShape:
     between = sum(traffic_bytes(hidden, attends, inner, item) for attends, inner in widths)
     return ModelShape(
         name=plan.source.name,
-        arithmetic=arithmetic(plan.precision),
+        arithmetic=_arithmetic(plan),
         pages=pages,
         attention=attention,
         hidden_bytes=hidden * item,
@@ -36,16 +40,42 @@ def model_shape(plan: Blueprint) -> ModelShape:
         footprint=plan.footprint(),
         experts=experts,
         experts_chosen=chosen,
-        weight_bits=8.0 * plan.precision.stored.itemsize,
+        weight_bits=_weight_bits(plan),
         operator_bytes=item * (hidden + max((width for both in widths for width in both), default=hidden)),
         heads=int(getattr(config, "num_attention_heads", 0) or 0),
     )
 
 
 def arithmetic(precision: Precision) -> str:
-    """The name of a precision's products, as ``Processor.products`` has it."""
-    stored, compute = (str(dtype).removeprefix("torch.") for dtype in (precision.stored, precision.compute))
+    """The name of a precision's products with weights that are not packed, as ``Processor.products`` has it."""
+    stored, compute = _name(precision.stored), _name(precision.compute)
     return compute if stored == compute else f"{compute}<{stored}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _arithmetic(plan: Blueprint) -> str:
+    """The name of the products of a model's layers: with packed weights it tells their bits."""
+    form = _layer_form(plan)
+    return arithmetic(plan.precision) if form is None else f"{_name(plan.precision.compute)}<int{form.bits}"
+
+
+def _weight_bits(plan: Blueprint) -> float:
+    """Of a weight in a layer, with its part of what its group shares."""
+    form = _layer_form(plan)
+    return 8.0 * plan.precision.stored.itemsize if form is None else 8.0 * form.record_bytes / form.group
+
+
+def _layer_form(plan: Blueprint) -> Form | None:
+    """How most of the layers' bytes are packed; None where most are of a dtype."""
+    kinds: Counter[str] = Counter()
+    for page in plan.layout.pages:
+        if page.layer is not None:
+            for piece in page.slices:
+                kinds[piece.dtype] += piece.nbytes
+    return named(kinds.most_common(1)[0][0]) if kinds else None
 
 
 def _stacked(plan: Blueprint) -> list[Any]:

@@ -7,6 +7,8 @@ from contextlib import suppress
 import torch
 
 from penstock.model.pages import Slice
+from penstock.quant.forms import named
+from penstock.quant.packed import Packed
 
 
 def aligned_buffer(nbytes: int, pinned: bool = False, huge: bool = False) -> torch.Tensor:
@@ -29,13 +31,15 @@ def aligned_buffer(nbytes: int, pinned: bool = False, huge: bool = False) -> tor
     return buffer
 
 
-def view(buffer: torch.Tensor, piece: Slice) -> torch.Tensor:
+def view(buffer: torch.Tensor, piece: Slice) -> torch.Tensor | Packed:
     """The parameter (or part of one) that lies at ``piece.offset`` of a uint8 buffer, in its own shape and dtype.
 
     It shares the buffer's memory, except where the offset is no multiple of the item size: then it is a copy.
     """
-    dtype: torch.dtype = getattr(torch, piece.dtype)
     raw = buffer[piece.offset : piece.offset + piece.nbytes]
+    if (form := named(piece.dtype)) is not None:
+        return Packed(form, piece.shape[-1], raw.view(*piece.shape[:-1], -1))
+    dtype: torch.dtype = getattr(torch, piece.dtype)
     if raw.storage_offset() % dtype.itemsize:
         raw = raw.clone()
     return raw.view(dtype).view(piece.shape)

@@ -15,8 +15,9 @@ from penstock.memory.direct import DirectReader
 from penstock.memory.pager_room import PagerRoom
 from penstock.model.pages import Page
 from penstock.plan.policy import Tier
+from penstock.quant.packed import Packed
 
-Views = dict[tuple[str, int], torch.Tensor]
+Views = dict[tuple[str, int], torch.Tensor | Packed]
 Convert = Callable[[Page, torch.Tensor], None]
 
 

@@ -10,6 +10,8 @@ import torch
 
 from penstock.errors import UserError
 from penstock.model.gguf_header import GgufFile, GgufTensor, read_header
+from penstock.model.parameter_source import Run
+from penstock.quant.ggml import KINDS, Ggml
 
 __all__ = ["GgufFile", "GgufParameter", "plan_parameters", "read_header"]
 
@@ -46,12 +48,14 @@ class _Rules:
 class _RowRule:
     """How rows of a parameter come from rows of its tensors.
 
-    ``same``: rows [a, b) are the rules applied to rows [a, b). ``moved``: row i is row ``order[i]`` of the one tensor,
-    unchanged (Llama's queries and keys). ``whole``: only the whole tensor will do (GPT-2's transposed matrices).
+    ``same``: rows [a, b) are the rules applied to rows [a, b), which leave them as they are where ``kept``. ``moved``:
+    row i is row ``order[i]`` of the one tensor, unchanged (Llama's queries and keys). ``whole``: only the whole tensor
+    will do (GPT-2's transposed matrices).
     """
 
     kind: Literal["same", "moved", "whole"]
     order: npt.NDArray[np.int64] | None = None
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,29 @@ class GgufParameter:
     def by_rows(self) -> bool:
         """Whether ``load`` of a part reads that part alone."""
         return self.rows.kind != "whole"
+
+    @property
+    def form(self) -> Ggml | None:
+        """The format that its rows lie in and can run in, unchanged; None where there is none."""
+        kind = self.tensors[0].kind.name.lower()
+        unchanged = self.rows.kept or self.rows.order is not None
+        return Ggml(kind) if unchanged and len(self.shape) > 1 and kind in KINDS else None
+
+    def packed(self, start: int, stop: int) -> Array:
+        """Rows [start, stop) as they are stored, uint8 (stop - start, …, bytes of a row); only where it has a form."""
+        if self.rows.order is None:
+            return self.file.packed(self.tensors[0], start, stop)
+        order = self.rows.order[start:stop]
+        low, high = int(order.min()), int(order.max()) + 1
+        return self.file.packed(self.tensors[0], low, high)[order - low]
+
+    def packed_extents(self, start: int, stop: int) -> list[Run] | None:
+        """The file bytes of rows [start, stop) in its form; None where they do not lie one after another."""
+        if self.form is None or self.rows.order is not None:
+            return None
+        [tensor] = self.tensors
+        row_bytes = tensor.nbytes // tensor.shape[0]
+        return [(str(self.file.path), tensor.offset + start * row_bytes, (stop - start) * row_bytes)]
 
     def load(self, start: int | None = None, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) of the first dimension in float32, shape (stop - start, …); all of it by default.
@@ -217,7 +244,8 @@ def _row_rule(rules: _Rules, name: str, shape: tuple[int, ...], tensors: tuple[G
     middle = rows // 2
     parts = [(a, b) for a, b in ((0, middle), (middle, rows), (middle, middle + 1)) if a < b]
     if all(_same(_applied(rules, [p[a:b] for p in probes], tensors).get(name), whole[a:b]) for a, b in parts):
-        return _RowRule("same")
+        kept = len(tensors) == 1 and whole.shape == probes[0].shape and np.array_equal(probes[0], whole.numpy())
+        return _RowRule("same", kept=kept)
     if len(tensors) == 1 and whole.shape == probes[0].shape:
         width = probes[0].size // rows
         order = whole.reshape(rows, -1)[:, 0].numpy() // width

@@ -57,23 +57,27 @@ class GgufFile:
 
         A vector's elements share quantisation blocks, so a vector is read whole and then cut.
         """
-        if len(tensor.shape) < 2:
-            return self._dequantised(tensor, 0, (tensor.nbytes,))[start:stop]
+        whole = len(tensor.shape) < 2
+        raw = self._bytes(tensor, 0, (tensor.nbytes,)) if whole else self.packed(tensor, start, stop)
+        values: npt.NDArray[np.float32] = gguf.dequantize(raw, tensor.kind)
+        return values[start:stop] if whole else values
+
+    def packed(self, tensor: GgufTensor, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Rows [start, stop) of a matrix or a stack of them as they are stored, (stop - start, …, bytes of a line)."""
         line_bytes = tensor.nbytes // math.prod(tensor.shape[:-1])
         row_bytes = tensor.nbytes // tensor.shape[0]
-        return self._dequantised(tensor, start * row_bytes, (stop - start, *tensor.shape[1:-1], line_bytes))
+        return self._bytes(tensor, start * row_bytes, (stop - start, *tensor.shape[1:-1], line_bytes))
 
-    def _dequantised(self, tensor: GgufTensor, begin: int, shape_bytes: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    def _bytes(self, tensor: GgufTensor, begin: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         # Plain reads rather than a memory map: mapped pages would count as this process's own memory.
-        count = math.prod(shape_bytes)
+        count = math.prod(shape)
         try:
             raw = np.fromfile(self.path, dtype=np.uint8, count=count, offset=tensor.offset + begin)
         except OSError as error:
             raise UserError(f"{self.path} cannot be read any more ({error.strerror}): put it back as it was") from error
         if raw.size != count:
             raise UserError(f"{self.path} ended while {tensor.name} was read: it was changed or truncated meanwhile")
-        values: npt.NDArray[np.float32] = gguf.dequantize(raw.reshape(shape_bytes), tensor.kind)
-        return values
+        return raw.reshape(shape)
 
 
 def read_header(path: Path) -> GgufFile:

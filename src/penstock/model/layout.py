@@ -3,14 +3,17 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
 from penstock.errors import UserError
+from penstock.model.packing import Packing, holds_experts
 from penstock.model.pages import SECTOR, Extent, Kind, Page, Slice
-from penstock.model.parameter_source import ParameterSource
+from penstock.model.parameter_source import ParameterSource, Run
+from penstock.quant.forms import Form
 
 PAGE_BYTES = 64 << 20  # a page grows to this; what is larger is cut where it can be
 _PAGES, _PAGE_BYTES_MIN = 64, 4 << 20  # a small model has smaller pages, so that shares of it can be met
@@ -62,6 +65,7 @@ def lay_out(
     sources: Mapping[str, ParameterSource],
     stored: torch.dtype,
     compute: torch.dtype,
+    packing: Packing | None = None,
     *,
     page_bytes: int | None = None,
     core_bytes: int | None = None,
@@ -69,12 +73,13 @@ def lay_out(
     """Pages for every matrix of the model, in the order ``leaves`` run.
 
     stored: what matrices are kept as where the checkpoint's own type is neither it nor exactly widened to ``compute``.
+    packing: which of them take fewer bits instead.
     Raises UserError where a matrix can neither be cut nor fits a page.
     """
     total = sum(p.numel() for p in model.parameters()) * stored.itemsize
     limit = min(_CORE_BYTES, total // 4096) if core_bytes is None else core_bytes
-    page_bytes = page_bytes or min(PAGE_BYTES, max(total // _PAGES, _PAGE_BYTES_MIN))
-    planner = _Planner(model, sources, stored, compute, page_bytes, limit)
+    planner = _Planner(model, sources, stored, compute, packing or Packing(), limit)
+    page_bytes = planner.page_bytes = page_bytes or min(PAGE_BYTES, max(planner.total() // _PAGES, _PAGE_BYTES_MIN))
     units = list(planner.units(leaves))
     pages = [planner.page(index, unit) for index, unit in enumerate(_packed(units, planner, page_bytes))]
     paged = {piece.param for unit in units for piece in unit.pieces}
@@ -91,25 +96,47 @@ class _Planner:
         sources: Mapping[str, ParameterSource],
         stored: torch.dtype,
         compute: torch.dtype,
-        page_bytes: int,
+        packing: Packing,
         core_bytes: int,
     ) -> None:
         self.model, self.sources, self.stored, self.compute = model, sources, stored, compute
-        self.page_bytes, self.core_bytes = page_bytes, core_bytes
+        self.page_bytes, self.core_bytes = PAGE_BYTES, core_bytes
         self.experts: dict[str, dict[str, str]] = {}
         self._layers = _layer_list(model)
+        self._forms, self._own = packing.forms(model, self._layers), packing.own
+
+    def total(self) -> int:
+        """Bytes of all parameters, as pages would hold them."""
+        names = {id(p): name for name, p in self.model.named_parameters(remove_duplicate=False) if name in self.sources}
+        return sum(self.bytes_of(self.whole(name)) for name in names.values() if self.sources[name].shape)
 
     def dtype_of(self, param: str) -> torch.dtype:
-        """What a parameter's page slice holds: the checkpoint's own type where it is exact, else ``stored``."""
+        """What a parameter is kept as where it is not packed: the checkpoint's own type if exact, else ``stored``."""
         if not hasattr(self.sources[param], "extents"):
             return self.stored  # converted in any case
         own: torch.dtype = getattr(torch, self.sources[param].dtype)
         widened = self.compute == torch.float32 and own in (torch.bfloat16, torch.float16)
         return own if own == self.compute or widened else self.stored
 
+    def form_of(self, param: str) -> Form | None:
+        """How a parameter's page slice is packed; None where it is not."""
+        own: Form | None = getattr(self.sources[param], "form", None) if self._own else None
+        return self._forms.get(param, own)
+
     def bytes_of(self, piece: Piece) -> int:
-        rest = self.sources[piece.param].shape[1:]
-        return (piece.stop - piece.start) * _product(rest) * self.dtype_of(piece.param).itemsize
+        """Of a page's slice."""
+        form = self.form_of(piece.param)
+        return self._wide_bytes(piece) if form is None else form.nbytes(self._shape(piece))
+
+    def stays(self, piece: Piece) -> bool:
+        """Whether a matrix is so small that it stays resident; the same however many bits an element has."""
+        return self._wide_bytes(piece) < self.core_bytes
+
+    def _wide_bytes(self, piece: Piece) -> int:
+        return prod(self._shape(piece)) * self.dtype_of(piece.param).itemsize
+
+    def _shape(self, piece: Piece) -> tuple[int, ...]:
+        return (piece.stop - piece.start, *self.sources[piece.param].shape[1:])
 
     def whole(self, param: str) -> Piece:
         return Piece(param, 0, self.sources[param].shape[0])
@@ -119,18 +146,18 @@ class _Planner:
         done: set[int] = set()
         for name in leaves:
             module = self.model.get_submodule(name)
-            if isinstance(module, nn.Embedding) or (list(module.children()) and not _holds_experts(module)):
+            if isinstance(module, nn.Embedding) or (list(module.children()) and not holds_experts(module)):
                 continue  # embeddings are read by row; a module with children keeps its own matrices resident
             matrices = {
                 n: p for n, p in module._parameters.items() if p is not None and p.dim() > 1 and id(p) not in done
             }
-            if _holds_experts(module):
+            if holds_experts(module):
                 yield from self._expert_groups(name, module, matrices)
                 done |= {id(p) for p in matrices.values()}
                 continue
             for attribute, parameter in matrices.items():
                 piece = self.whole(f"{name}.{attribute}")
-                if self.bytes_of(piece) < self.core_bytes:
+                if self.stays(piece):
                     continue
                 done.add(id(parameter))
                 unit, layer = self._unit_of(name)
@@ -140,7 +167,7 @@ class _Planner:
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Embedding) and id(module.weight) not in done:
                 piece = self.whole(f"{name}.weight")
-                if self.bytes_of(piece) >= self.core_bytes:
+                if not self.stays(piece):
                     done.add(id(module.weight))
                     for part in self._cut(piece, True):
                         yield Unit(name, "embedding", None, (part,))
@@ -201,14 +228,11 @@ class _Planner:
         slices, extents, at = [], [], 0
         raw = all(self._raw(piece) is not None for piece in unit.pieces)
         for piece in unit.pieces:
-            source, dtype = self.sources[piece.param], self.dtype_of(piece.param)
-            shape = (piece.stop - piece.start, *source.shape[1:])
-            nbytes = self.bytes_of(piece)
+            nbytes, form = self.bytes_of(piece), self.form_of(piece.param)
+            kind = str(self.dtype_of(piece.param)).removeprefix("torch.") if form is None else form.name
             runs = (self._raw(piece) or []) if raw else []
             at = -(-at // SECTOR) * SECTOR + runs[0][1] % SECTOR if runs else -(-at // 64) * 64
-            slices.append(
-                Slice(piece.param, piece.start, piece.stop, shape, str(dtype).removeprefix("torch."), at, nbytes)
-            )
+            slices.append(Slice(piece.param, piece.start, piece.stop, self._shape(piece), kind, at, nbytes))
             run_at = at
             for path, offset, length in runs:
                 extents.append(Extent(str(path), offset, length, run_at))
@@ -219,7 +243,12 @@ class _Planner:
 
     def _raw(self, piece: Piece) -> list[tuple[str, int, int]] | None:
         """Byte runs of a piece in files, or None where it has to be converted."""
-        source = self.sources[piece.param]
+        source, form = self.sources[piece.param], self.form_of(piece.param)
+        if form is not None:
+            runs: list[Run] | None = None
+            if form == getattr(source, "form", None):
+                runs = source.packed_extents(piece.start, piece.stop)  # type: ignore[attr-defined]  # it has that form
+            return runs
         if getattr(torch, source.dtype) != self.dtype_of(piece.param):
             return None
         extents = getattr(source, "extents", None)
@@ -242,18 +271,7 @@ def _packed(units: Sequence[Unit], planner: _Planner, page_bytes: int) -> Iterat
         yield open_unit
 
 
-def _holds_experts(module: nn.Module) -> bool:
-    return hasattr(module, "num_experts") and hasattr(module, "is_transposed")
-
-
 def _layer_list(model: nn.Module) -> str | None:
     """The name of the longest ModuleList: only a matter of how pages are grouped, never of what is right."""
     lists = [(len(m), name) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
     return max(lists)[1] if lists else None
-
-
-def _product(numbers: Sequence[int]) -> int:
-    result = 1
-    for n in numbers:
-        result *= n
-    return result

@@ -7,11 +7,12 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,14 @@ import torch
 
 from penstock.directories import cache_directory, sync_directory
 from penstock.errors import DISK_FULL, UserError
-from penstock.model.pages import SECTOR, Extent, Page, Slice
+from penstock.model.page_file import checksum, forget, write
+from penstock.model.pages import Extent, Page, Slice
 from penstock.model.parameter_source import ParameterSource
+from penstock.quant.forms import named
+from penstock.quant.ggml import Ggml
 
 FORMAT = 1
+INDEX, PAGES, ABOUT = "index.json", "pages.bin", "about"
 CHUNK_BYTES = 8 << 20
 CHECKED_AT_OPEN_BYTES = 1 << 30  # a second of reading on a fast disk
 _SYNC_EVERY_BYTES = 256 << 20
@@ -32,10 +37,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class CachedPages:
-    """Pages that lie converted in one file."""
+    """Pages that lie converted in one file.
+
+    lease: their index, open and locked: whoever has it keeps them from being deleted, and a process that dies lets go.
+    """
 
     pages: tuple[Page, ...]
     path: Path
+    lease: IO[bytes]
 
     @property
     def nbytes(self) -> int:
@@ -71,10 +80,12 @@ def open_or_build(
     progress: Progress | None = None,
     disk_budget: int | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    about: Mapping[str, str] = MappingProxyType({}),
 ) -> CachedPages | None:
     """The converted pages, from the cache or built now (``progress``: bytes done, bytes in all).
 
     ``directory`` holds caches by key; the user's by default. Memory: about ``chunk_bytes`` of converted rows at a time.
+    about: what a list of caches tells of this one. As long as the answer's ``lease`` is open, nobody deletes it.
     Two processes that want the same pages build them once: the second waits. A cache that is damaged or belongs to
     another layout is built again. Returns None where the pages exceed ``disk_budget`` bytes or the free space.
     """
@@ -92,7 +103,7 @@ def open_or_build(
             shutil.rmtree(home, ignore_errors=True)
             if total > shutil.disk_usage(root).free:
                 return None
-            _build(home, key, pages, sources, progress, chunk_bytes)
+            _build(home, key, pages, sources, progress, chunk_bytes, about)
             return _open(home, key, pages)
     except OSError as error:
         if error.errno in DISK_FULL:
@@ -128,15 +139,16 @@ def _build(
     sources: Mapping[str, ParameterSource],
     progress: Progress | None,
     chunk_bytes: int,
+    about: Mapping[str, str],
 ) -> None:
     building = home.with_name(f"{key}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     try:
-        with (building / "pages.bin").open("w+b") as file:
+        with (building / PAGES).open("w+b") as file:
             checksums = _write_pages(file.fileno(), pages, sources, progress, chunk_bytes)
-        index = {"format": FORMAT, "key": key, "layout": _layout(pages), "checksums": checksums}
-        with (building / "index.json").open("w") as text:
+        index = {"format": FORMAT, "key": key, "layout": _layout(pages), "checksums": checksums, ABOUT: dict(about)}
+        with (building / INDEX).open("w") as text:
             json.dump(index, text)
             text.flush()
             os.fsync(text.fileno())
@@ -163,15 +175,15 @@ def _write_pages(
     for page, offset in zip(pages, _offsets(pages), strict=True):
         for slice_ in page.slices:
             for at, values in _chunks(sources[slice_.param], slice_, chunk_bytes):
-                _write(file, values, offset + slice_.offset + at)
+                write(file, values, offset + slice_.offset + at)
                 if progress is not None:
                     progress(offset + slice_.offset + at + values.nbytes, total)
-        checksums.append(_file_checksum(file, offset, page.nbytes))
+        checksums.append(checksum(file, offset, page.nbytes))
         end = offset + page.nbytes
         if end - synced >= _SYNC_EVERY_BYTES or end == total:
             # Written bytes leave the system's memory early: dirty ones count against a memory limit.
             os.fsync(file)
-            _forget(file)
+            forget(file)
             synced = end
     if progress is not None:
         progress(total, total)
@@ -182,30 +194,50 @@ def _chunks(source: ParameterSource, slice_: Slice, chunk_bytes: int) -> Iterato
     """The slice's bytes, some rows at a time, each with its place in the slice."""
     count = slice_.stop - slice_.start
     row_bytes = slice_.nbytes // max(count, 1)
-    step = max(1, chunk_bytes // max(row_bytes, 1)) if getattr(source, "by_rows", True) else max(count, 1)
+    wide_bytes = max(row_bytes, 2 * prod(slice_.shape[1:]))  # of a row before it is packed
+    step = max(1, chunk_bytes // max(wide_bytes, 1)) if getattr(source, "by_rows", True) else max(count, 1)
     for start in range(slice_.start, slice_.stop, step):
         values = _converted(source, slice_, start, min(start + step, slice_.stop))
-        yield (start - slice_.start) * row_bytes, values.reshape(-1).view(torch.uint8).numpy()
+        yield (start - slice_.start) * row_bytes, values
 
 
-def _converted(source: ParameterSource, slice_: Slice, start: int, stop: int) -> torch.Tensor:
+def _converted(source: ParameterSource, slice_: Slice, start: int, stop: int) -> npt.NDArray[np.uint8]:
+    form = named(slice_.dtype)
+    if isinstance(form, Ggml):
+        stored: npt.NDArray[np.uint8] = source.packed(start, stop)  # type: ignore[attr-defined]  # it has such a form
+        return np.ascontiguousarray(stored).reshape(-1)
+    values = (source.load(start, stop) if source.shape else source.load()).detach()
+    if form is not None:
+        from penstock.quant.rounding import pack  # imports numba: only where something is packed
+
+        try:
+            return pack(values.reshape(-1, values.shape[-1]).float().numpy(), form).reshape(-1)
+        except ValueError as error:
+            raise UserError(f"{slice_.param} cannot be packed in {form.bits} bits: {error}") from error
     dtype: torch.dtype = getattr(torch, slice_.dtype)
-    values = source.load(start, stop) if source.shape else source.load()
-    return values.detach().to(dtype).contiguous()  # rounded to nearest
-
-
-def _write(file: int, values: npt.NDArray[np.uint8], offset: int) -> None:
-    rest = values.data
-    while rest:
-        written = os.pwrite(file, rest, offset)
-        rest, offset = rest[written:], offset + written
+    return values.to(dtype).contiguous().reshape(-1).view(torch.uint8).numpy()  # rounded to nearest
 
 
 def _open(home: Path, key: str, pages: Sequence[Page]) -> CachedPages | None:
     """The cache as it lies there, or None where it is absent, damaged or of another layout."""
-    path = home / "pages.bin"
     try:
-        index: Any = json.loads((home / "index.json").read_bytes())
+        lease = (home / INDEX).open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    fcntl.flock(lease, fcntl.LOCK_SH)  # before looking: what is being deleted is gone then
+    if (located := _located(home, key, pages)) is None:
+        lease.close()
+        return None
+    with contextlib.suppress(OSError):  # a cache that only others may write
+        os.utime(home / INDEX)  # so that a list can tell when it was last used
+    return CachedPages(located, home / PAGES, lease)
+
+
+def _located(home: Path, key: str, pages: Sequence[Page]) -> tuple[Page, ...] | None:
+    """The pages with their places in the file, if all is as it should be."""
+    path = home / PAGES
+    try:
+        index: Any = json.loads((home / INDEX).read_bytes())
         size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
@@ -215,13 +247,12 @@ def _open(home: Path, key: str, pages: Sequence[Page]) -> CachedPages | None:
     checksums = index.get("checksums")
     if not isinstance(checksums, list) or len(checksums) != len(pages) or size != sum(page.nbytes for page in pages):
         return None
-    located = [
-        dataclasses.replace(page, extents=(Extent(str(path), offset, page.nbytes, 0),))
-        for page, offset in zip(pages, _offsets(pages), strict=True)
-    ]
     if not _sound(path, pages, checksums):
         return None
-    return CachedPages(tuple(located), path)
+    return tuple(
+        dataclasses.replace(page, extents=(Extent(str(path), offset, page.nbytes, 0),))
+        for page, offset in zip(pages, _offsets(pages), strict=True)
+    )
 
 
 def _sound(path: Path, pages: Sequence[Page], checksums: Sequence[int]) -> bool:
@@ -231,9 +262,9 @@ def _sound(path: Path, pages: Sequence[Page], checksums: Sequence[int]) -> bool:
     checked = list(zip(pages, _offsets(pages), checksums, strict=True))[::every]
     with path.open("rb") as file:
         try:
-            return all(_file_checksum(file.fileno(), at, page.nbytes) == expected for page, at, expected in checked)
+            return all(checksum(file.fileno(), at, page.nbytes) == expected for page, at, expected in checked)
         finally:
-            _forget(file.fileno())
+            forget(file.fileno())
 
 
 def _offsets(pages: Iterable[Page]) -> list[int]:
@@ -247,36 +278,3 @@ def _layout(pages: Sequence[Page]) -> str:
     """A digest of all that decides which bytes lie where."""
     described = [[page.index, page.nbytes, [dataclasses.astuple(slice_) for slice_ in page.slices]] for page in pages]
     return hashlib.sha256(json.dumps(described, separators=(",", ":")).encode()).hexdigest()
-
-
-def _checksum(data: npt.NDArray[np.uint8], before: int = 0) -> int:
-    """The CRC-32 of every sector's sum: 2 to 4 times as fast as a CRC-32 of all bytes, and a sector lost, swapped or
-    changed in one place still shows. ``data``: whole sectors.
-    """
-    return zlib.crc32(data.view(np.uint64).reshape(-1, SECTOR // 8).sum(axis=1), before)
-
-
-def _file_checksum(file: int, offset: int, nbytes: int) -> int:
-    value = 0
-    buffer = np.empty(min(CHUNK_BYTES, nbytes), dtype=np.uint8)
-    for begin in range(0, nbytes, CHUNK_BYTES):
-        part = buffer[: min(CHUNK_BYTES, nbytes - begin)]
-        if not _read_into(file, part.data, offset + begin):
-            return -1
-        value = _checksum(part, value)
-    return value
-
-
-def _read_into(file: int, target: memoryview, offset: int) -> bool:
-    while target:
-        count = os.preadv(file, [target], offset)
-        if count == 0:
-            return False
-        target, offset = target[count:], offset + count
-    return True
-
-
-def _forget(file: int) -> None:
-    """Let the system drop its cached copy: pages are read past it."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -22,7 +22,8 @@ class Extent:
 class Slice:
     """A parameter, or the part [start, stop) of its first dimension, at a byte offset of its page.
 
-    shape: the view's own shape. dtype: torch's name of what is stored (``bfloat16``).
+    shape: the view's own shape. dtype: torch's name of what is stored (``bfloat16``), or that of a packed format
+    (``int4g64``).
     """
 
     param: str

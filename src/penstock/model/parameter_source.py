@@ -22,8 +22,10 @@ Run = tuple[str, int, int]  # path, offset in the file, bytes
 class ParameterSource(Protocol):
     """Where a parameter comes from.
 
-    Two things a source may have besides: ``extents(start, stop)``, the runs of file bytes that rows consist of, where
-    nothing has to be converted; and ``by_rows``, false where ``load`` of a few rows costs as much as of all.
+    What a source may have besides: ``extents(start, stop)``, the runs of file bytes that rows consist of, where nothing
+    has to be converted; ``by_rows``, false where ``load`` of a few rows costs as much as of all; and ``form``, a packed
+    format that it is stored in, with ``packed(start, stop)``, its rows as they are stored (uint8), and
+    ``packed_extents(start, stop)``, where these lie in files, or None.
     """
 
     @property

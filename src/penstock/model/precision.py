@@ -1,37 +1,62 @@
 """Which dtypes a run stores, computes and keeps KV in, and what to say about it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from penstock.errors import UserError
+from penstock.model.packing import Packing
 
+_OWN = "weights stay packed as the file has them, and products are computed in float32"
 _SIXTEEN = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """stored: weights in files and slots. compute: activations. kv: the KV cache. note: what a person should know."""
+    """stored: weights in files and slots. compute: activations. kv: the KV cache. note: what a person should know.
+
+    packing: which weights take fewer bits than ``stored`` has.
+    """
 
     stored: torch.dtype
     compute: torch.dtype
     kv: torch.dtype
     note: str | None = None
+    packing: Packing = field(default_factory=Packing)
 
     @property
     def name(self) -> str:
-        """What ``choose`` makes the same of on any machine: one dtype, or those of weights, products and KV."""
+        """What ``choose`` makes the same of on any machine: one dtype, or those of weights, products and KV; and what
+        is packed."""
         names = [str(dtype).removeprefix("torch.") for dtype in (self.stored, self.compute, self.kv)]
-        return names[0] if len(set(names)) == 1 else "/".join(names)
+        dtypes = names[0] if len(set(names)) == 1 else "/".join(names)
+        return f"{dtypes}+{self.packing.name}" if self.packing.name else dtypes
 
 
-def choose(asked: str, checkpoint: str | None, device: str, cpu_bfloat16: bool) -> Precision:
+def choose(
+    asked: str,
+    checkpoint: str | None,
+    device: str,
+    cpu_bfloat16: bool,
+    packing: Packing | None = None,
+    blocks: bool = False,
+) -> Precision:
     """The dtypes for what ``--dtype`` asks, a checkpoint's own dtype (None: it has none) and ``cuda`` or ``cpu``.
 
-    asked: also a ``Precision.name``, which a job that goes on brings with it.
+    asked: also a ``Precision.name``, which a job that goes on brings with it. packing: what is asked to be packed.
+    blocks: the checkpoint's matrices may be packed already; they stay so where float32 is computed, which is exact.
 
     Widening 16-bit weights to float32 is exact, so a float32 run streams the 16-bit bytes as they are.
     """
+    asked, _, stored_packing = asked.partition("+")
+    packing = packing or Packing.named(stored_packing) or Packing(own=not stored_packing and "/" not in asked)
+    dtypes = _dtypes(asked, checkpoint, device, cpu_bfloat16)
+    own = packing.own and blocks and dtypes.compute == torch.float32
+    note = f"{_OWN}; KV is {dtypes.kv}".replace("torch.", "") if own and dtypes.note else dtypes.note
+    return replace(dtypes, packing=replace(packing, own=own), note=note)
+
+
+def _dtypes(asked: str, checkpoint: str | None, device: str, cpu_bfloat16: bool) -> Precision:
     if len(parts := asked.split("/")) == 3 and all(part in ("float32", *_SIXTEEN) for part in parts):
         return Precision(*(getattr(torch, part) for part in parts))
     if asked not in ("auto", "float32", *_SIXTEEN):

@@ -10,7 +10,7 @@ from penstock.plan.flexgen import FlexGenPrediction, best_flexgen, predict_flexg
 from penstock.plan.flexgen_group import FlexGenPolicy, OptShape
 from penstock.plan.linear import Infeasible
 from penstock.plan.policy import TIERS, Policy, Tier
-from penstock.plan.shape import ModelShape
+from penstock.plan.shape import NARROWEST_DTYPE_BITS, ModelShape
 from penstock.units import format_bytes
 
 _ALIKE = 0.02  # sizes that differ by less are the same: vectors are left out of them
@@ -91,7 +91,14 @@ def opt_shape(shape: ModelShape) -> OptShape:
     ffn = round((weights - 4 * hidden**2) / (2 * hidden))
     if ffn < 1:
         raise UserError(refusal % f"{weights:,.0f} weights a layer, fewer than the 4·{hidden}² of attention")
-    return OptShape(layers, hidden, ffn, max(1, shape.heads), round(shape.weight_bits / 8), shape.arithmetic)
+    return OptShape(
+        layers,
+        hidden,
+        ffn,
+        max(1, shape.heads),
+        max(NARROWEST_DTYPE_BITS, round(shape.weight_bits)) // 8,
+        shape.arithmetic,
+    )
 
 
 def flexgen_policy(policy: Policy, prompt: float) -> FlexGenPolicy:

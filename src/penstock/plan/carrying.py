@@ -14,14 +14,14 @@ _BELOW: tuple[Tier, ...] = ("cpu", "disk")  # tiers that may be other than the o
 class Carrying:
     """What links carry for one model under one policy, as a mapping from lane to seconds.
 
-    weight_part, kv_part: bytes as stored, as a part of them unpacked.
+    kv_part: bytes of KV as stored, as a part of them unpacked.
     """
 
     def __init__(
-        self, shape: ModelShape, machine: Machine, policy: Policy, attending: Attending, parts: tuple[float, float]
+        self, shape: ModelShape, machine: Machine, policy: Policy, attending: Attending, kv_part: float
     ) -> None:
         self._shape, self._policy, self._attending = shape, policy, attending
-        self._weight_part, self._kv_part = parts
+        self._kv_part = kv_part
         self._links, self._compute = machine.links, machine.compute
         self._paths = {(tier, up): self._path(tier, up) for tier in _BELOW for up in (True, False)}
         self._kv_tiers = [tier for tier in _BELOW if policy.kv.of(tier) and tier != self._compute]
@@ -36,9 +36,9 @@ class Carrying:
         return self.weights(page.nbytes * part, home)
 
     def weights(self, nbytes: float, home: Tier) -> Mapping[str, float]:
-        """So many bytes of pages, as they are unpacked, on their way to the compute tier."""
+        """So many bytes of pages on their way to the compute tier."""
         moved: dict[str, float] = {}
-        self._add(moved, nbytes * self._weight_part, home, up=True)
+        self._add(moved, nbytes, home, up=True)
         return moved
 
     def kv(self, layer: AttentionShape, loads: Sequence[Load]) -> Mapping[str, float]:

@@ -16,9 +16,9 @@ from penstock.schedule.types import GroupSpec, Request
 class Case:
     """A search's input.
 
-    lengths: the job's rows. groups, chunking: as the scheduler takes them. attention, weight_bits, kv_bits: as a Policy
-    has them. no_disk: nothing may rest on disk. token_s: the most that a row may wait for each token, where that is
-    bounded. latency: the shortest sweep is wanted, not the most tokens per second.
+    lengths: the job's rows. groups, chunking: as the scheduler takes them. attention, and bits of what is stored: as a
+    Policy has them. no_disk: nothing may rest on disk. token_s: the most that a row may wait for each token, where that
+    is bounded. latency: the shortest sweep is wanted, not the most tokens per second.
     """
 
     shape: ModelShape
@@ -30,6 +30,7 @@ class Case:
     chunking: bool = True
     attention: Tier | None = None
     weight_bits: int | None = None
+    lm_head_bits: int | None = None
     kv_bits: int | None = None
     no_disk: bool = False
     latency: bool = False
@@ -82,14 +83,28 @@ class Case:
         return sum(one.generated for one in self.lengths) / len(self.lengths)
 
     def worth(self, sweep_s: float, tok_s: float) -> float:
-        """What is wanted of a plan, more being better: a bound on time per token comes before speed."""
-        late = self.token_s is not None and sweep_s > self.token_s
-        return -sweep_s if late or (self.latency and self.token_s is None) else tok_s
+        """What is wanted of a plan, more being better."""
+        return worth(self.latency, self.token_s, sweep_s, tok_s)
 
     def extended(self, policy: Policy) -> Policy:
         """A placement's policy with what the placement rule does not know of."""
-        return replace(policy, attention=self.attention, weight_bits=self.weight_bits, kv_bits=self.kv_bits)
+        return replace(
+            policy,
+            attention=self.attention,
+            weight_bits=self.weight_bits,
+            lm_head_bits=self.lm_head_bits,
+            kv_bits=self.kv_bits,
+        )
 
     def on_disk(self, homes: Sequence[Tier]) -> int:
         """Bytes of pages that rest on disk."""
         return sum(page.nbytes for page, home in zip(self.shape.pages, homes, strict=True) if home == "disk")
+
+
+def worth(latency: bool, token_s: float | None, sweep_s: float, tok_s: float) -> float:
+    """What is wanted of sweeps of so many seconds, and so many tokens a second: a bound on time per token comes first.
+
+    latency: the shortest sweep is wanted, unless there is a bound. token_s: that bound.
+    """
+    late = token_s is not None and sweep_s > token_s
+    return -sweep_s if late or (latency and token_s is None) else tok_s

@@ -46,7 +46,7 @@ class SweepCost:
         self.shape, self.machine, self.homes = shape, machine, tuple(homes)
         self._compute: Tier = machine.compute
         self._processor = machine.processors[self._compute]
-        self._visits = Visits(shape, self._processor, packed(policy.weight_bits, shape.weight_bits))
+        self._visits = Visits(shape, self._processor)
         self._take(policy)
         self._kinds = shape.kinds
         self._number = Counter(self._kinds.page_of)
@@ -67,9 +67,9 @@ class SweepCost:
     def _take(self, policy: Policy) -> None:
         """Take a policy, and forget what was priced under another."""
         self.policy = policy
-        parts = packed(policy.weight_bits, self.shape.weight_bits), packed(policy.kv_bits, NATIVE_BITS)
-        self._attending = Attending(self.machine, policy, parts[1])
-        self._carrying = Carrying(self.shape, self.machine, policy, self._attending, parts)
+        kv_part = packed(policy.kv_bits, NATIVE_BITS)
+        self._attending = Attending(self.machine, policy, kv_part)
+        self._carrying = Carrying(self.shape, self.machine, policy, self._attending, kv_part)
         self._memo: dict[tuple[Load, ...], Priced] = {}
         self._outlines: dict[tuple[Load, ...], _Outlined] = {}
 

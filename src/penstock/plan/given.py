@@ -53,9 +53,8 @@ def given_placement(case: Case) -> Placement:
 def _rows_beside(case: Case, sizes: Sizes, batch: int, kv: Shares) -> int:
     """Rows, where nobody said how many: those whose KV each tier holds beside the pages that were put there."""
     held, row = case.job.prompts, _row_bytes(case, sizes)
-    part = packed(case.weight_bits, case.shape.weight_bits)
     for tier in TIERS:
-        room = case.ledger.free(tier) - (part * sizes.pages_asked(tier) if tier != "disk" else 0)
+        room = case.ledger.free(tier) - (sizes.pages_asked(tier) if tier != "disk" else 0)
         each = kv.of(tier) * row
         if tier == case.compute:
             room -= sizes.fixed(Cut(case.asked.slots or 2, batch, 1, batch))
@@ -110,8 +109,7 @@ def _homes(case: Case, before: int) -> tuple[Tier, ...]:
     pages = list(case.shape.footprint.pages)
     if case.asked.weights is not None:
         return tuple(spread(pages, case.asked.weights))
-    part = packed(case.weight_bits, case.shape.weight_bits)
-    room: dict[Tier, int] = {tier: int(max(0, case.ledger.free(tier)) / part) for tier in ("gpu", "cpu")}
-    room[case.compute] = int(max(0, case.ledger.free(case.compute) - before) / part)
+    room: dict[Tier, int] = {tier: max(0, case.ledger.free(tier)) for tier in ("gpu", "cpu")}
+    room[case.compute] = max(0, case.ledger.free(case.compute) - before)
     last: Tier = "cpu" if case.no_disk else "disk"  # it may be short of room, which is told
     return tuple(place_within(pages, {**room, last: sum(pages)}))

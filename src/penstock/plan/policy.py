@@ -35,8 +35,8 @@ class Policy:
     it). batch_tokens: tokens of one forward call at most. slots: page slots in the streaming ring; 1 means load, then
     compute. admission: ``continuous`` replaces finished rows at once; ``static`` is FlexGen's form: batch_size ·
     num_batches rows enter together in num_batches micro-batches, all prefill, then decode until the last ends, then the
-    next group. attention: the tier that attends to KV, None where it is the compute tier. weight_bits, kv_bits: of what
-    is stored and moved, None as the checkpoint and the run's dtype have them.
+    next group. attention: the tier that attends to KV, None where it is the compute tier. weight_bits, lm_head_bits,
+    kv_bits: of what is stored and moved, None as the checkpoint and the run's dtype have them.
     """
 
     weights: Shares
@@ -51,4 +51,5 @@ class Policy:
     num_batches: int | None = None
     attention: Tier | None = None
     weight_bits: int | None = None
+    lm_head_bits: int | None = None
     kv_bits: int | None = None

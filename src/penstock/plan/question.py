@@ -24,8 +24,8 @@ class Question:
     bounds that time and token_s the time that a row waits for each token, and the most tokens per second within them is
     wanted. no_disk: nothing rests on disk. machine: a preset's name or a machine file, this host where None.
     gpu_memory, cpu_memory, disk_memory: budgets in bytes. weights … num_batches: as ``plan.types.Asked`` has them;
-    attention: the tier that attends to KV. weight_bits, kv_bits: of what is stored and moved. The rest mirrors keywords
-    of ``LLM``.
+    attention: the tier that attends to KV. weight_bits, lm_head_bits, kv_bits: of what is stored and moved. The rest
+    mirrors keywords of ``LLM``.
     """
 
     prompt_len: int = 512
@@ -53,6 +53,7 @@ class Question:
     batch_size: int | None = None
     num_batches: int | None = None
     weight_bits: int | None = None
+    lm_head_bits: int | None = None
     kv_bits: int | None = None
     dtype: str = "auto"
     device: str = "auto"
@@ -91,7 +92,7 @@ class Question:
     @property
     def has_wishes(self) -> bool:
         """Whether any of the policy is fixed."""
-        beside = (self.attention, self.weight_bits, self.kv_bits)
+        beside = (self.attention, self.weight_bits, self.lm_head_bits, self.kv_bits)
         return self.asked != Asked() or any(wish is not None for wish in beside)
 
     @property

@@ -177,6 +177,7 @@ class _Policy(_Table):
     num_batches: _Count | None
     attention: Tier | None
     weight_bits: _Bits | None
+    lm_head_bits: _Bits | None = None
     kv_bits: _Bits | None
 
     def value(self) -> Policy:

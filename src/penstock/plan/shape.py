@@ -13,6 +13,8 @@ from penstock.plan.types import Footprint
 
 _T = TypeVar("_T")
 
+NARROWEST_DTYPE_BITS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class PageShape:
@@ -84,8 +86,9 @@ class ModelShape:
     arithmetic: the key of ``Processor.products`` that its products run with. experts, experts_chosen: of a layer, and
     of those the ones that a token is sent to. hidden_bytes: of one token's residual stream. traffic_bytes: read and
     written by everything between products, for one token, in all layers. vocabulary: logits of a sampled row.
-    weight_bits: of a stored weight (16 for bfloat16). footprint: bytes that the placement rule counts with.
-    operator_bytes: of one token, what the widest of a layer's operators reads and writes. heads: of queries in a layer.
+    weight_bits: of a stored weight in a layer (16 for bfloat16; 4.5 with 4-bit codes in groups of 64). footprint: bytes
+    that the placement rule counts with. operator_bytes: of one token, what the widest of a layer's operators reads and
+    writes. heads: of queries in a layer.
     """
 
     name: str
@@ -101,6 +104,11 @@ class ModelShape:
     weight_bits: float = 16.0
     operator_bytes: int = 0
     heads: int = 0
+
+    @property
+    def packed(self) -> bool:
+        """Whether weights are stored in fewer bits than any dtype has."""
+        return self.weight_bits < NARROWEST_DTYPE_BITS
 
     @cached_property
     def page_bytes(self) -> int:

@@ -51,7 +51,7 @@ class Sizes:
     def fixed(self, cut: Cut) -> int:
         """Bytes of the compute tier before KV and resident pages."""
         tokens = max(cut.batch, self.job.longest_prompt) if self.model.state else cut.batch
-        logits = min(cut.rows, cut.batch) * self.model.logit_bytes
+        logits = (tokens if self.job.scored else min(cut.rows, cut.batch)) * self.model.logit_bytes
         workspace = max(tokens * self.model.call_bytes, logits + tokens * self.model.call_bytes // 4)
         workspace += _STATE_COPIES * min(cut.rows, cut.batch) * self.model.state_layer
         workspace += self.suspended(cut)

@@ -114,13 +114,11 @@ class Steady:
         rows = float(min(cut.rows, case.job.prompts))
         load = self._middle(cut, rows)
         kv_bytes = int(rows * self.row_bytes(sizes) * packed(case.kv_bits, 16))
-        part = packed(case.weight_bits, shape.weight_bits)
-        in_place: Tier | None = "disk" if part == 1 else None  # packed ones are files of penstock's own
         # wherever a row's KV rests, the blocks that it is written to are on the compute tier
         tails = int(rows * 2 * shape.footprint.kv_block)
         buffers = {(tier, case.compute): tails for tier in self._tiers if tier != case.compute}
         items = {
-            "weights": Item(int(shape.page_bytes * part), self._weight_tiers, in_place=in_place),
+            "weights": Item(shape.page_bytes, self._weight_tiers, in_place="disk"),
             "kv": Item(kv_bytes, self._tiers, buffers),
         }
         capacity: dict[Tier, int] = {t: max(0, case.ledger.free(t)) for t in self._weight_tiers}
@@ -154,7 +152,7 @@ class Steady:
         left: bytes for pages by tier.
         """
         case = self.case
-        pages = case.shape.page_bytes * packed(case.weight_bits, case.shape.weight_bits)
+        pages = float(case.shape.page_bytes)
         streamed: dict[Tier, float] = {}
         for tier in self._weight_tiers:
             # the checkpoint's own bytes on disk take nothing from the budget there

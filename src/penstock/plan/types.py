@@ -48,7 +48,8 @@ class Length:
 class Job:
     """What is to be generated: prompts, their mean and largest length with the tokens that follow.
 
-    lengths: of the rows that are known, which the others are like.
+    lengths: of the rows that are known, which the others are like. scored: the logits of all tokens are wanted, not of
+    each row's last one alone.
     """
 
     prompts: int
@@ -56,6 +57,7 @@ class Job:
     longest_tokens: int
     longest_prompt: int
     lengths: Sequence[Length] = ()
+    scored: bool = False
 
 
 @dataclass(frozen=True, slots=True)

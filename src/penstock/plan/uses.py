@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from penstock.plan.case import Case
-from penstock.plan.cost import packed
 from penstock.plan.grid import cut_of
 from penstock.plan.plan import Use
 from penstock.plan.policy import TIERS, Tier
@@ -15,19 +14,18 @@ from penstock.plan.types import Placement
 def memory(case: Case, placement: Placement) -> Mapping[Tier, Use]:
     """What a placement takes on each tier that there is.
 
-    Weights on disk are read from the checkpoint where it lies, unless they are packed: those are files of penstock's
-    own, and count.
+    Weights on disk take nothing there: they are read from the checkpoint where it lies, or from a page cache, which
+    the ledger counts as taken.
     """
     policy, ledger = placement.policy, case.ledger
     cut = cut_of(policy)
     sizes = Sizes(case.shape.footprint, case.job, ledger, replace(case.asked, kv=policy.kv), case.compute)
-    part = packed(case.weight_bits, case.shape.weight_bits)
     suspended, used = sizes.suspended(cut), {}
     for tier in TIERS:
         if tier not in ledger.budget or (tier == "gpu" and case.compute != "gpu"):
             continue
         pages = zip(case.shape.pages, placement.homes, strict=True)
-        weights = int(part * sum(page.nbytes for page, home in pages if home == tier))
+        weights = sum(page.nbytes for page, home in pages if home == tier)
         reserved = placement.reserved.get(tier, 0)
         if tier == case.compute:
             buffers = max(0, reserved - suspended)
@@ -40,6 +38,6 @@ def memory(case: Case, placement: Placement) -> Mapping[Tier, Use]:
             kv=placement.kv.get(tier, 0),
             activations=reserved - buffers,
             buffers=buffers,
-            in_place=weights if tier == "disk" and part == 1 else 0,
+            in_place=weights if tier == "disk" else 0,
         )
     return used

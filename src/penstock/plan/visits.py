@@ -9,10 +9,14 @@ from penstock.plan.shape import ModelShape, PageShape
 
 
 class Visits:
-    """Visits of one model's kinds of pages. weight_part: bytes of weights as stored, as a part of them unpacked."""
+    """Visits of one model's kinds of pages.
 
-    def __init__(self, shape: ModelShape, processor: Processor, weight_part: float) -> None:
-        self._shape, self._processor, self._packed = shape, processor, weight_part < 1
+    Packed weights are unpacked once for each call, unless the processor has products that unpack as they multiply.
+    """
+
+    def __init__(self, shape: ModelShape, processor: Processor) -> None:
+        self._shape, self._processor = shape, processor
+        self._unpacks = shape.packed and shape.arithmetic not in processor.products
         self._curve = processor.curve(shape.arithmetic)
         self._call_memo: dict[tuple[float, float], Sequence[float]] = {}
 
@@ -49,6 +53,6 @@ class Visits:
             visit_s += routed.besides_s(page.experts, self._shape.hidden_bytes, processor)
         else:
             visit_s = weights * weight_s + processor.visit_s
-        if self._packed:
+        if self._unpacks and not page.samples_only:
             visit_s += weights / processor.dequantise_per_s
         return visit_s

@@ -10,6 +10,7 @@ from penstock.machine.probe import cpu_computes_bfloat16
 from penstock.memory.device import Device
 from penstock.model.precision import Precision, choose
 from penstock.profiling.caches import last_level_bytes
+from penstock.quant.grouped import BITS, Grouped
 
 _NOISE = (1 << 20) + 4099  # numbers drawn once and repeated: of no length that rows of a matrix have
 _BEYOND_CACHE = 3  # times its size: what is used in turn is out of the cache by its next turn
@@ -18,16 +19,18 @@ _ROOM_SHARE = 4  # a measurement takes this part of what is free
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """A dtype that products are computed in, and the one that their weights are stored in."""
+    """A dtype that products are computed in, and the one that their weights are stored in, or how they are packed."""
 
     compute: torch.dtype
-    stored: torch.dtype
+    stored: torch.dtype | Grouped
 
     @property
     def name(self) -> str:
-        """The key of ``Processor.products``: ``bfloat16``, or ``float32<bfloat16`` where weights are widened."""
-        compute, stored = (str(dtype).removeprefix("torch.") for dtype in (self.compute, self.stored))
-        return compute if compute == stored else f"{compute}<{stored}"
+        """The key of ``Processor.products``: ``bfloat16``, or ``float32<bfloat16`` where weights are widened, and
+        ``float32<int4`` where they are unpacked."""
+        compute, stored = str(self.compute).removeprefix("torch."), self.stored
+        kept = f"int{stored.bits}" if isinstance(stored, Grouped) else str(stored).removeprefix("torch.")
+        return compute if compute == kept else f"{compute}<{kept}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,10 @@ class Place:
         if not short:
             wishes += [("float32", own) for own in checkpoints] + [("bfloat16", "bfloat16")]
         chosen = [self._chosen(*wish) for wish in wishes]
-        return tuple(dict.fromkeys(Arithmetic(p.compute, p.stored) for p in chosen))
+        made = [Arithmetic(p.compute, p.stored) for p in chosen]
+        if self.device.compute_tier == "cpu" and self.auto.compute == torch.float32:  # where a kernel unpacks
+            made += [Arithmetic(torch.float32, Grouped(bits)) for bits in BITS if not short]
+        return tuple(dict.fromkeys(made))
 
     def noise(self, count: int, dtype: torch.dtype) -> torch.Tensor:
         """``count`` numbers in [-1, 1) in memory such as pages and KV arenas take."""

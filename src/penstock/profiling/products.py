@@ -10,6 +10,8 @@ from penstock.engine.linear import Widening
 from penstock.machine.machine import Curve
 from penstock.profiling.place import Arithmetic, Place
 from penstock.profiling.timing import median_s
+from penstock.quant.grouped import Grouped
+from penstock.quant.packed import Packed
 
 # 3 and 4: from there on another kernel widens weights, several times as fast, and nothing between may be interpolated.
 # 40 and 72: beyond whole tiles of a kernel, where experts' tokens mostly fall.
@@ -42,8 +44,7 @@ def product_curve(
     A size whose product would take several times its part of the time is measured with fewer of the outputs; one that
     would still take longer than all is left out.
     """
-    count = place.copies(width * width * arithmetic.stored.itemsize)
-    weights = place.noise(count * width * width, arithmetic.stored).view(count, width, width)
+    weights = _matrices(place, arithmetic.stored, width)
     widening = Widening(arithmetic.compute, place.device.torch_device)
     in_turn, share_s = cycle(weights), budget_s / len(tokens)
     points: list[tuple[float, float]] = []
@@ -66,3 +67,15 @@ def product_curve(
             break
         points.append((float(number), measured(number, outputs, share_s)))
     return Curve(tuple(points))
+
+
+def _matrices(place: Place, stored: torch.dtype | Grouped, width: int) -> Sequence[torch.Tensor | Packed]:
+    """As many square matrices as are not in cache when their turn comes."""
+    if isinstance(stored, torch.dtype):
+        count = place.copies(width * width * stored.itemsize)
+        return list(place.noise(count * width * width, stored).view(count, width, width))
+    row_bytes = stored.row_bytes(width)
+    count = place.copies(width * row_bytes)
+    # whatever bytes: a product takes as long for any numbers that are finite, which zeros are
+    data = place.device.alloc(count * width * row_bytes).zero_().view(count, width, row_bytes)
+    return [Packed(stored, width, matrix) for matrix in data]

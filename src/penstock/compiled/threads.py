@@ -12,9 +12,9 @@ import numba
 
 from penstock.directories import cache_directory
 
-# numba looks at a kernel's own file to see whether what it kept is still true, not at the file that emits its vectors.
-_VECTORS = sha256(Path(__file__).with_name("vectors.py").read_bytes()).hexdigest()[:12]
-numba.config.CACHE_DIR = str(Path(numba.config.CACHE_DIR or cache_directory() / "numba") / _VECTORS)
+# numba looks at a kernel's own file to see whether what it kept is still true, not at the files that emit its vectors.
+_EMITTERS = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:12]
+numba.config.CACHE_DIR = str(Path(numba.config.CACHE_DIR or cache_directory() / "numba") / _EMITTERS)
 
 
 @cache

@@ -5,7 +5,7 @@ from threading import Lock
 
 import pytest
 
-from penstock.engine.compiled import in_threads, in_turn
+from penstock.compiled.threads import in_threads, in_turn
 
 
 def test_every_part_is_done_once():

@@ -1,0 +1,65 @@
+"""How fast packed weights are unpacked: every format, from memory into a panel that stays in cache, with all threads.
+
+Gigabytes of bfloat16 output a second (two bytes a weight, whatever the kernel writes), beside reading the same bytes
+as torch copies them. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+
+import torch
+
+from penstock.quant.forms import LAYOUTS, Form
+from penstock.quant.unpacking import unpack
+
+COLD_BYTES = 256 << 20  # walked over, so that nothing comes from cache
+PANEL_ROWS, COLUMNS = 64, 3072
+
+
+def rates(form: Form, rounds: int) -> dict[str, float]:
+    """Weights per second, and bytes of packed rows per second, the median of some walks over COLD_BYTES."""
+    part_bytes = PANEL_ROWS * form.row_bytes(COLUMNS)
+    count = COLD_BYTES // part_bytes
+    parts = torch.zeros(count, PANEL_ROWS, form.row_bytes(COLUMNS), dtype=torch.uint8).numpy()
+    panel = torch.empty(PANEL_ROWS, COLUMNS).numpy()
+    unpack(parts[0], form, panel)  # compiles
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for part in parts:
+            unpack(part, form, panel)
+        taken.append(time.perf_counter() - start)
+    seconds = statistics.median(taken) / count
+    return {"weights_per_s": PANEL_ROWS * COLUMNS / seconds, "packed_bytes_per_s": part_bytes / seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    found = {form.name: rates(form, arguments.rounds) for form in LAYOUTS}
+    copied = torch.zeros(COLD_BYTES, dtype=torch.uint8)
+    target, taken = torch.empty(1 << 20, dtype=torch.uint8), []
+    for part in itertools.islice(itertools.cycle(copied.split(1 << 20)), 3 * COLD_BYTES >> 20):
+        start = time.perf_counter()
+        target.copy_(part)
+        taken.append(time.perf_counter() - start)
+    reading = len(target) / statistics.median(taken)
+    if arguments.json:
+        json.dump({"threads": torch.get_num_threads(), "read_bytes_per_s": reading, "forms": found}, sys.stdout)
+        return
+    print("| format | bf16 output GB/s | packed bytes GB/s |\n| --- | ---: | ---: |")
+    for name, rate in found.items():
+        print(f"| {name} | {2e-9 * rate['weights_per_s']:.1f} | {1e-9 * rate['packed_bytes_per_s']:.1f} |")
+    print(f"\n{torch.get_num_threads()} threads; torch copies {reading / 1e9:.1f} GB/s from memory into cache.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Products of a few tokens with packed weights on the CPU: one pass over the weights, held by memory.
+
+No element is written: codes become vectors in registers, and each meets all tokens. For more tokens than that pays,
+``product_kernel`` unpacks a panel once for a tile of tokens.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from penstock.compiled.codes import VECTORS, Record, layout, record
+from penstock.compiled.threads import in_turn
+from penstock.compiled.vectors import LANES, Emitter, Integer
+from penstock.engine.operand import Operand
+from penstock.quant.grouped import BLOCK
+
+MOST = 4  # tokens
+ROWS = 4  # of weights together, so that sums do not wait for each other
+PARTS = 8  # of a product for each thread, to be taken in turn
+
+
+@intrinsic
+def multiply_rows(context, rows, tokens, form, row, stride, columns, x, x_stride, out, out_stride):
+    """Write to ``out`` (tokens, rows) the products of packed rows with ``x`` (tokens, columns), float32; addresses.
+
+    As many rows and tokens as the tuples are long, packed as ``form`` tells (``codes.layout``). x ends with zeros up to
+    a whole block.
+    """
+    packed, number, token_range = layout(form), rows.count, range(tokens.count)
+    blocks = packed.group // BLOCK
+
+    def emit(context, builder, signature, arguments):
+        _, _, _, row, stride, columns, x, x_stride, out, out_stride = arguments
+        wide, single = Emitter(builder, LANES), Emitter(builder, 1)
+        apart = 2 if tokens.count == 1 else 1  # sums of each row and token that do not wait for each other
+        totals = [[[wide.zero() for _ in range(apart)] for _ in token_range] for _ in range(number)]
+
+        def add(groups: list[Record], index: ir.Value | int, place: ir.Value) -> None:
+            """A block of every row; ``place``: of its first column in x."""
+            met = [
+                [wide.load(single.at(place, (t, x_stride), (v, 4 * LANES))) for v in range(VECTORS)]
+                for t in token_range
+            ]
+            for r, group in enumerate(groups):
+                for v, weights in enumerate(group.block(index)):
+                    for t in token_range:
+                        wide.add_product(totals[r][t][v % apart], weights, met[t][v])
+
+        size = ir.Constant(columns.type, blocks * BLOCK)
+        whole = builder.udiv(columns, size)
+        with cgutils.for_range(builder, whole) as loop:
+            address = single.at(row, (loop.index, packed.record_bytes))
+            groups = [record(wide, packed, single.at(address, (r, stride))) for r in range(number)]
+            place = single.at(x, (loop.index, 4 * blocks * BLOCK))
+            for b in range(blocks):
+                add(groups, b, single.at(place, (b, 4 * BLOCK)))
+        rest = builder.sub(columns, builder.mul(whole, size))
+        left = builder.udiv(builder.add(rest, ir.Constant(rest.type, BLOCK - 1)), ir.Constant(rest.type, BLOCK))
+        with cgutils.for_range(builder, left) as loop:
+            address = single.at(row, (whole, packed.record_bytes))
+            groups = [record(wide, packed, single.at(address, (r, stride))) for r in range(number)]
+            add(groups, loop.index, single.at(x, (whole, 4 * blocks * BLOCK), (loop.index, 4 * BLOCK)))
+        for t in token_range:
+            sums = []
+            for r in range(number):
+                values = [builder.load(total) for total in totals[r][t]]
+                sums.append(values[0] if apart == 1 else builder.fadd(values[0], values[1]))
+            wide.store(wide.lane_sums(sums), single.at(out, (t, out_stride)))
+        return context.get_dummy_value()
+
+    return types.void(rows, tokens, form, *[Integer] * 7), emit
+
+
+def _multiply_few(rows, one, tokens, form, weight, x, columns, out, start, stop):
+    """The product of tokens x with packed rows start ≤ n < stop, written to those columns of out (T, n)."""
+    weight_at, stride = weight.ctypes.data, weight.strides[0]
+    x_at, x_stride, out_at, out_stride = x.ctypes.data, x.strides[0], out.ctypes.data, out.strides[0]
+    whole = start + (stop - start) // ROWS * ROWS
+    for n in range(start, whole, ROWS):
+        row, place = weight_at + n * stride, out_at + 4 * n
+        multiply_rows(rows, tokens, form, row, stride, columns, x_at, x_stride, place, out_stride)
+    for n in range(whole, stop):
+        row, place = weight_at + n * stride, out_at + 4 * n
+        multiply_rows(one, tokens, form, row, stride, columns, x_at, x_stride, place, out_stride)
+
+
+@cache
+def _compiled(tokens: int, form: int) -> Callable[..., None]:
+    """The kernel for a format of weights and a number of tokens: compiled now, or read from the disk."""
+    signature = types.void(
+        *(types.UniTuple(types.int64, number) for number in (ROWS, 1, tokens, form)),
+        types.Array(types.uint8, 2, "A"),
+        types.Array(types.float32, 2, "C"),
+        types.intp,
+        types.Array(types.float32, 2, "A"),
+        *(types.intp, types.intp),
+    )
+    compiled: Callable[..., None] = numba.njit(signature, nogil=True, cache=True)(_multiply_few)
+    return compiled
+
+
+def multiply_few(x: torch.Tensor, weights: Operand, out: torch.Tensor) -> None:
+    """Write x (T, in), at most MOST tokens, times packed weights (out, in) to out (T, out), all float32."""
+    tokens, columns = x.shape
+    kernel = _compiled(tokens, len(weights.form))
+    met = x.numpy()
+    if columns % BLOCK:
+        met = np.pad(met, ((0, 0), (0, -columns % BLOCK)))
+    results: Any = out.numpy()
+    groups = -(-len(weights.array) // ROWS)
+    threads = min(groups, torch.get_num_threads())
+    parts = min(groups, threads * PARTS)
+    cuts = [min(groups * part // parts * ROWS, len(weights.array)) for part in range(parts + 1)]
+    lengths = (0,) * ROWS, (0,), (0,) * tokens, weights.form
+
+    def work(thread: int, start: int, stop: int) -> None:
+        kernel(*lengths, weights.array, met, columns, results, start, stop)
+
+    in_turn(work, cuts, threads)

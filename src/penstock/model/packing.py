@@ -1,0 +1,88 @@
+"""Which matrices of a model are packed: those that tokens meet in products, and only where a person asked for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from penstock.errors import UserError
+from penstock.quant.grouped import BITS, Grouped
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Formats of the decoder layers' matrices and of the LM head; None leaves them as they are.
+
+    Embeddings, norms, biases, routers and matrices that stay resident are never packed, but for an embedding that is
+    tied to the LM head. own: what a checkpoint has packed already stays so, in formats that can run.
+    """
+
+    weights: Grouped | None = None
+    head: Grouped | None = None
+    own: bool = False
+
+    @property
+    def name(self) -> str:
+        """``int4g64``, ``int4g64+head-int8g64``, ``own``; empty where nothing is packed."""
+        parts = [self.weights.name if self.weights else "", f"head-{self.head.name}" if self.head else ""]
+        return "+".join(part for part in [*parts, "own" if self.own else ""] if part)
+
+    @classmethod
+    def named(cls, name: str) -> "Packing | None":
+        """The packing of that name; None where it is none's."""
+        parts = name.split("+")
+        heads = [Grouped.named(part.removeprefix("head-")) for part in parts if part.startswith("head-")]
+        weights = [Grouped.named(part) for part in parts if part != "own" and not part.startswith("head-")]
+        made = cls(next(iter(weights), None), next(iter(heads), None), "own" in parts)
+        return made if name and made.name == name else None
+
+    def rounded_plainly(self) -> "Packing":
+        """The same formats, each group rounded between its least and its largest element."""
+        weights, head = (form and replace(form, plain=True) for form in (self.weights, self.head))
+        return Packing(weights, head, self.own)
+
+    def forms(self, model: Any, layers: str | None) -> Mapping[str, Grouped]:
+        """The format of each matrix that is packed, by its parameter's name. layers: the name of the decoder's list."""
+        experts = [module for module in model.modules() if holds_experts(module)]
+        routed = {int(module.num_experts) for module in experts}
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        forms: dict[str, Grouped] = {}
+        for name, module in model.named_modules():
+            inside = layers is not None and name.startswith(f"{layers}.")
+            if module is head and self.head is not None:
+                forms[f"{name}.weight"] = self.head
+            elif inside and self.weights is not None:
+                if holds_experts(module):
+                    stacked = [n for n, p in module._parameters.items() if p is not None and p.dim() > 2]
+                    forms |= {f"{name}.{n}": self.weights for n in stacked}
+                elif isinstance(module, nn.Linear | Conv1D) and _outputs(module) not in routed:
+                    forms[f"{name}.weight"] = self.weights
+        return forms
+
+
+def packing_of(weight_bits: int | None, lm_head_bits: int | None) -> Packing | None:
+    """The packing that ``--weight-bits`` and ``--lm-head-bits`` ask for; None where neither says anything.
+
+    16 bits are no packing, not the checkpoint's own either. Raises UserError for another number than 4, 8 and 16.
+    """
+    if weight_bits is None and lm_head_bits is None:
+        return None
+    forms = _form(weight_bits, "--weight-bits"), _form(lm_head_bits, "--lm-head-bits")
+    return Packing(*forms, own=weight_bits is None)
+
+
+def _form(bits: int | None, flag: str) -> Grouped | None:
+    if bits is not None and (isinstance(bits, bool) or bits not in (*BITS, 16)):
+        raise UserError(f"{flag} {bits}: give 4, 8 or 16")
+    return None if bits in (None, 16) else Grouped(int(bits))
+
+
+def holds_experts(module: nn.Module) -> bool:
+    """Whether a module's matrices are stacks of experts, as transformers' experts interface has them."""
+    return hasattr(module, "num_experts") and hasattr(module, "is_transposed")
+
+
+def _outputs(module: nn.Linear | Conv1D) -> int:
+    return int(module.out_features) if isinstance(module, nn.Linear) else int(module.nf)

@@ -1,0 +1,20 @@
+"""All formats that packed weights run in, by name and by number."""
+
+from penstock.quant.ggml import KINDS, Ggml
+from penstock.quant.grouped import BITS, GROUPS, Grouped
+
+Form = Grouped | Ggml
+
+_GGML = tuple(Ggml(kind) for kind in KINDS)
+# The order is compiled into kernels, which know a format by its place here.
+LAYOUTS: tuple[Form, ...] = (*(Grouped(bits, group) for bits in BITS for group in GROUPS), *_GGML)
+
+
+def named(name: str) -> Form | None:
+    """The format that a page's slice calls so; None for a dtype."""
+    return next((form for form in _GGML if form.name == name), None) or Grouped.named(name)
+
+
+def number(form: Form) -> int:
+    """The place of a format's layout among LAYOUTS; however its codes were chosen, they are read alike."""
+    return LAYOUTS.index(Grouped(form.bits, form.group) if isinstance(form, Grouped) else form)

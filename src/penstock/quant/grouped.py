@@ -1,0 +1,69 @@
+"""Group-wise integers: what a matrix looks like with a few bits an element, and how many bytes that takes."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+BLOCK = 32  # elements whose codes lie together; a row's last block is filled up
+BITS = (4, 8)
+GROUPS = (32, 64, 128)
+ROUNDING = 1  # how codes are chosen: raise it with a change, so that page caches are built anew
+PARAMETER_BYTES = 4  # of a group: its scale and its minimum, each a bfloat16
+_NAME = re.compile(r"int(\d+)g(\d+)(-plain)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Unsigned integers of ``bits`` bits; ``group`` neighbours in a row share a scale and a minimum.
+
+    An element is minimum + scale · code. A row is a run of bytes of its own: for each group its scale, its minimum (two
+    bfloat16) and its codes, of which the last group of a row may have fewer. Four-bit codes of 32 elements take 16
+    bytes: byte j holds element j in its low half and element j + 16 in its high half.
+
+    plain: rounded between a group's least and largest element, not fitted: no other bytes mean anything else.
+    """
+
+    bits: int
+    group: int = 64
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS or self.group not in GROUPS:
+            raise ValueError(f"{self.bits} bits in groups of {self.group}: there are {BITS} and {GROUPS}")
+
+    @property
+    def name(self) -> str:
+        """As a page's slice has it for its dtype: ``int4g64``, or ``int4g64-plain``."""
+        return f"int{self.bits}g{self.group}{'-plain' if self.plain else ''}"
+
+    @classmethod
+    def named(cls, name: str) -> "Grouped | None":
+        """The format of that name; None where it is none's."""
+        found = _NAME.fullmatch(name)
+        return cls(int(found[1]), int(found[2]), found[3] is not None) if found else None
+
+    @property
+    def levels(self) -> int:
+        """The largest code."""
+        return int(2**self.bits - 1)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Of what a group shares."""
+        return PARAMETER_BYTES
+
+    @property
+    def record_bytes(self) -> int:
+        """Of a whole group."""
+        return PARAMETER_BYTES + self.group * self.bits // 8
+
+    def row_bytes(self, columns: int) -> int:
+        """Of a row of so many elements."""
+        whole, rest = divmod(columns, self.group)
+        last = PARAMETER_BYTES + -(-rest // BLOCK) * BLOCK * self.bits // 8 if rest else 0
+        return whole * self.record_bytes + last
+
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """Of an array whose last dimension is the rows'."""
+        return prod(shape[:-1]) * self.row_bytes(shape[-1])

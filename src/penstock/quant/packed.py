@@ -1,0 +1,91 @@
+"""Matrices in a few bits an element, on any tier: the bytes as they are stored, and how to make numbers of them."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from penstock.quant.forms import Form
+from penstock.quant.ggml import Ggml
+from penstock.quant.grouped import BLOCK
+
+_CHUNK_ELEMENTS = 1 << 20  # widened at a time where the target is not float32
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """An array (…, rows, columns), packed. data: uint8 (…, rows, ``form.row_bytes(columns)``) on any device."""
+
+    form: Form
+    columns: int
+    data: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array that it stands for."""
+        return (*self.data.shape[:-1], self.columns)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its bytes are."""
+        return self.data.device
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, rows: Any) -> "Packed":
+        """The part that an index of the first dimension chooses."""
+        return replace(self, data=self.data[rows])
+
+    def to(self, device: torch.device | str) -> "Packed":
+        """The same on another device."""
+        return replace(self, data=self.data.to(device))
+
+    def wide(self, dtype: torch.dtype) -> torch.Tensor:
+        """All elements, in a dtype; exact in float32."""
+        made = torch.empty(self.shape, dtype=dtype, device=self.device)
+        self.write(made)
+        return made
+
+    def write(self, target: torch.Tensor) -> None:
+        """Write all elements to a contiguous tensor of its shape, on its device, rounded to the target's dtype."""
+        data, flat = self.data.reshape(-1, self.data.shape[-1]), target.view(-1, self.columns)
+        if self.device.type != "cpu":
+            flat.copy_(_unpacked(self.form, data, self.columns))
+            return
+        from penstock.quant.unpacking import unpack  # imports numba: only where something is packed
+
+        rows = len(flat) if target.dtype == torch.float32 else max(1, _CHUNK_ELEMENTS // max(1, self.columns))
+        for first in range(0, len(flat), rows):
+            part = flat[first : first + rows]
+            wide = part if target.dtype == torch.float32 else torch.empty(part.shape)
+            unpack(data[first : first + rows].numpy(), self.form, wide.numpy())
+            if wide is not part:
+                part.copy_(wide)
+
+
+def _unpacked(form: Form, data: torch.Tensor, columns: int) -> torch.Tensor:
+    """Rows of packed bytes as float32 (rows, columns), by torch's own operations: for devices without a kernel here."""
+    whole, rest = divmod(columns, form.group)
+    cut = whole * form.record_bytes
+    parts = [_records(form, data[:, :cut].reshape(len(data), whole, -1), form.group)] if whole else []
+    if rest:
+        parts.append(_records(form, data[:, cut:].reshape(len(data), 1, -1), rest))
+    return torch.cat(parts, 1)
+
+
+def _records(form: Form, records: torch.Tensor, count: int) -> torch.Tensor:
+    """records (rows, groups, bytes), of which ``count`` elements each count, as float32 (rows, groups · count)."""
+    half = torch.float16 if isinstance(form, Ggml) else torch.bfloat16
+    parameters = records[..., : form.parameter_bytes].contiguous().view(half).float()
+    codes = records[..., form.parameter_bytes :]
+    if form.bits == 4:
+        halves = codes.reshape(*codes.shape[:2], -1, BLOCK // 2)
+        codes = torch.stack((halves & 15, halves >> 4), 3).flatten(2)
+    elif isinstance(form, Ggml):
+        codes = codes.contiguous().view(torch.int8)
+    if isinstance(form, Ggml) and form.parameter_bytes == 2:
+        values = parameters * (codes[..., :count].float() - (8 if form.bits == 4 else 0))
+    else:
+        values = parameters[..., 1:] + parameters[..., :1] * codes[..., :count]
+    return values.flatten(1)

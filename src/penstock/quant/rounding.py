@@ -1,0 +1,137 @@
+"""Choosing scale, minimum and codes of each group: by its least and largest element, or by what loses least.
+
+Of a group, plain rounding maps the least element to 0 and the largest to the highest code. Fitting starts there and
+with narrower ranges, which clip the outermost elements and are finer for all others; from each start it alternates
+between the best codes for a scale and a minimum and the best scale and minimum (least squares) for these codes, and
+keeps what has the least squared error. The same alternation as in HQQ (Badri and Shaji, Half-Quadratic Quantization of
+large language models, 2023), with squared errors and a search of ranges instead of its sparse norm.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from penstock.compiled.threads import in_threads
+from penstock.quant.grouped import PARAMETER_BYTES, Grouped
+
+RANGES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.80, 0.76, 0.72)  # of a group's own, tried as starts
+REFITS = 3
+
+
+def pack(values: npt.NDArray[np.float32], form: Grouped) -> npt.NDArray[np.uint8]:
+    """Rows of float32 (rows, columns) as packed rows (rows, ``form.row_bytes``).
+
+    Raises ValueError for values that are not finite.
+    """
+    import torch  # the number of threads that a run computes with
+
+    rows, columns = values.shape
+    packed = np.zeros((rows, form.row_bytes(columns)), np.uint8)
+    starts = np.array((1.0,) if form.plain else RANGES, np.float32)
+    threads = max(1, min(rows, torch.get_num_threads()))
+    cuts = [rows * part // threads for part in range(threads + 1)]
+    kernel, bad = _compiled(), np.zeros(rows, np.bool_)
+    values = np.ascontiguousarray(values, np.float32)
+
+    def work(start: int, stop: int) -> None:
+        kernel(values, packed, bad, form.bits, form.group, starts, 0 if form.plain else REFITS, start, stop)
+
+    in_threads(work, cuts)
+    if bad.any():
+        raise ValueError(f"row {int(bad.argmax())} has elements that are not finite")
+    return packed
+
+
+def _pack_rows(
+    values: Any, packed: Any, bad: Any, bits: int, group: int, starts: Any, refits: int, first: int, last: int
+) -> None:
+    columns = values.shape[1]
+    levels = np.float32(2**bits - 1)
+    record = PARAMETER_BYTES + group * bits // 8
+    codes, best = np.empty(group, np.float32), np.empty(group, np.float32)
+    pair = np.empty(2, np.float32)
+    words = pair.view(np.uint32)
+    for row in range(first, last):
+        for g in range((columns + group - 1) // group):
+            x = values[row, g * group : min((g + 1) * group, columns)]
+            count, number = len(x), np.float32(len(x))
+            low, high, total = x[0], x[0], np.float32(0.0)
+            for j in range(count):
+                low, high = min(low, x[j]), max(high, x[j])
+                total += x[j] * np.float32(0.0)
+            if total != np.float32(0.0):
+                bad[row] = True
+                continue
+            least = np.float32(np.inf)
+            best_scale, best_minimum = np.float32(0.0), np.float32(0.0)
+            for start in range(len(starts)):
+                span = (high - low) * starts[start]
+                minimum = low + (high - low - span) / np.float32(2.0)
+                scale = span / levels
+                for refit in range(refits + 1):
+                    # what is stored: both as bfloat16, to which codes are then chosen
+                    pair[0], pair[1] = scale, minimum
+                    for k in range(2):
+                        word = np.int64(words[k])
+                        words[k] = (word + 0x7FFF + ((word >> 16) & 1)) & 0xFFFF0000
+                    scale, minimum = pair[0], pair[1]
+                    if start == 0 and refit == 0:
+                        # codes 0 and the highest reach the least and the largest element, rounded as they are
+                        if minimum > low:
+                            words[1] = np.int64(words[1]) + (0x10000 if minimum < 0 else -0x10000)
+                            minimum = pair[1]
+                        pair[0] = (high - minimum) / levels
+                        words[0] = (np.int64(words[0]) + 0xFFFF) & 0xFFFF0000
+                        scale = pair[0]
+                    inverse = np.float32(1.0) / scale if scale > 0 else np.float32(0.0)
+                    error = np.float32(0.0)
+                    for j in range(count):
+                        code = min(max(np.rint((x[j] - minimum) * inverse), np.float32(0.0)), levels)
+                        lost = x[j] - (minimum + scale * code)
+                        error += lost * lost
+                        codes[j] = code
+                    if error < least:
+                        least, best_scale, best_minimum = error, scale, minimum
+                        for j in range(count):
+                            best[j] = codes[j]
+                    if refit == refits:
+                        break
+                    # least squares of x - low = (minimum - low) + scale · code
+                    s_c, s_cc, s_x, s_cx = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+                    for j in range(count):
+                        s_c += codes[j]
+                        s_cc += codes[j] * codes[j]
+                        s_x += x[j] - low
+                        s_cx += codes[j] * (x[j] - low)
+                    spread = number * s_cc - s_c * s_c
+                    if spread <= 0:
+                        break
+                    scale = (number * s_cx - s_c * s_x) / spread
+                    if scale <= 0:
+                        break
+                    minimum = low + (s_x - scale * s_c) / number
+            at = g * record
+            pair[0], pair[1] = best_scale, best_minimum
+            for k in range(2):
+                packed[row, at + 2 * k] = (words[k] >> 16) & 0xFF
+                packed[row, at + 2 * k + 1] = words[k] >> 24
+            at += PARAMETER_BYTES
+            if bits == 8:
+                for j in range(count):
+                    packed[row, at + j] = np.uint8(best[j])
+            else:
+                for j in range(count):
+                    place = at + (j // 32) * 16 + j % 16
+                    packed[row, place] |= np.uint8(best[j]) << (4 * ((j % 32) // 16))
+
+
+@cache
+def _compiled() -> Callable[..., None]:
+    compiled: Callable[..., None] = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})(
+        _pack_rows
+    )
+    return compiled
