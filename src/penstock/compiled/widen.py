@@ -5,7 +5,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from penstock.compiled.codes import layout, record
+from penstock.compiled.codes import Record, layout
 from penstock.compiled.vectors import LANES, Emitter, Integer, element_bytes, pieces
 from penstock.quant.grouped import BLOCK
 
@@ -31,7 +31,7 @@ def widen(context, stored, form, row, first, count, target):
                 index = builder.add(before, loop.index)
                 address = single.at(row, (builder.udiv(index, in_group), packed.record_bytes))
                 place = single.at(target, (loop.index, 4 * BLOCK))
-                for v, value in enumerate(record(wide, packed, address).block(builder.urem(index, in_group))):
+                for v, value in enumerate(Record(wide, packed, address).block(builder.urem(index, in_group))):
                     wide.store(value, single.at(place, (v, 4 * LANES)))
             return context.get_dummy_value()
         source = single.at(row, (first, element_bytes(kind)))

@@ -9,7 +9,7 @@ BLOCK = 32  # elements whose codes lie together; a row's last block is filled up
 BITS = (4, 8)
 GROUPS = (32, 64, 128)
 ROUNDING = 1  # how codes are chosen: raise it with a change, so that page caches are built anew
-PARAMETER_BYTES = 4  # of a group: its scale and its minimum, each a bfloat16
+PARAMETER_BYTES = 4  # of a group: its scale and its minimum, in half precision
 _NAME = re.compile(r"int(\d+)g(\d+)(-plain)?")
 
 
@@ -17,9 +17,9 @@ _NAME = re.compile(r"int(\d+)g(\d+)(-plain)?")
 class Grouped:
     """Unsigned integers of ``bits`` bits; ``group`` neighbours in a row share a scale and a minimum.
 
-    An element is minimum + scale · code. A row is a run of bytes of its own: for each group its scale, its minimum (two
-    bfloat16) and its codes, of which the last group of a row may have fewer. Four-bit codes of 32 elements take 16
-    bytes: byte j holds element j in its low half and element j + 16 in its high half.
+    An element is minimum + scale · code. A row is a run of bytes of its own: for each group its scale, its minimum
+    (both in half precision) and its codes, of which the last group of a row may have fewer. Four-bit codes of 32
+    elements take 16 bytes: byte j holds element j in its low half and element j + 16 in its high half.
 
     plain: rounded between a group's least and largest element, not fitted: no other bytes mean anything else.
     """

@@ -76,8 +76,7 @@ def _unpacked(form: Form, data: torch.Tensor, columns: int) -> torch.Tensor:
 
 def _records(form: Form, records: torch.Tensor, count: int) -> torch.Tensor:
     """records (rows, groups, bytes), of which ``count`` elements each count, as float32 (rows, groups · count)."""
-    half = torch.float16 if isinstance(form, Ggml) else torch.bfloat16
-    parameters = records[..., : form.parameter_bytes].contiguous().view(half).float()
+    parameters = records[..., : form.parameter_bytes].contiguous().view(torch.float16).float()
     codes = records[..., form.parameter_bytes :]
     if form.bits == 4:
         halves = codes.reshape(*codes.shape[:2], -1, BLOCK // 2)

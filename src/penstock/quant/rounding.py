@@ -20,12 +20,15 @@ from penstock.quant.grouped import PARAMETER_BYTES, Grouped
 
 RANGES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.80, 0.76, 0.72)  # of a group's own, tried as starts
 REFITS = 3
+SMALLEST, SMALLEST_NORMAL, LARGEST = np.float32(2.0**-24), np.float32(2.0**-14), np.float32(65504.0)  # half precision
+# A scale that half precision cannot hold loses more than the format should: what is refused for it.
+COARSER, TOLERATED = np.float32(1.25), np.float32(2.0**-9)  # times the step; of the largest element, as bfloat16 does
 
 
 def pack(values: npt.NDArray[np.float32], form: Grouped) -> npt.NDArray[np.uint8]:
     """Rows of float32 (rows, columns) as packed rows (rows, ``form.row_bytes``).
 
-    Raises ValueError for values that are not finite.
+    Raises ValueError for values that are not finite, and for such as half precision holds no scale or minimum for.
     """
     import torch  # the number of threads that a run computes with
 
@@ -42,7 +45,9 @@ def pack(values: npt.NDArray[np.float32], form: Grouped) -> npt.NDArray[np.uint8
 
     in_threads(work, cuts)
     if bad.any():
-        raise ValueError(f"row {int(bad.argmax())} has elements that are not finite")
+        row = int(bad.argmax())
+        why = "too large or too small for half precision" if np.isfinite(values[row]).all() else "not finite"
+        raise ValueError(f"row {row} has elements that are {why}")
     return packed
 
 
@@ -73,20 +78,8 @@ def _pack_rows(
                 minimum = low + (high - low - span) / np.float32(2.0)
                 scale = span / levels
                 for refit in range(refits + 1):
-                    # what is stored: both as bfloat16, to which codes are then chosen
-                    pair[0], pair[1] = scale, minimum
-                    for k in range(2):
-                        word = np.int64(words[k])
-                        words[k] = (word + 0x7FFF + ((word >> 16) & 1)) & 0xFFFF0000
-                    scale, minimum = pair[0], pair[1]
-                    if start == 0 and refit == 0:
-                        # codes 0 and the highest reach the least and the largest element, rounded as they are
-                        if minimum > low:
-                            words[1] = np.int64(words[1]) + (0x10000 if minimum < 0 else -0x10000)
-                            minimum = pair[1]
-                        pair[0] = (high - minimum) / levels
-                        words[0] = (np.int64(words[0]) + 0xFFFF) & 0xFFFF0000
-                        scale = pair[0]
+                    # what is stored: both in half precision, to which codes are then chosen
+                    scale, minimum = _half(scale, words, pair, True), _half(minimum, words, pair, False)
                     inverse = np.float32(1.0) / scale if scale > 0 else np.float32(0.0)
                     error = np.float32(0.0)
                     for j in range(count):
@@ -114,11 +107,16 @@ def _pack_rows(
                     if scale <= 0:
                         break
                     minimum = low + (s_x - scale * s_c) / number
+            coarse = best_scale / np.float32(2.0) > max(abs(low), abs(high)) * TOLERATED
+            if max(abs(best_minimum), best_scale) > LARGEST or (
+                coarse and best_scale > COARSER * (high - low) / levels
+            ):
+                bad[row] = True
+                continue
             at = g * record
-            pair[0], pair[1] = best_scale, best_minimum
             for k in range(2):
-                packed[row, at + 2 * k] = (words[k] >> 16) & 0xFF
-                packed[row, at + 2 * k + 1] = words[k] >> 24
+                code = _bits(best_scale if k == 0 else best_minimum, words, pair)
+                packed[row, at + 2 * k], packed[row, at + 2 * k + 1] = code & 0xFF, code >> 8
             at += PARAMETER_BYTES
             if bits == 8:
                 for j in range(count):
@@ -127,6 +125,29 @@ def _pack_rows(
                 for j in range(count):
                     place = at + (j // 32) * 16 + j % 16
                     packed[row, place] |= np.uint8(best[j]) << (4 * ((j % 32) // 16))
+
+
+@numba.njit(inline="always")
+def _half(value: Any, words: Any, pair: Any, up: bool) -> Any:
+    """The float32 nearest to a value among those of half precision; up: of the smallest, none below it."""
+    if abs(value) < SMALLEST_NORMAL:
+        steps = value / SMALLEST
+        return (np.ceil(steps) if up else np.rint(steps)) * SMALLEST
+    pair[0] = value
+    word = np.int64(words[0])
+    words[0] = (word + 0xFFF + ((word >> 13) & 1)) & 0xFFFFE000
+    return pair[0]
+
+
+@numba.njit(inline="always")
+def _bits(value: Any, words: Any, pair: Any) -> int:
+    """The sixteen bits of a number of half precision."""
+    pair[0] = value
+    word = np.int64(words[0])
+    sign = (word >> 16) & 0x8000
+    if abs(value) < SMALLEST_NORMAL:
+        return sign | np.int64(abs(value) / SMALLEST)
+    return sign | ((((word >> 23) & 0xFF) - 112) << 10) | ((word >> 13) & 0x3FF)
 
 
 @cache
