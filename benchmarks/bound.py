@@ -173,21 +173,12 @@ def widened_seconds(shape: tuple[int, int], tokens: int, least_seconds: float) -
     return timed(product, least_seconds)
 
 
-def unpacked_per_second(bits: int, rows: int = 64, columns: int = 3072) -> float:
+def unpacked_per_second(bits: int) -> float:
     """Weights per second that the kernel unpacks, from memory to a panel in cache, with all threads."""
     from penstock.quant.grouped import Grouped
-    from penstock.quant.unpacking import unpack
+    from unpack import rates
 
-    form = Grouped(bits)
-    count = max(1, COLD_BYTES // (rows * form.row_bytes(columns)))
-    parts = itertools.cycle(torch.zeros(count, rows, form.row_bytes(columns), dtype=torch.uint8).numpy())
-    panel = torch.empty(rows, columns).numpy()
-
-    def several() -> None:
-        for _ in range(count):
-            unpack(next(parts), form, panel)
-
-    return count * rows * columns / timed(several, 1.0)
+    return rates(Grouped(bits), 5)["weights_per_s"]
 
 
 def call_sizes(tokens: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""How fast packed weights are unpacked: every format, from memory into a panel that stays in cache, with all threads.
+"""How fast packed weights are unpacked: every format, from memory into the nearest cache, with all threads.
 
 Gigabytes of bfloat16 output a second (two bytes a weight, whatever the kernel writes), beside reading the same bytes
 as torch copies them. Prints a Markdown table.
@@ -15,26 +15,36 @@ import time
 
 import torch
 
+from penstock.compiled.threads import in_threads
 from penstock.quant.forms import LAYOUTS, Form
-from penstock.quant.unpacking import unpack
+from penstock.quant.unpacking import unpacker
 
 COLD_BYTES = 256 << 20  # walked over, so that nothing comes from cache
-PANEL_ROWS, COLUMNS = 64, 3072
+PANEL_ROWS, COLUMNS = 256, 3072  # of a part
 
 
 def rates(form: Form, rounds: int) -> dict[str, float]:
     """Weights per second, and bytes of packed rows per second, the median of some walks over COLD_BYTES."""
     part_bytes = PANEL_ROWS * form.row_bytes(COLUMNS)
-    count = COLD_BYTES // part_bytes
+    threads = torch.get_num_threads()
+    count = COLD_BYTES // part_bytes // threads * threads
     parts = torch.zeros(count, PANEL_ROWS, form.row_bytes(COLUMNS), dtype=torch.uint8).numpy()
-    panel = torch.empty(PANEL_ROWS, COLUMNS).numpy()
-    unpack(parts[0], form, panel)  # compiles
+    # as products do it, into the nearest cache: all rows of a part are written to the same place
+    panels = torch.empty(threads, COLUMNS).as_strided((threads, PANEL_ROWS, COLUMNS), (COLUMNS, 0, 1)).numpy()
+    cuts = [count * thread // threads for thread in range(threads + 1)]
+    work = unpacker(form)
     taken = []
-    for _ in range(rounds):
+
+    def walk(start: int, stop: int) -> None:
+        panel = panels[start * threads // count]
+        for part in parts[start:stop]:
+            work(part, panel, 0, PANEL_ROWS)
+
+    for _ in range(rounds + 1):
         start = time.perf_counter()
-        for part in parts:
-            unpack(part, form, panel)
+        in_threads(walk, cuts)
         taken.append(time.perf_counter() - start)
+    taken = taken[1:]  # the first compiles
     seconds = statistics.median(taken) / count
     return {"weights_per_s": PANEL_ROWS * COLUMNS / seconds, "packed_bytes_per_s": part_bytes / seconds}
 

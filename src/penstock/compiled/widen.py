@@ -7,6 +7,7 @@ from numba.extending import intrinsic
 
 from penstock.compiled.codes import Record, layout
 from penstock.compiled.vectors import LANES, Emitter, Integer, element_bytes, pieces
+from penstock.quant.forms import Form
 from penstock.quant.grouped import BLOCK
 
 
@@ -23,16 +24,7 @@ def widen(context, stored, form, row, first, count, target):
         _, _, row, first, count, target = arguments
         wide, single = Emitter(builder, LANES), Emitter(builder, 1)
         if kind == types.uint8:
-            packed = layout(form)
-            block, in_group = (ir.Constant(count.type, size) for size in (BLOCK, packed.group // BLOCK))
-            number = builder.udiv(builder.add(count, ir.Constant(count.type, BLOCK - 1)), block)
-            before = builder.udiv(first, block)
-            with cgutils.for_range(builder, number) as loop:
-                index = builder.add(before, loop.index)
-                address = single.at(row, (builder.udiv(index, in_group), packed.record_bytes))
-                place = single.at(target, (loop.index, 4 * BLOCK))
-                for v, value in enumerate(Record(wide, packed, address).block(builder.urem(index, in_group))):
-                    wide.store(value, single.at(place, (v, 4 * LANES)))
+            _unpack(builder, layout(form), row, first, count, target)
             return context.get_dummy_value()
         source = single.at(row, (first, element_bytes(kind)))
         for step, k in pieces(builder, count, (LANES, 1)):
@@ -42,3 +34,27 @@ def widen(context, stored, form, row, first, count, target):
         return context.get_dummy_value()
 
     return types.void(stored, form, *[Integer] * 4), emit
+
+
+def _unpack(
+    builder: ir.IRBuilder, form: Form, row: ir.Value, first: ir.Value, count: ir.Value, target: ir.Value
+) -> None:
+    """Emit loops over the whole groups, and over the blocks of the one that is left."""
+    wide, single = Emitter(builder, LANES), Emitter(builder, 1)
+    blocks, size = form.group // BLOCK, ir.Constant(count.type, form.group)
+    records = single.at(row, (builder.udiv(first, size), form.record_bytes))
+    whole = builder.udiv(count, size)
+
+    def write(group: Record, index: ir.Value | int, place: ir.Value) -> None:
+        for v, value in enumerate(group.block(index)):
+            wide.store(value, single.at(place, (v, 4 * LANES)))
+
+    with cgutils.for_range(builder, whole) as loop:
+        group = Record(wide, form, single.at(records, (loop.index, form.record_bytes)))
+        for block in range(blocks):
+            write(group, block, single.at(target, (loop.index, 4 * form.group), (block, 4 * BLOCK)))
+    rest = builder.sub(count, builder.mul(whole, size))
+    left = builder.udiv(builder.add(rest, ir.Constant(rest.type, BLOCK - 1)), ir.Constant(rest.type, BLOCK))
+    with cgutils.for_range(builder, left) as loop:
+        group = Record(wide, form, single.at(records, (whole, form.record_bytes)))
+        write(group, loop.index, single.at(target, (whole, 4 * form.group), (loop.index, 4 * BLOCK)))
