@@ -110,18 +110,21 @@ def _compiled(tokens: int, form: int) -> Callable[..., None]:
 def multiply_few(x: torch.Tensor, weights: Operand, out: torch.Tensor) -> None:
     """Write x (T, in), at most MOST tokens, times packed weights (out, in) to out (T, out), all float32."""
     tokens, columns = x.shape
-    kernel = _compiled(tokens, len(weights.form))
+    told = 1 if tokens == 1 else MOST  # two kernels to compile, not one for each number
+    kernel = _compiled(told, len(weights.form))
     met = x.numpy()
-    if columns % BLOCK:
-        met = np.pad(met, ((0, 0), (0, -columns % BLOCK)))
-    results: Any = out.numpy()
+    if columns % BLOCK or tokens < told:
+        met = np.pad(met, ((0, told - tokens), (0, -columns % BLOCK)))
+    results: Any = out.numpy() if tokens == told else np.empty((told, len(weights.array)), np.float32)
     groups = -(-len(weights.array) // ROWS)
     threads = min(groups, torch.get_num_threads())
     parts = min(groups, threads * PARTS)
     cuts = [min(groups * part // parts * ROWS, len(weights.array)) for part in range(parts + 1)]
-    lengths = (0,) * ROWS, (0,), (0,) * tokens, weights.form
+    lengths = (0,) * ROWS, (0,), (0,) * told, weights.form
 
     def work(thread: int, start: int, stop: int) -> None:
         kernel(*lengths, weights.array, met, columns, results, start, stop)
 
     in_turn(work, cuts, threads)
+    if tokens < told:
+        out.copy_(torch.from_numpy(results[:tokens]))

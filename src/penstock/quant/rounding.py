@@ -140,7 +140,7 @@ def _half(value: Any, words: Any, pair: Any, up: bool) -> Any:
 
 
 @numba.njit(inline="always")
-def _bits(value: Any, words: Any, pair: Any) -> int:
+def _bits(value: Any, words: Any, pair: Any) -> Any:
     """The sixteen bits of a number of half precision."""
     pair[0] = value
     word = np.int64(words[0])
