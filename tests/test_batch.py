@@ -74,7 +74,8 @@ def write(path: Path, lines: list[Any]) -> Path:
 
 def read(path: Path) -> dict[str, Any]:
     """The answers by custom_id, which must all differ."""
-    found = [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open() as file:  # what a model says may hold other ends of lines than a file's
+        found = [json.loads(line) for line in file]
     by_id = {(one["custom_id"], one["line"]): one for one in found}
     assert len(by_id) == len({one["id"] for one in found}) == len(found)
     return {custom_id: one for (custom_id, _), one in by_id.items()}
