@@ -29,8 +29,11 @@ class Record:
     def __init__(self, emitter: Emitter, form: Form, address: ir.Value) -> None:
         self._emitter, self._builder, self._form = emitter, emitter.builder, form
         self._codes = emitter.at(address, (1, form.parameter_bytes))
-        self._scale = self._half(address, 0)
-        self._minimum = self._half(address, 1) if form.parameter_bytes == 4 else None
+        self._minimum: ir.Value | None = None
+        if form.parameter_bytes == 4:
+            self._scale, self._minimum = self._pair(address)
+        else:
+            self._scale = self._half(address)
         self._table: ir.Value | None = None
         if form.bits == 4 and emitter.lanes == _LOOKED_UP:
             self._table = self._element(ir.Constant(emitter.float, [float(code) for code in range(_LOOKED_UP)]))
@@ -68,8 +71,23 @@ class Record:
         product = builder.fmul(code, self._scale, flags=("contract",))
         return product if self._minimum is None else builder.fadd(product, self._minimum, flags=("contract",))
 
-    def _half(self, address: ir.Value, index: int) -> ir.Value:
-        """The number in half precision at a place of the record, in all lanes."""
+    def _half(self, address: ir.Value) -> ir.Value:
+        """A number in half precision, in all lanes."""
         builder, half = self._builder, ir.HalfType()
-        place = builder.inttoptr(self._emitter.at(address, (index, 2)), half.as_pointer())
+        place = builder.inttoptr(address, half.as_pointer())
         return self._emitter.spread(builder.fpext(builder.load(place, typ=half, align=1), ir.FloatType()))
+
+    def _pair(self, address: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Two numbers in half precision, each in all lanes; spread as one word, which loads do by themselves."""
+        builder, lanes, word = self._builder, self._emitter.lanes, ir.IntType(32)
+        pair = builder.load(builder.inttoptr(address, word.as_pointer()), typ=word, align=1)
+        words, index = ir.VectorType(word, lanes // 2), ir.VectorType(word, lanes)
+        first = builder.insert_element(ir.Constant(words, ir.Undefined), pair, word(0))
+        spread = builder.shuffle_vector(first, ir.Constant(words, ir.Undefined), ir.Constant(words, [0] * (lanes // 2)))
+        halves = builder.bitcast(spread, ir.VectorType(ir.HalfType(), lanes))
+        both = builder.fpext(halves, self._emitter.float)
+        scale, minimum = (
+            builder.shuffle_vector(both, both, ir.Constant(index, [lane // 2 * 2 + side for lane in range(lanes)]))
+            for side in (0, 1)
+        )
+        return scale, minimum
