@@ -107,7 +107,8 @@ def _text(input: str | None) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield f"{'':34}{'weights':>10}{'perplexity':>12}{'of the first':>14}{'same best token':>17}"
+    width = max(len(row["name"]) for row in rows)
+    yield f"{'':{width}}{'weights':>12}{'perplexity':>12}{'of the first':>14}{'same best token':>17}"
     for at, row in enumerate(rows):
         beside = f"{row['ratio']:>13.4f}x{row['agreement']:>16.1%}" if at else ""
-        yield f"{row['name']:34}{format_bytes(row['bytes']):>10}{row['perplexity']:>12.3f}{beside}"
+        yield f"{row['name']:{width}}{format_bytes(row['bytes']):>12}{row['perplexity']:>12.3f}{beside}"
