@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-WIDE = "avx512f" in llvmlite.binding.get_host_cpu_features()
+WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)  # what is absent is listed too, as False
 LANES = 16 if WIDE else 8
 
 # Stored elements travel as integers of their size where numpy has no such type: uint16 holds bfloat16, int16 float16.
