@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from penstock.errors import UserError
+from penstock.model.packing import Packing
 from penstock.model.precision import choose
+from penstock.quant.grouped import Grouped
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -50,3 +52,24 @@ def test_weights_of_no_dtype_of_their_own_are_said_to_be_converted(device, bf16)
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(UserError, match="there are auto, bfloat16"):
         choose("int8", "bfloat16", "cpu", True)
+
+
+def test_what_is_packed_is_told_and_named():
+    four, own = Packing(Grouped(4)), Packing(own=True)
+    asked = choose("auto", "bfloat16", "cpu", False, four)
+    assert (
+        asked.note == "the layers' weights are packed in 4 bits, and products are computed in float32; KV is bfloat16"
+    )
+    assert asked.name == "bfloat16/float32/bfloat16+int4g64"
+    blocks = choose("auto", None, "cpu", False, blocks=True)
+    assert blocks.note is not None and blocks.note.startswith("weights stay packed as the file has them")
+    assert blocks.packing == own and blocks.name.endswith("+own")
+    assert choose("auto", None, "cuda", False, blocks=True).packing == Packing()  # computed in 16 bits
+    assert choose("auto", None, "cpu", False, Packing(), blocks=True).packing == Packing()
+
+
+@pytest.mark.parametrize("name", ["int4g64", "int8g32-plain", "int4g64+head-int8g64", "head-int8g64+own", "own"])
+def test_a_job_that_goes_on_packs_as_it_began(name):
+    began = choose(f"bfloat16/float32/bfloat16+{name}", "bfloat16", "cpu", False, blocks=True)
+    assert began.packing.name == name
+    assert choose(began.name, "bfloat16", "cpu", False, blocks=True) == began

@@ -7,7 +7,6 @@ import torch
 from penstock.errors import UserError
 from penstock.model.packing import Packing
 
-_OWN = "weights stay packed as the file has them, and products are computed in float32"
 _SIXTEEN = ("bfloat16", "float16")
 
 
@@ -52,8 +51,8 @@ def choose(
     packing = packing or Packing.named(stored_packing) or Packing(own=not stored_packing and "/" not in asked)
     dtypes = _dtypes(asked, checkpoint, device, cpu_bfloat16)
     own = packing.own and blocks and dtypes.compute == torch.float32
-    note = f"{_OWN}; KV is {dtypes.kv}".replace("torch.", "") if own and dtypes.note else dtypes.note
-    return replace(dtypes, packing=replace(packing, own=own), note=note)
+    packing = replace(packing, own=own)
+    return replace(dtypes, packing=packing, note=_packed(packing, dtypes) or dtypes.note)
 
 
 def _dtypes(asked: str, checkpoint: str | None, device: str, cpu_bfloat16: bool) -> Precision:
@@ -75,6 +74,17 @@ def _dtypes(asked: str, checkpoint: str | None, device: str, cpu_bfloat16: bool)
     kept = note or f"weights and KV stay {name}"
     told = f"{kept}; this CPU does not compute it: each product is computed in float32"
     return Precision(stored, torch.float32, stored, told)
+
+
+def _packed(packing: Packing, dtypes: Precision) -> str | None:
+    """What to say of packed weights; None where nothing is packed, or a person fixed dtypes and the file packs."""
+    compute, kv = (str(dtype).removeprefix("torch.") for dtype in (dtypes.compute, dtypes.kv))
+    rest = f", and products are computed in {compute}; KV is {kv}"
+    if packing.weights is not None:
+        return f"the layers' weights are packed in {packing.weights.bits} bits{rest}"
+    if packing.own and dtypes.note:
+        return f"weights stay packed as the file has them{rest}"
+    return None
 
 
 def _converted(checkpoint: str | None, name: str, fast: bool) -> str:
