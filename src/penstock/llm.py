@@ -15,7 +15,7 @@ from penstock.asked import Shared, asked_for
 from penstock.batch import run_batch
 from penstock.budgets import Budgets
 from penstock.encoding import Encoder, Item, Prompt, job_of
-from penstock.engine.build import Blueprint, assemble, blueprint, cache_pages, check_packed
+from penstock.engine.build import Blueprint, assemble, blueprint, cache_pages
 from penstock.engine.selfcheck import require_exact
 from penstock.errors import UserError
 from penstock.generation import Event, Prepared, Run, Surroundings
@@ -316,11 +316,7 @@ class LLM:
             return self._ready
         self._drop_engine()
         disk = self._budgets.asked["disk"]
-        check_packed(self.blueprint, disk)
         self.blueprint = cache_pages(self.blueprint, disk, self._progress("preparing pages"))
-        if self.blueprint.packed_bytes > self.blueprint.cached_bytes:
-            needed = format_bytes(self.blueprint.packed_bytes)
-            raise UserError(f"packed weights take {needed} of page cache, and the disk has no room: set PENSTOCK_CACHE")
         if left := self.blueprint.converted_bytes:
             room = "what is free on disk" if disk is None else f"--disk-memory {format_bytes(disk)}"
             self.note(f"pages are converted whenever they are read: a cache of {format_bytes(left)} exceeds {room}")

@@ -173,10 +173,14 @@ def _sources(source: Source, skeleton: Any) -> Mapping[str, ParameterSource]:
 
 
 def cache_pages(plan: Blueprint, disk_budget: int | None, progress: Progress | None) -> Blueprint:
-    """The blueprint with converted pages found in, or first written to, the page cache where that fits the budget."""
+    """The blueprint with converted pages found in, or first written to, the page cache where that fits the budget.
+
+    Raises UserError where it does not fit and weights are packed: those run from the cache alone.
+    """
     missing = [page for page in plan.layout.pages if page.extents is None]
     if not missing:
         return plan
+    check_packed(plan, disk_budget)
     path, kind = plan.source.path, plan.source.kind
     files = [path] if kind == "gguf" else sorted(path.glob("*.safetensors")) if kind == "safetensors" else []
     converters = [f"{name} {metadata.version(name)}" for name in ("transformers", "gguf") if files]
@@ -187,6 +191,9 @@ def cache_pages(plan: Blueprint, disk_budget: int | None, progress: Progress | N
         key, missing, plan.sources, progress=progress, disk_budget=disk_budget, about=about
     )
     if cached is None:
+        if plan.packed_bytes:
+            needed = format_bytes(plan.packed_bytes)
+            raise UserError(f"packed weights take {needed} of page cache, and the disk has no room: set PENSTOCK_CACHE")
         return plan
     by_index = {page.index: page for page in cached.pages}
     pages = tuple(by_index.get(page.index, page) for page in plan.layout.pages)
