@@ -15,7 +15,8 @@ from penstock.asked import Shared, asked_for
 from penstock.batch import run_batch
 from penstock.budgets import Budgets
 from penstock.encoding import Encoder, Item, Prompt, job_of
-from penstock.engine.build import Blueprint, assemble, blueprint, cache_pages
+from penstock.engine.build import Blueprint, assemble, blueprint
+from penstock.engine.caching import cache_pages
 from penstock.engine.selfcheck import require_exact
 from penstock.errors import UserError
 from penstock.generation import Event, Prepared, Run, Surroundings

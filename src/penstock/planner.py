@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from penstock.budgets import Budgets
-from penstock.engine.build import Blueprint, blueprint, check_packed
+from penstock.engine.build import Blueprint, blueprint
+from penstock.engine.caching import check_packed
 from penstock.engine.shape import model_shape
 from penstock.errors import UserError
 from penstock.machine import probe

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,10 +35,9 @@ from penstock.model.skeleton import build_skeleton, decoder_config, materialise_
 from penstock.model.source import Source
 from penstock.plan.types import Footprint, Placement
 from penstock.quant.forms import named
-from penstock.quant.grouped import ROUNDING, Grouped
+from penstock.quant.grouped import Grouped
 from penstock.quant.packed import Packed
 from penstock.schedule.scheduler import Scheduler
-from penstock.units import format_bytes
 
 Progress = Callable[[int, int], None]
 
@@ -170,44 +168,6 @@ def _sources(source: Source, skeleton: Any) -> Mapping[str, ParameterSource]:
     if source.kind == "random":
         return random_weights.plan_parameters(skeleton)
     return plan_parameters(skeleton, SafetensorsIndex(source.path))
-
-
-def cache_pages(plan: Blueprint, disk_budget: int | None, progress: Progress | None) -> Blueprint:
-    """The blueprint with converted pages found in, or first written to, the page cache where that fits the budget.
-
-    Raises UserError where it does not fit and weights are packed: those run from the cache alone.
-    """
-    missing = [page for page in plan.layout.pages if page.extents is None]
-    if not missing:
-        return plan
-    check_packed(plan, disk_budget)
-    path, kind = plan.source.path, plan.source.kind
-    files = [path] if kind == "gguf" else sorted(path.glob("*.safetensors")) if kind == "safetensors" else []
-    converters = [f"{name} {metadata.version(name)}" for name in ("transformers", "gguf") if files]
-    converters += [f"rounding {ROUNDING}"] if plan.packed_bytes else []
-    key = page_cache.cache_key(files, missing, kind, *converters)
-    about = {"model": plan.source.name, "stored": plan.precision.name}
-    cached = page_cache.open_or_build(
-        key, missing, plan.sources, progress=progress, disk_budget=disk_budget, about=about
-    )
-    if cached is None:
-        if plan.packed_bytes:
-            needed = format_bytes(plan.packed_bytes)
-            raise UserError(f"packed weights take {needed} of page cache, and the disk has no room: set PENSTOCK_CACHE")
-        return plan
-    by_index = {page.index: page for page in cached.pages}
-    pages = tuple(by_index.get(page.index, page) for page in plan.layout.pages)
-    return replace(plan, layout=replace(plan.layout, pages=pages), cached_bytes=cached.nbytes, lease=cached.lease)
-
-
-def check_packed(plan: Blueprint, disk_budget: int | None) -> None:
-    """UserError where packed pages, which are read from the page cache alone, exceed a budget of the disk."""
-    if disk_budget is not None and plan.packed_bytes > disk_budget:
-        needed = format_bytes(plan.packed_bytes)
-        raise UserError(
-            f"packed weights take {needed} of page cache on disk, and --disk-memory is {format_bytes(disk_budget)}: "
-            "raise it, or leave the weights as they are"
-        )
 
 
 def assemble(
