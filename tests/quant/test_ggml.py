@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from penstock.engine.linear import Widening
+from penstock.quant.elements import elements
 from penstock.quant.forms import LAYOUTS, named, number
 from penstock.quant.ggml import KINDS, Ggml
-from penstock.quant.packed import Packed, _unpacked
+from penstock.quant.packed import Packed
 
 
 def stored(kind: str, rows: int, columns: int, scale: float = 0.05) -> np.ndarray:
@@ -25,7 +26,7 @@ def test_bit_equal(kind, columns, scale):
     expected = torch.from_numpy(gguf.dequantize(data, gguf.GGMLQuantizationType[kind.upper()]))
     packed = Packed(form, columns, torch.from_numpy(data))
     assert torch.equal(packed.wide(torch.float32), expected)
-    assert torch.equal(_unpacked(form, packed.data, columns), expected)
+    assert torch.equal(elements(form, packed.data, columns), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

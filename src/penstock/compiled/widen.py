@@ -5,7 +5,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from penstock.compiled.codes import Record, layout
+from penstock.compiled.codes import layout, record
+from penstock.compiled.record import Record
 from penstock.compiled.vectors import LANES, Emitter, Integer, element_bytes, pieces
 from penstock.quant.forms import Form
 from penstock.quant.grouped import BLOCK
@@ -50,11 +51,11 @@ def _unpack(
             wide.store(value, single.at(place, (v, 4 * LANES)))
 
     with cgutils.for_range(builder, whole) as loop:
-        group = Record(wide, form, single.at(records, (loop.index, form.record_bytes)))
+        group = record(wide, form, single.at(records, (loop.index, form.record_bytes)))
         for block in range(blocks):
             write(group, block, single.at(target, (loop.index, 4 * form.group), (block, 4 * BLOCK)))
     rest = builder.sub(count, builder.mul(whole, size))
     left = builder.udiv(builder.add(rest, ir.Constant(rest.type, BLOCK - 1)), ir.Constant(rest.type, BLOCK))
     with cgutils.for_range(builder, left) as loop:
-        group = Record(wide, form, single.at(records, (whole, form.record_bytes)))
+        group = record(wide, form, single.at(records, (whole, form.record_bytes)))
         write(group, loop.index, single.at(target, (whole, 4 * form.group), (loop.index, 4 * BLOCK)))

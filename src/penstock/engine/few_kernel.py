@@ -16,7 +16,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from penstock.compiled.codes import VECTORS, Record, layout
+from penstock.compiled.codes import layout, record
+from penstock.compiled.record import VECTORS, Record
 from penstock.compiled.threads import in_turn
 from penstock.compiled.vectors import LANES, Emitter, Integer
 from penstock.engine.operand import Operand
@@ -58,7 +59,7 @@ def multiply_rows(context, rows, tokens, form, row, stride, columns, x, x_stride
         whole = builder.udiv(columns, size)
         with cgutils.for_range(builder, whole) as loop:
             address = single.at(row, (loop.index, packed.record_bytes))
-            groups = [Record(wide, packed, single.at(address, (r, stride))) for r in range(number)]
+            groups = [record(wide, packed, single.at(address, (r, stride))) for r in range(number)]
             place = single.at(x, (loop.index, 4 * blocks * BLOCK))
             for b in range(blocks):
                 add(groups, b, single.at(place, (b, 4 * BLOCK)))
@@ -66,7 +67,7 @@ def multiply_rows(context, rows, tokens, form, row, stride, columns, x, x_stride
         left = builder.udiv(builder.add(rest, ir.Constant(rest.type, BLOCK - 1)), ir.Constant(rest.type, BLOCK))
         with cgutils.for_range(builder, left) as loop:
             address = single.at(row, (whole, packed.record_bytes))
-            groups = [Record(wide, packed, single.at(address, (r, stride))) for r in range(number)]
+            groups = [record(wide, packed, single.at(address, (r, stride))) for r in range(number)]
             add(groups, loop.index, single.at(x, (whole, 4 * blocks * BLOCK), (loop.index, 4 * BLOCK)))
         for t in token_range:
             sums = []

@@ -34,6 +34,11 @@ class Ggml:
         return self.kind
 
     @property
+    def record(self) -> str:
+        """What lies so: the layout of a block."""
+        return self.kind
+
+    @property
     def bits(self) -> int:
         """Of a code."""
         return _BITS[self.kind]

@@ -44,14 +44,14 @@ class Grouped:
         return cls(int(found[1]), int(found[2]), found[3] is not None) if found else None
 
     @property
+    def record(self) -> str:
+        """What lies so: the layout of a group."""
+        return f"int{self.bits}"
+
+    @property
     def levels(self) -> int:
         """The largest code."""
         return int(2**self.bits - 1)
-
-    @property
-    def parameter_bytes(self) -> int:
-        """Of what a group shares."""
-        return PARAMETER_BYTES
 
     @property
     def record_bytes(self) -> int:
