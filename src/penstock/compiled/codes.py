@@ -4,6 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from penstock.compiled import superblocks
 from penstock.compiled.record import Record, Table
 from penstock.compiled.vectors import Emitter
 from penstock.quant.forms import LAYOUTS, Form
@@ -28,7 +29,8 @@ class _ScaleAndMinimum4(Record):
         self._table = Table(emitter, lambda codes: self.scaled(codes, scale, minimum))
 
     def block(self, index: ir.Value | int) -> list[ir.Value]:
-        return self._table.halves(self.codes(self.emitter.at(self.address, (4, 1), (index, BLOCK // 2)), BLOCK // 2))
+        found = self.codes(self.emitter.at(self.address, (4, 1), (index, BLOCK // 2)), BLOCK // 2)
+        return self._table.low(found) + self._table.high(found)
 
 
 class _ScaleAndMinimum8(Record):
@@ -50,7 +52,8 @@ class _Scale4(Record):
         self._table = Table(emitter, lambda codes: self.scaled(self.builder.fsub(codes, eight), scale))
 
     def block(self, index: ir.Value | int) -> list[ir.Value]:
-        return self._table.halves(self.codes(self.emitter.at(self.address, (2, 1), (index, BLOCK // 2)), BLOCK // 2))
+        found = self.codes(self.emitter.at(self.address, (2, 1), (index, BLOCK // 2)), BLOCK // 2)
+        return self._table.low(found) + self._table.high(found)
 
 
 class _Scale8(Record):
@@ -71,4 +74,7 @@ _RECORDS: dict[str, type[Record]] = {
     "q4_0": _Scale4,
     "q4_1": _ScaleAndMinimum4,
     "q8_0": _Scale8,
+    "q4_k": superblocks.FourBits,
+    "q5_k": superblocks.FiveBits,
+    "q6_k": superblocks.SixBits,
 }

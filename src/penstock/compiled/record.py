@@ -1,11 +1,12 @@
 """What layouts of packed rows have in common: numbers and codes out of a record's bytes, as vectors in registers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from llvmlite import ir
 from numba.core import cgutils
 
 from penstock.compiled.vectors import LANES, Emitter
+from penstock.quant.forms import Form
 from penstock.quant.grouped import BLOCK
 
 VECTORS = BLOCK // LANES  # of a block
@@ -67,6 +68,22 @@ class Record:
         return product if minimum is None else self.builder.fadd(product, minimum, flags=("contract",))
 
 
+def records(builder: ir.IRBuilder, form: Form, count: ir.Value) -> Iterator[tuple[ir.Value, Sequence[ir.Value | int]]]:
+    """The bodies of loops over so many elements of a row, as (record, which of its blocks): whole ones, and the last.
+
+    A block of the last is whole for whoever reads it.
+    """
+    size = ir.Constant(count.type, form.group)
+    whole = builder.udiv(count, size)
+    with cgutils.for_range(builder, whole) as loop:
+        yield loop.index, range(form.group // BLOCK)
+    if form.cut_short:
+        rest = builder.sub(count, builder.mul(whole, size))
+        left = builder.udiv(builder.add(rest, ir.Constant(rest.type, BLOCK - 1)), ir.Constant(rest.type, BLOCK))
+        with cgutils.for_range(builder, left) as loop:
+            yield whole, [loop.index]
+
+
 class Table:
     """Elements of 4-bit codes, where ``element`` emits those of codes as floats.
 
@@ -89,8 +106,11 @@ class Table:
         look_up = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.permvar.sf.512")
         return builder.call(look_up, [self._elements, codes])
 
-    def halves(self, codes: list[ir.Value]) -> list[ir.Value]:
-        """Elements of bytes that hold two codes each: first all those in low halves, then those in high ones."""
-        builder = self._emitter.builder
-        high = [builder.lshr(each, ir.Constant(each.type, [4] * self._emitter.lanes)) for each in codes]
-        return [self.of(each) for each in codes + high]
+    def low(self, codes: list[ir.Value]) -> list[ir.Value]:
+        """Elements of the codes in the low halves of bytes."""
+        return [self.of(each) for each in codes]
+
+    def high(self, codes: list[ir.Value]) -> list[ir.Value]:
+        """Elements of the codes in their high halves."""
+        by = [4] * self._emitter.lanes
+        return [self.of(self._emitter.builder.lshr(each, ir.Constant(each.type, by))) for each in codes]

@@ -58,6 +58,11 @@ class Grouped:
         """Of a whole group."""
         return PARAMETER_BYTES + self.group * self.bits // 8
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether the last group of a row may have fewer elements."""
+        return True
+
     def row_bytes(self, columns: int) -> int:
         """Of a row of so many elements."""
         whole, rest = divmod(columns, self.group)
