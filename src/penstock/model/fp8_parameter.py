@@ -131,10 +131,12 @@ class Fp8Parameter:
 
         Raises UserError where a code or a scale is no number.
         """
+        from penstock.quant.rearranging import pack_fp8  # imports numba: only where something is packed
+
         codes, scales = self._read(start, stop)
         groups = np.arange(0, self.shape[-1], _FORM.group) // self._width
         try:
-            rows = _FORM.pack(codes.numpy(), scales.numpy()[:, groups])
+            rows = pack_fp8(codes.numpy(), scales.numpy()[:, groups])
         except ValueError as error:
             raise UserError(f"{self._held[0].codes.name} holds {error}. Download it again.") from error
         return rows.reshape(stop - start, *self.shape[1:-1], -1)

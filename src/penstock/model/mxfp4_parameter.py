@@ -57,8 +57,10 @@ class Mxfp4Parameter:
 
         Raises UserError where a scale is no number.
         """
+        from penstock.quant.rearranging import pack_mxfp4  # imports numba: only where something is packed
+
         try:
-            return _FORM.pack(self.blocks.load(start, stop).numpy(), self.scales.load(start, stop).numpy())
+            return pack_mxfp4(self.blocks.load(start, stop).numpy(), self.scales.load(start, stop).numpy())
         except ValueError as error:
             raise UserError(f"{self.name} holds {error}. Download it again.") from error
 

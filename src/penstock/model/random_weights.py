@@ -53,16 +53,18 @@ class RandomParameter:
 
     def packed(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Rows [start, stop) in its form, uint8 (stop - start, …, bytes of a row)."""
+        from penstock.quant.rearranging import pack_fp8, pack_mxfp4  # imports numba: only where something is packed
+
         if isinstance(self.form, Mxfp4):
             experts, columns, rows = stop - start, *self.shape[1:]
             size = rows * columns // 2
             noise = self._noise(self.pool.view(torch.uint8), self.at + start * size, experts * size)
             exponents = np.full((experts, rows, columns // BLOCK), _MXFP4_SCALE, np.uint8)
-            return self.form.pack(noise.numpy().reshape(*exponents.shape, -1), exponents)
-        form, values = Fp8(), self.load(start, stop)
+            return pack_mxfp4(noise.numpy().reshape(*exponents.shape, -1), exponents)
+        values, group = self.load(start, stop), Fp8().group
         codes = (values / _FP8_SCALE).to(torch.float8_e4m3fn).view(torch.uint8).view(-1, self.shape[-1])
-        scales = np.full((len(codes), -(-self.shape[-1] // form.group)), _FP8_SCALE, np.float32)
-        return form.pack(codes.numpy(), scales).reshape(*values.shape[:-1], -1)
+        scales = np.full((len(codes), -(-self.shape[-1] // group)), _FP8_SCALE, np.float32)
+        return pack_fp8(codes.numpy(), scales).reshape(*values.shape[:-1], -1)
 
     def _noise(self, pool: torch.Tensor, first: int, count: int) -> torch.Tensor:
         return pool[torch.arange(first, first + count) % len(pool)]

@@ -4,14 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
-import numpy.typing as npt
-
 from penstock.quant.grouped import BLOCK
 
-_SCALE_BYTES = 4
-_NAN = 0x7F  # without its sign; the format has no infinities
-_LARGEST = 2.0**119  # scales that kernels may multiply by 256
+SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +40,7 @@ class Fp8:
     @property
     def record_bytes(self) -> int:
         """Of a whole group."""
-        return _SCALE_BYTES + self.group
+        return SCALE_BYTES + self.group
 
     @property
     def cut_short(self) -> bool:
@@ -55,26 +50,8 @@ class Fp8:
     def row_bytes(self, columns: int) -> int:
         """Of a row of so many elements."""
         whole, rest = divmod(columns, self.group)
-        return whole * self.record_bytes + (_SCALE_BYTES + -(-rest // BLOCK) * BLOCK if rest else 0)
+        return whole * self.record_bytes + (SCALE_BYTES + -(-rest // BLOCK) * BLOCK if rest else 0)
 
     def nbytes(self, shape: Sequence[int]) -> int:
         """Of an array whose last dimension is the rows'."""
         return prod(shape[:-1]) * self.row_bytes(shape[-1])
-
-    def pack(self, codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-        """Rows of codes (rows, columns) and the scales of their groups (rows, groups) as rows that lie so.
-
-        Raises ValueError for what kernels do not take: codes and scales that are not numbers, and scales beyond 2^119.
-        """
-        rows, columns = codes.shape
-        if ((codes & _NAN) == _NAN).any() or not (np.abs(scales) < _LARGEST).all():
-            raise ValueError("fp8 codes or scales that are not numbers")
-        groups = scales.shape[1]
-        filled = np.zeros((rows, groups, self.record_bytes), np.uint8)
-        filled[:, :, :_SCALE_BYTES] = np.ascontiguousarray(scales, np.float32).view(np.uint8).reshape(rows, groups, -1)
-        whole, rest = divmod(columns, self.group)
-        cut = whole * self.group
-        filled[:, :whole, _SCALE_BYTES:] = codes[:, :cut].reshape(rows, whole, self.group)
-        if rest:
-            filled[:, whole, _SCALE_BYTES : _SCALE_BYTES + rest] = codes[:, cut:]
-        return filled.reshape(rows, -1)[:, : self.row_bytes(columns)]

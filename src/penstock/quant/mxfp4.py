@@ -4,14 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
-import numpy.typing as npt
-
 from penstock.quant.grouped import BLOCK
 
 ELEMENTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # of the codes
 EXPONENT_SHIFT, SMALLEST = 23, 0x00400000  # a scale's byte is a float32's exponent; 0 is 2^-127, which is subnormal
-_NAN = 0xFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +57,3 @@ class Mxfp4:
     def nbytes(self, shape: Sequence[int]) -> int:
         """Of an array whose last dimension is the rows'."""
         return prod(shape[:-1]) * self.row_bytes(shape[-1])
-
-    def pack(self, codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Codes (…, blocks, 16), two neighbours in a byte, and scales (…, blocks) as rows that lie so.
-
-        Raises ValueError for scales that are not numbers.
-        """
-        if (scales == _NAN).any():
-            raise ValueError("MXFP4 scales that are not numbers")
-        packed = np.empty((*scales.shape, self.record_bytes), np.uint8)
-        packed[..., 0] = scales
-        first, second = codes[..., : BLOCK // 4], codes[..., BLOCK // 4 :]  # the block's halves
-        packed[..., 1::2] = first & 15 | second << 4
-        packed[..., 2::2] = first >> 4 | second & 0xF0
-        return packed.reshape(*scales.shape[:-1], scales.shape[-1] * self.record_bytes)
