@@ -118,23 +118,26 @@ def test_experts_of_which_some_are_not_quantised_are_converted(tmp_path):
     assert torch.equal(source.load()[2], tensors[name])
 
 
+Q = "model.layers.0.self_attn.q_proj.weight"
+
+
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("changes", "what"),
     [
-        ({"": None}, r"q_proj\.weight in fp8, and no model\.layers\.0\.self_attn\.q_proj\.weight_scale_inv"),
+        ({"_scale_inv": None}, r"q_proj\.weight in fp8, and no model\.layers\.0\.self_attn\.q_proj\.weight_scale_inv"),
+        ({"_scale_inv": torch.ones(3, 2)}, r"float32 of shape \[3, 2\], which are no scales of \[256, 256\] in fp8"),
+        ({"_scale_inv": torch.ones(0, 2)}, r"float32 of shape \[0, 2\], which are no scales"),
+        ({"_scale_inv": torch.ones(2, 2, dtype=torch.int32)}, r"_inv holds int32 of shape \[2, 2\]"),
+        ({"": torch.ones(256, 256).to(torch.float8_e5m2)}, r"q_proj\.weight as float8_e5m2 of shape .* with scales"),
         (
-            {"": torch.ones(3, 2)},
-            r"weight_scale_inv holds float32 of shape \[3, 2\], which are no scales of \[256, 256\]",
+            {"": torch.ones(256).to(torch.float8_e4m3fn)},
+            r"float8_e4m3fn of shape \[256\] with scales",
         ),
-        ({"": torch.ones(2, 2, dtype=torch.int32)}, r"weight_scale_inv holds int32 of shape \[2, 2\]"),
     ],
 )
-def test_scales_that_do_not_fit_are_refused(change, what, tmp_path):
+def test_codes_and_scales_that_do_not_fit_are_refused(changes, what, tmp_path):
     write_fp8(build(MOE), tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    for end, value in change.items():
-        name = "model.layers.0.self_attn.q_proj.weight_scale_inv" + end
-        tensors |= {name: value}
+    tensors = load_file(tmp_path / "model.safetensors") | {Q + end: value for end, value in changes.items()}
     save_file({n: t for n, t in tensors.items() if t is not None}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=what):
         plan_of(tmp_path, MOE, Quantized("fp8", (128, 128)))

@@ -41,10 +41,10 @@ class Fp8Tensor:
         """
         rows, columns = codes.shape[-2:]
         down, across = scales.shape[-2:] if len(scales.shape) > 1 else (1, 1)
-        known = scales.dtype in _SCALES and prod(scales.shape) == prod(codes.shape[:-2]) * down * across
+        known = scales.dtype in _SCALES and 0 < prod(scales.shape) == prod(codes.shape[:-2]) * down * across
         if block is None or (-(-rows // block[0]), -(-columns // block[1])) != (down, across):
             known = known and rows % down == columns % across == 0
-            block = rows // down, columns // across
+            block = rows // max(1, down), columns // max(1, across)
         if not known:
             raise UserError(
                 f"{scales.name} holds {scales.dtype} of shape {list(scales.shape)}, which are no scales of "

@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from transformers.quantizers.base import HfQuantizer
-from transformers.quantizers.quantizers_utils import should_convert_module
 
 from penstock.model.packing import holds_experts
 from penstock.model.quantized import Quantized
@@ -85,6 +83,9 @@ def plan_parameters(model: Any, quantized: Quantized | None = None, seed: int = 
 
 def _forms(model: Any, quantized: Quantized) -> Mapping[str, Fp8 | Mxfp4]:
     """The format of each matrix that transformers would look for in a quantised checkpoint."""
+    from transformers.quantizers.base import HfQuantizer  # in no other case: these are not everywhere alike
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
     kept = HfQuantizer.get_modules_to_not_convert(model, quantized.kept and list(quantized.kept))
     forms: dict[str, Fp8 | Mxfp4] = {}
     for name, module in model.named_modules():

@@ -28,10 +28,15 @@ def stored_sources(
 def _fp8(tensors: Mapping[str, StoredTensor], quantized: Quantized, dtype: str) -> dict[str, ParameterSource]:
     scaled: dict[str, Fp8Tensor] = {}
     for name, codes in tensors.items():
-        if codes.dtype != CODES:
-            continue
         scales = tensors.get(name + FP8_SCALES)
-        if scales is None or len(codes.shape) < 2:
+        if scales is None and codes.dtype != CODES:
+            continue
+        if codes.dtype != CODES or len(codes.shape) < 2:
+            raise UserError(
+                f"The checkpoint holds {name} as {codes.dtype} of shape {list(codes.shape)} with scales; only matrices "
+                f"in {CODES} are read so."
+            )
+        if scales is None:
             raise UserError(f"The checkpoint holds {name} in fp8, and no {name + FP8_SCALES} with its scales.")
         scaled[name] = Fp8Tensor.of(codes, scales, quantized.block)
     every = Fp8Tensors(scaled.values())
