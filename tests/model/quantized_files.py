@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
 from penstock.quant.mxfp4 import ELEMENTS
 
 Tensors = dict[str, torch.Tensor]
+BLOCK = 128, 128  # of fp8
 KEPT = ("embed", "lm_head", "norm", "mlp.gate.")  # stay in 16 bits, as in published checkpoints
 
 
@@ -27,7 +28,7 @@ def write(model: Any, path: Path, quantization: Mapping[str, Any], change: Calla
     (path / "config.json").write_text(json.dumps({**config, "quantization_config": dict(quantization)}))
 
 
-def write_fp8(model: Any, path: Path, block: tuple[int, int] | None = (128, 128), scales: Any = torch.float32) -> None:
+def write_fp8(model: Any, path: Path, block: tuple[int, int] | None = BLOCK, scales: Any = torch.float32) -> None:
     """Every matrix but those KEPT in fp8, with a scale for each block, or one for all of it."""
 
     def change(tensors: Tensors) -> Tensors:

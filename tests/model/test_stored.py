@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.model.quantized_files import dequantized, fp8_of, spread, write_fp8, write_mxfp4
+from tests.model.quantized_files import BLOCK, dequantized, fp8_of, spread, write_fp8, write_mxfp4
 from tests.model.test_conversion import skeleton
 from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig, Qwen3MoeConfig
 
@@ -63,7 +63,7 @@ def assert_equal(plan, reference):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(
     ("block", "scales"),
-    [((128, 128), torch.float32), ((128, 128), torch.bfloat16), ((64, 32), torch.float32), (None, torch.float32)],
+    [(BLOCK, torch.float32), (BLOCK, torch.bfloat16), ((64, 32), torch.float32), (None, torch.float32)],
 )
 def test_fp8(block, scales, dtype, tmp_path):
     write_fp8(build(MOE), tmp_path, block, scales)
@@ -99,9 +99,9 @@ def test_blocks_at_the_ends_of_a_matrix_may_be_smaller(scales, tmp_path):
     reference = model.state_dict()
     for name, tensor in reference.items():
         if "proj" in name:
-            codes, grid = fp8_of(tensor, (128, 128), kept)
-            reference[name] = (codes.float() * spread(grid.float(), tensor, (128, 128))).bfloat16()
-    plan = plan_of(tmp_path, config, Quantized("fp8", (128, 128)))
+            codes, grid = fp8_of(tensor, BLOCK, kept)
+            reference[name] = (codes.float() * spread(grid.float(), tensor, BLOCK)).bfloat16()
+    plan = plan_of(tmp_path, config, Quantized("fp8", BLOCK))
     assert_equal(plan, reference)
     assert all(plan[name].form is not None for name in plan if "proj" in name)
 
@@ -113,7 +113,7 @@ def test_experts_of_which_some_are_not_quantised_are_converted(tmp_path):
     tensors[name] = tensors[name].float().bfloat16()
     del tensors[name + "_scale_inv"]
     save_file(tensors, tmp_path / "model.safetensors")
-    source = plan_of(tmp_path, MOE, Quantized("fp8", (128, 128)))["model.layers.0.mlp.experts.down_proj"]
+    source = plan_of(tmp_path, MOE, Quantized("fp8", BLOCK))["model.layers.0.mlp.experts.down_proj"]
     assert isinstance(source, Converted)
     assert torch.equal(source.load()[2], tensors[name])
 
@@ -140,7 +140,7 @@ def test_codes_and_scales_that_do_not_fit_are_refused(changes, what, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors") | {Q + end: value for end, value in changes.items()}
     save_file({n: t for n, t in tensors.items() if t is not None}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=what):
-        plan_of(tmp_path, MOE, Quantized("fp8", (128, 128)))
+        plan_of(tmp_path, MOE, Quantized("fp8", BLOCK))
 
 
 def test_what_is_no_number_is_refused(tmp_path):
