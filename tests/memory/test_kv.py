@@ -10,12 +10,14 @@ import torch
 from penstock.errors import UserError
 from penstock.memory.clock import Clock
 from penstock.memory.device import CpuDevice, EmulatedGpu
-from penstock.memory.kv import KVGroup, KVLayer, KVStore, block_tokens_for
+from penstock.memory.kv import KVStore
+from penstock.memory.kv_form import KVForm, KVGroup, KVLayer, kv_form
 from penstock.model.pages import SECTOR
 from penstock.schedule.types import Block, Move
 
 LAYERS = {0: KVLayer(2, 8, 2, 8), 1: KVLayer(1, 24, 1, 4), 2: KVLayer(2, 8, 2, 8)}
 TOKENS = 16
+FORM = KVForm(torch.bfloat16, TOKENS)
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -23,7 +25,7 @@ def store(request, tmp_path):
     device = CpuDevice() if request.param == "cpu" else EmulatedGpu()
     groups = [KVGroup({0: LAYERS[0], 1: LAYERS[1]}), KVGroup({2: LAYERS[2]}, window=32)]
     capacity = dict.fromkeys(("cpu", "disk", device.compute_tier), 1 << 20)
-    made = KVStore(groups, TOKENS, torch.bfloat16, capacity, device, Clock(), tmp_path)
+    made = KVStore(groups, FORM, capacity, device, Clock(), tmp_path)
     yield made
     made.close()
     device.close()
@@ -104,14 +106,14 @@ def test_what_cannot_be_made_leaves_no_file_open(tmp_path):
     groups = [KVGroup({0: LAYERS[0]}), KVGroup({2: LAYERS[2]}, window=32)]
     before = os.listdir("/proc/self/fd")
     with pytest.raises(UserError, match="kv-1"):
-        KVStore(groups, TOKENS, torch.bfloat16, {"cpu": 1 << 20, "disk": 1 << 20}, CpuDevice(), Clock(), tmp_path)
+        KVStore(groups, FORM, {"cpu": 1 << 20, "disk": 1 << 20}, CpuDevice(), Clock(), tmp_path)
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_blocks_are_whole_sectors_and_seldom_mostly_empty():
     for layers in ([KVLayer(8, 128, 8, 128)], [KVLayer(1, 512, 1, 64)], [KVLayer(1, 8, 1, 8)]):
-        tokens = block_tokens_for(layers, torch.bfloat16)
-        assert tokens in (16, 32, 64)
-        assert layers[0].block_bytes(tokens, torch.bfloat16) % SECTOR == 0
-    assert block_tokens_for([KVLayer(8, 128, 8, 128)], torch.bfloat16) == 16
-    assert block_tokens_for([KVLayer(1, 8, 1, 8)], torch.bfloat16) == 64
+        form = kv_form(layers, torch.bfloat16)
+        assert form.tokens in (16, 32, 64)
+        assert layers[0].block_bytes(form) % SECTOR == 0
+    assert kv_form([KVLayer(8, 128, 8, 128)], torch.bfloat16).tokens == 16
+    assert kv_form([KVLayer(1, 8, 1, 8)], torch.bfloat16).tokens == 64

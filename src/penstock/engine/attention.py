@@ -11,6 +11,7 @@ import torch
 from penstock.engine import dense_attention
 from penstock.engine.call_tables import CallTables, SpanGroup
 from penstock.engine.dense_attention import Result, attend_keys, finish, merge, softmax
+from penstock.memory.kv_form import Arena, PackedBlocks
 
 PIECE_BYTES = 64 << 20  # keys and values of a span copied out of blocks at a time
 
@@ -57,8 +58,8 @@ def attend(
 
 def attend_blocks(
     q: torch.Tensor,
-    k_arena: torch.Tensor,
-    v_arena: torch.Tensor,
+    k_arena: Arena,
+    v_arena: Arena,
     tables: CallTables,
     lowest: torch.Tensor | None,
     scaling: float,
@@ -70,7 +71,10 @@ def attend_blocks(
     """
     out = torch.empty((*q.shape[:2], v_arena.shape[3]), dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    if len(tables.decode_tokens) and q.device.type == "cpu":
+    if isinstance(k_arena, PackedBlocks) or isinstance(v_arena, PackedBlocks):
+        if len(tables.decode_tokens):
+            decode_gathered(q, k_arena, v_arena, tables, lowest, scaling, softcap, out, lse)
+    elif len(tables.decode_tokens) and q.device.type == "cpu":
         from penstock.engine import decode_kernel  # imports numba: only where it is needed
 
         first_keys = torch.zeros(len(q), dtype=torch.int64) if lowest is None else lowest.to(torch.int64).contiguous()
@@ -100,8 +104,8 @@ def attend_blocks(
 
 def decode_gathered(
     q: torch.Tensor,
-    k_arena: torch.Tensor,
-    v_arena: torch.Tensor,
+    k_arena: Arena,
+    v_arena: Arena,
     tables: CallTables,
     lowest: torch.Tensor | None,
     scaling: float,
@@ -116,7 +120,7 @@ def decode_gathered(
     for start in range(0, len(tables.decode_tokens), at_once):
         rows = slice(start, start + at_once)
         tokens, table = tables.decode_tokens[rows], tables.decode_table[rows].long()
-        keys, values = (_gathered(arena, table.clamp(min=0), q.dtype) for arena in (k_arena, v_arena))
+        keys, values = (gathered(arena, table.clamp(min=0), q.dtype) for arena in (k_arena, v_arena))
         position = torch.arange(keys.shape[2], device=q.device)
         here = (table >= 0).repeat_interleave(block_tokens, 1) & (position < tables.decode_lengths[rows, None])
         if lowest is not None:
@@ -130,8 +134,8 @@ def decode_gathered(
 
 def _attend_group(
     q: torch.Tensor,
-    k_arena: torch.Tensor,
-    v_arena: torch.Tensor,
+    k_arena: Arena,
+    v_arena: Arena,
     group: SpanGroup,
     block_tokens: int,
     lowest: torch.Tensor | None,
@@ -162,7 +166,7 @@ def _attend_group(
             head = max(0, start - part.indices[piece[0]] * block_tokens)
             tail = max(0, (part.indices[piece[-1]] + 1) * block_tokens - stop)
             inside = slice(head, len(positions) - tail)
-            keys, values = (_gathered(arena, ids, q.dtype)[:, :, inside] for arena in (k_arena, v_arena))
+            keys, values = (gathered(arena, ids, q.dtype)[:, :, inside] for arena in (k_arena, v_arena))
             more = attend_keys(part.take(q), keys, values, positions[inside], part.first, low, scaling, softcap)
             found = more if found is None else merge([found, more])
         if found is not None:
@@ -170,13 +174,15 @@ def _attend_group(
             part.put(lse, found[1])
 
 
-def _gathered(arena: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def gathered(arena: Arena, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Blocks (S, n) as (S, heads, n · B, dim), contiguous."""
     heads, block_tokens, dim = arena.shape[1:]
     joined = torch.empty((len(blocks), heads, blocks.shape[1], block_tokens, dim), dtype=dtype, device=arena.device)
-    joined.copy_(arena.index_select(0, blocks.flatten()).reshape(*blocks.shape, *arena.shape[1:]).transpose(1, 2))
+    chosen = blocks.flatten()
+    found = arena.wide(chosen, dtype) if isinstance(arena, PackedBlocks) else arena.index_select(0, chosen)
+    joined.copy_(found.reshape(*blocks.shape, *arena.shape[1:]).transpose(1, 2))
     return joined.flatten(2, 3)
 
 
-def _block_bytes(k_arena: torch.Tensor, v_arena: torch.Tensor, dtype: torch.dtype) -> int:
+def _block_bytes(k_arena: Arena, v_arena: Arena, dtype: torch.dtype) -> int:
     return k_arena.shape[1] * k_arena.shape[2] * (k_arena.shape[3] + v_arena.shape[3]) * dtype.itemsize
