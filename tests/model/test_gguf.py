@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from tests.model.gguf_files import llama_shapes, write
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -23,6 +24,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from penstock.errors import UserError
 from penstock.model.gguf import GgufParameter, plan_parameters, read_header
+from penstock.quant.ggml import KINDS, Ggml
 from penstock.quant.packed import Packed
 
 LLAMA = LlamaConfig(
@@ -39,49 +41,6 @@ LLAMA = LlamaConfig(
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
-
-
-def write(
-    path: Path, architecture: str, config: PreTrainedConfig, shapes: dict[str, tuple[int, ...]], kind: str = "F32"
-) -> Path:
-    """A GGUF file of random tensors: matrices in ``kind``, vectors in float32."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_uint32(f"{architecture}.attention.head_count", config.num_attention_heads)
-    writer.add_uint32(f"{architecture}.attention.head_count_kv", getattr(config, "num_key_value_heads", 4))
-    writer.add_array("tokenizer.ggml.tokens", ["a", "bc", "déf"])
-    writer.add_array("some.numbers", [1, 2, 3])
-    quantisation = gguf.GGMLQuantizationType[kind]
-    draw = np.random.default_rng(0)
-    for name, shape in shapes.items():
-        values = draw.standard_normal(shape).astype(np.float32)
-        if len(shape) == 1 or kind == "F32":
-            writer.add_tensor(name, values)
-        else:
-            packed = gguf.quantize(values, quantisation)
-            writer.add_tensor(name, packed, raw_dtype=quantisation)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def llama_shapes() -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (96, 64), "output_norm.weight": (64,)}
-    shapes["output.weight"] = (96, 64)
-    for layer in ("blk.0", "blk.1"):
-        shapes |= {
-            f"{layer}.attn_norm.weight": (64,),
-            f"{layer}.attn_q.weight": (64, 64),
-            f"{layer}.attn_k.weight": (32, 64),
-            f"{layer}.attn_v.weight": (32, 64),
-            f"{layer}.attn_output.weight": (64, 64),
-            f"{layer}.ffn_norm.weight": (64,),
-            f"{layer}.ffn_gate.weight": (128, 64),
-            f"{layer}.ffn_up.weight": (128, 64),
-            f"{layer}.ffn_down.weight": (64, 128),
-        }
-    return shapes
 
 
 def llama_file(path: Path, kind: str = "F32") -> Path:
@@ -126,8 +85,8 @@ def assert_packed_alike(source: GgufParameter, start: int, stop: int) -> None:
     runs = source.packed_extents(start, stop)
     assert (runs is None) == (source.rows.kind == "moved")
     if runs is not None:
-        [(path, offset, nbytes)] = runs
-        assert np.array_equal(np.fromfile(path, np.uint8, nbytes, offset=offset), rows.numpy().reshape(-1))
+        stored = [np.fromfile(path, np.uint8, nbytes, offset=offset) for path, offset, nbytes in runs]
+        assert np.array_equal(np.concatenate(stored), rows.numpy().reshape(-1))
 
 
 def test_smollm2_is_bit_equal_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,12 +117,32 @@ def test_smollm2_is_bit_equal_to_transformers(monkeypatch: pytest.MonkeyPatch) -
         assert torch.equal(planned[name].load(), value), name
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q5_K", "Q6_K"])
 def test_every_quantisation_is_equal(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = llama_file(tmp_path / "m.gguf", kind)
-    assert_equal_rows(path, skeleton(LLAMA), monkeypatch)
-    forms = {source.form.name for source in plan_parameters(skeleton(LLAMA), read_header(path)).values() if source.form}
-    assert forms == ({kind.lower()} if kind in ("Q8_0", "Q4_0", "Q4_1") else set())
+    widths = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64} if kind.endswith("_K") else {}
+    model = skeleton(LlamaConfig(**{**LLAMA.to_dict(), **widths}))
+    shapes = llama_shapes(model.config.hidden_size, model.config.intermediate_size)
+    path = write(tmp_path / "m.gguf", "llama", model.config, shapes, kind)
+    assert_equal_rows(path, model, monkeypatch)
+    forms = {source.form.name for source in plan_parameters(model, read_header(path)).values() if source.form}
+    assert forms == ({kind.lower()} if kind.lower() in KINDS else set())
+
+
+def test_kinds_may_be_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = skeleton(LlamaConfig(**{**LLAMA.to_dict(), "hidden_size": 256, "intermediate_size": 320, "head_dim": 64}))
+    kinds = {"blk.0.attn_v": "Q6_K", "ffn_down": "Q5_0", "blk.1.ffn_up": "Q8_0", "token_embd": "F16"}
+
+    def kind(name: str) -> str:
+        return next((found for part, found in kinds.items() if part in name), "Q4_K")
+
+    path = write(tmp_path / "m.gguf", "llama", model.config, llama_shapes(256, 320), kind)
+    assert_equal_rows(path, model, monkeypatch)
+    sources = plan_parameters(model, read_header(path))
+    forms = {name: source.form.name for name, source in sources.items() if source.form}
+    assert len(forms) == 13  # a column of 320 elements is no whole superblock, and what stands for it has no form
+    assert forms["model.layers.0.self_attn.v_proj.weight"] == "q6_k"
+    assert forms["model.layers.1.mlp.up_proj.weight"] == "q8_0"
+    assert {"q4_k", "q6_k", "q8_0"} == set(forms.values())
 
 
 def test_merged_experts_are_equal_expert_by_expert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +176,12 @@ def test_merged_experts_are_equal_expert_by_expert(tmp_path: Path, monkeypatch: 
     experts = plan_parameters(model, read_header(path))["model.layers.1.mlp.experts.gate_up_proj"]
     assert experts.shape == (6, 64, 64)
     assert experts.by_rows
+    assert experts.form == Ggml("q8_0")
+    assert_equal_rows(path, model, monkeypatch)
+    path = write(
+        tmp_path / "mixed.gguf", "qwen2moe", config, shapes, lambda name: "Q8_0" if "gate_exps" in name else "Q4_0"
+    )
+    assert plan_parameters(model, read_header(path))["model.layers.1.mlp.experts.gate_up_proj"].form is None
     assert_equal_rows(path, model, monkeypatch)
 
 
@@ -288,7 +273,7 @@ def test_garbage_in_the_header_is_refused_or_harmless(tmp_path: Path) -> None:
         (0, "I", 0, "instead of b'GGUF'"),
         (4, "I", 1, "version is 1"),
         (4, "I", 3 << 24, "big-endian"),
-        (8, "Q", 1 << 62, "truncated or damaged"),
+        (8, "Q", 1 << 62, "truncated or damaged|0 dimensions"),
         (16, "Q", 1 << 62, "truncated or damaged|unknown kind|UTF-8"),
     ],
 )

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.quant.elements import elements
 from penstock.quant.grouped import BITS, GROUPS, Grouped
-from penstock.quant.packed import Packed, _unpacked
+from penstock.quant.packed import Packed
 from penstock.quant.rounding import pack
 
 FORMS = [Grouped(bits, group, plain) for bits in BITS for group in GROUPS for plain in (True, False)]
@@ -79,7 +80,7 @@ def test_codes_that_are_there_already_come_back(form):
 @pytest.mark.parametrize("columns", [1, 31, 32, 64, 65, 200, 576])
 def test_torchs_operations_and_the_kernel_unpack_the_same(form, columns):
     matrix = packed(rows_of(2, (7, columns), 0.1, 1.0), form)
-    assert torch.equal(_unpacked(form, matrix.data, columns), matrix.wide(torch.float32))
+    assert torch.equal(elements(form, matrix.data, columns), matrix.wide(torch.float32))
 
 
 def test_parts_and_dtypes():

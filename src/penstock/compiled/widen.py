@@ -2,10 +2,10 @@
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from penstock.compiled.codes import Record, layout
+from penstock.compiled.codes import layout, record
+from penstock.compiled.record import records
 from penstock.compiled.vectors import LANES, Emitter, Integer, element_bytes, pieces
 from penstock.quant.forms import Form
 from penstock.quant.grouped import BLOCK
@@ -39,22 +39,12 @@ def widen(context, stored, form, row, first, count, target):
 def _unpack(
     builder: ir.IRBuilder, form: Form, row: ir.Value, first: ir.Value, count: ir.Value, target: ir.Value
 ) -> None:
-    """Emit loops over the whole groups, and over the blocks of the one that is left."""
+    """Emit loops over records; ``first`` begins one."""
     wide, single = Emitter(builder, LANES), Emitter(builder, 1)
-    blocks, size = form.group // BLOCK, ir.Constant(count.type, form.group)
-    records = single.at(row, (builder.udiv(first, size), form.record_bytes))
-    whole = builder.udiv(count, size)
-
-    def write(group: Record, index: ir.Value | int, place: ir.Value) -> None:
-        for v, value in enumerate(group.block(index)):
-            wide.store(value, single.at(place, (v, 4 * LANES)))
-
-    with cgutils.for_range(builder, whole) as loop:
-        group = Record(wide, form, single.at(records, (loop.index, form.record_bytes)))
-        for block in range(blocks):
-            write(group, block, single.at(target, (loop.index, 4 * form.group), (block, 4 * BLOCK)))
-    rest = builder.sub(count, builder.mul(whole, size))
-    left = builder.udiv(builder.add(rest, ir.Constant(rest.type, BLOCK - 1)), ir.Constant(rest.type, BLOCK))
-    with cgutils.for_range(builder, left) as loop:
-        group = Record(wide, form, single.at(records, (whole, form.record_bytes)))
-        write(group, loop.index, single.at(target, (whole, 4 * form.group), (loop.index, 4 * BLOCK)))
+    start = single.at(row, (builder.udiv(first, ir.Constant(first.type, form.group)), form.record_bytes))
+    for number, blocks in records(builder, form, count):
+        found = record(wide, form, single.at(start, (number, form.record_bytes)))
+        for block in blocks:
+            place = single.at(target, (number, 4 * form.group), (block, 4 * BLOCK))
+            for v, value in enumerate(found.block(block)):
+                wide.store(value, single.at(place, (v, 4 * LANES)))

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from penstock.compiled.codes import VECTORS, Record, layout
+from penstock.compiled.codes import layout, record
+from penstock.compiled.record import VECTORS, Record, records
 from penstock.compiled.threads import in_turn
 from penstock.compiled.vectors import LANES, Emitter, Integer
 from penstock.engine.operand import Operand
@@ -34,14 +34,13 @@ def multiply_rows(context, rows, tokens, form, row, stride, columns, x, x_stride
     As many rows and tokens as the tuples are long, packed as ``form`` tells (``codes.layout``). x ends with zeros up to
     a whole block.
     """
-    packed, number, token_range = layout(form), rows.count, range(tokens.count)
-    blocks = packed.group // BLOCK
+    packed, row_range, token_range = layout(form), range(rows.count), range(tokens.count)
 
     def emit(context, builder, signature, arguments):
         _, _, _, row, stride, columns, x, x_stride, out, out_stride = arguments
         wide, single = Emitter(builder, LANES), Emitter(builder, 1)
         apart = 2 if tokens.count == 1 else 1  # sums of each row and token that do not wait for each other
-        totals = [[[wide.zero() for _ in range(apart)] for _ in token_range] for _ in range(number)]
+        totals = [[[wide.zero() for _ in range(apart)] for _ in token_range] for _ in row_range]
 
         def add(groups: list[Record], index: ir.Value | int, place: ir.Value) -> None:
             """A block of every row; ``place``: of its first column in x."""
@@ -54,23 +53,14 @@ def multiply_rows(context, rows, tokens, form, row, stride, columns, x, x_stride
                     for t in token_range:
                         wide.add_product(totals[r][t][v % apart], weights, met[t][v])
 
-        size = ir.Constant(columns.type, blocks * BLOCK)
-        whole = builder.udiv(columns, size)
-        with cgutils.for_range(builder, whole) as loop:
-            address = single.at(row, (loop.index, packed.record_bytes))
-            groups = [Record(wide, packed, single.at(address, (r, stride))) for r in range(number)]
-            place = single.at(x, (loop.index, 4 * blocks * BLOCK))
-            for b in range(blocks):
-                add(groups, b, single.at(place, (b, 4 * BLOCK)))
-        rest = builder.sub(columns, builder.mul(whole, size))
-        left = builder.udiv(builder.add(rest, ir.Constant(rest.type, BLOCK - 1)), ir.Constant(rest.type, BLOCK))
-        with cgutils.for_range(builder, left) as loop:
-            address = single.at(row, (whole, packed.record_bytes))
-            groups = [Record(wide, packed, single.at(address, (r, stride))) for r in range(number)]
-            add(groups, loop.index, single.at(x, (whole, 4 * blocks * BLOCK), (loop.index, 4 * BLOCK)))
+        for number, blocks in records(builder, packed, columns):
+            address = single.at(row, (number, packed.record_bytes))
+            group = [record(wide, packed, single.at(address, (r, stride))) for r in row_range]
+            for block in blocks:
+                add(group, block, single.at(x, (number, 4 * packed.group), (block, 4 * BLOCK)))
         for t in token_range:
             sums = []
-            for r in range(number):
+            for r in row_range:
                 values = [builder.load(total) for total in totals[r][t]]
                 sums.append(values[0] if apart == 1 else builder.fadd(values[0], values[1]))
             wide.store(wide.lane_sums(sums), single.at(out, (t, out_stride)))

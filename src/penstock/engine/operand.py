@@ -13,13 +13,14 @@ from penstock.quant.packed import Packed
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """Rows of weights. row_bytes: of one, without what may lie between rows.
+    """Rows of weights. row_bytes: of one, without what may lie between rows. group: elements that are read together.
 
     form: as ``compiled.codes.layout`` takes it; its length is compiled into a kernel, and means nothing for dtypes.
     """
 
     array: npt.NDArray[Any]
     row_bytes: int
+    group: int
     form: tuple[int, ...]
 
     @classmethod
@@ -27,9 +28,9 @@ class Operand:
         """Weights (out, in) on the cpu; no bytes are copied."""
         if isinstance(weight, Packed):
             data = weight.data.numpy()
-            return cls(data, data.shape[1], (0,) * (number(weight.form) + 1))
+            return cls(data, data.shape[1], weight.form.group, (0,) * (number(weight.form) + 1))
         array = weight.view(STORED[weight.dtype]).numpy()
-        return cls(array, array.shape[1] * array.itemsize, (0,))
+        return cls(array, array.shape[1] * array.itemsize, 1, (0,))
 
     @property
     def kind(self) -> str:

@@ -28,7 +28,7 @@ from penstock.quant.packed import Packed
 
 ROWS = 14 if WIDE else 6  # of weights in a tile: times 2 vectors of tokens, what the registers hold
 TILE_TOKENS = 2 * LANES
-DEPTH = 384  # elements of a row of weights that are widened, and multiplied, at a time
+DEPTH = 384  # elements of a row of weights that are widened, and multiplied, at a time; packed ones by whole groups
 BAND = 8 * ROWS  # rows of weights whose results stay in cache until they are whole
 CHUNK = 256  # tokens multiplied by a widened panel; more would not stay in cache
 PANEL_STRIDE = 4 * (DEPTH + 16)  # bytes from row to row: not a power of two, so rows do not share cache sets
@@ -115,11 +115,11 @@ def _pack(x, packed, start, stop):
                     packed[b, k, t - b * TILE_TOKENS] = x[t, k] if t < tokens else np.float32(0.0)
 
 
-def _multiply(rows, two, one, form, packed, weight, row_bytes, out, panel, band, start, stop):
+def _multiply(rows, two, one, form, packed, weight, row_bytes, deep, out, panel, band, start, stop):
     """The product of packed tokens with the rows start ≤ n < stop of weight, written to those columns of out (T, n).
 
-    row_bytes: of a row of weights, without what may lie between rows. panel (ROWS, PANEL_STRIDE) and band (BAND,
-    BAND_STRIDE) are scratch, aligned as packed is.
+    row_bytes: of a row of weights, without what may lie between rows. deep: elements of a row that a panel takes. panel
+    (ROWS, PANEL_STRIDE) and band (BAND, BAND_STRIDE) are scratch, aligned as packed is.
     """
     tiles, in_features = packed.shape[:2]
     tokens = out.shape[0]
@@ -129,14 +129,14 @@ def _multiply(rows, two, one, form, packed, weight, row_bytes, out, panel, band,
     for first in range(start, stop, BAND):
         last = min(first + BAND, stop)
         band[:] = np.float32(0.0)
-        for k in range(0, in_features, DEPTH):
-            depth = min(DEPTH, in_features - k)
+        for k in range(0, in_features, deep):
+            depth = min(deep, in_features - k)
             lines = (depth * row_bytes // in_features + LINE - 1) // LINE
             for n in range(first, last, ROWS):
                 for r in range(min(ROWS, last - n)):
                     widen(weight, form, weight_at + (n + r) * stride, k, depth, panel_at + r * PANEL_STRIDE)
                 # the next panel's weights come while this one is multiplied
-                ahead, ahead_k = (n + ROWS, k) if n + ROWS < last else (first, k + DEPTH)
+                ahead, ahead_k = (n + ROWS, k) if n + ROWS < last else (first, k + deep)
                 if ahead_k >= in_features:
                     ahead, ahead_k = last, 0
                 wanted = max(0, min(ROWS, stop - ahead))
@@ -180,7 +180,7 @@ def _compiled_multiply(stored: str, form: int) -> Callable[..., None]:
         *(types.UniTuple(types.int64, number) for number in (ROWS, 2, 1, form)),
         types.Array(types.float32, 3, "C"),
         types.Array(getattr(types, stored), 2, "A"),
-        types.intp,
+        *(types.intp, types.intp),
         types.Array(types.float32, 2, "A"),
         *(scratch, scratch, types.intp, types.intp),
     )
@@ -258,10 +258,11 @@ class Multiplier:
         while len(self._scratch) < threads:
             self._scratch.append((_aligned(ROWS, PANEL_STRIDE // 4), _aligned(BAND, BAND_STRIDE // 4)))
         lengths = (0,) * ROWS, (0,) * 2, (0,), weights.form
+        deep = DEPTH // weights.group * weights.group
 
         def work(thread: int, start: int, stop: int) -> None:
             scratch = self._scratch[thread]
-            kernel(*lengths, packed, weights.array, weights.row_bytes, out, *scratch, start, stop)
+            kernel(*lengths, packed, weights.array, weights.row_bytes, deep, out, *scratch, start, stop)
 
         in_turn(work, cuts, threads)
 

@@ -12,6 +12,7 @@ from penstock.model.precision import Precision
 from penstock.plan.shape import AttentionShape, ModelShape, PageShape
 from penstock.plan.traffic import traffic_bytes
 from penstock.quant.forms import Form, named
+from penstock.quant.grouped import BITS
 
 # What configs call the experts that a token is sent to.
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k", "top_k")
@@ -59,7 +60,10 @@ def _name(dtype: torch.dtype) -> str:
 def _arithmetic(plan: Blueprint) -> str:
     """The name of the products of a model's layers: with packed weights it tells their bits."""
     form = _layer_form(plan)
-    return arithmetic(plan.precision) if form is None else f"{_name(plan.precision.compute)}<int{form.bits}"
+    if form is None:
+        return arithmetic(plan.precision)
+    measured = next(bits for bits in BITS if bits >= form.bits)  # profiles know these; others take about as long
+    return f"{_name(plan.precision.compute)}<int{measured}"
 
 
 def _weight_bits(plan: Blueprint) -> float:

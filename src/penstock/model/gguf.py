@@ -1,8 +1,8 @@
 """Parameters out of a GGUF file, as transformers' own GGUF loading gives them, but row by row."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,52 +10,16 @@ import torch
 
 from penstock.errors import UserError
 from penstock.model.gguf_header import GgufFile, GgufTensor, read_header
+from penstock.model.gguf_rows import Array, RowRule, Rules, applied, probe, row_rule
 from penstock.model.parameter_source import Run
 from penstock.quant.ggml import KINDS, Ggml
 
 __all__ = ["GgufFile", "GgufParameter", "plan_parameters", "read_header"]
 
-Array = npt.NDArray[Any]
-
 _NAMED_AT_MOST = 3
 # transformers asks for the names below every module, 50 ms each. Those of the model itself suffice for nearly all
 # families; a few (Bloom) are named from their base model on.
 _NAME_DEPTHS = (0, 2)
-# What a transformers tensor processor raises when it is shown a shape that it was not made for.
-_PROCESSOR_ERRORS = (ValueError, TypeError, KeyError, IndexError, RuntimeError, ZeroDivisionError)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rules:
-    """transformers' own rules for one file: which tensor becomes which parameter, and what is done to its values."""
-
-    processor: Any
-    names: Mapping[str, str]
-
-    def apply(self, weights: Mapping[str, Array]) -> dict[str, torch.Tensor]:
-        """Parameters made of dequantised tensors by name, in float32; tensors that no parameter wants vanish."""
-        made: dict[str, torch.Tensor] = {}
-        for name, values in weights.items():
-            done = self.processor.process(
-                weights=values, name=name, tensor_key_mapping=self.names, parsed_parameters={"tensors": made}
-            )
-            if done.name in self.names:
-                made[self.names[done.name]] = torch.from_numpy(np.ascontiguousarray(done.weights))
-        return made
-
-
-@dataclass(frozen=True, slots=True)
-class _RowRule:
-    """How rows of a parameter come from rows of its tensors.
-
-    ``same``: rows [a, b) are the rules applied to rows [a, b), which leave them as they are where ``kept``. ``moved``:
-    row i is row ``order[i]`` of the one tensor, unchanged (Llama's queries and keys). ``whole``: only the whole tensor
-    will do (GPT-2's transposed matrices).
-    """
-
-    kind: Literal["same", "moved", "whole"]
-    order: npt.NDArray[np.int64] | None = None
-    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +33,8 @@ class GgufParameter:
     shape: tuple[int, ...]
     file: GgufFile
     tensors: tuple[GgufTensor, ...]
-    rules: _Rules
-    rows: _RowRule
+    rules: Rules
+    rows: RowRule
 
     @property
     def dtype(self) -> str:
@@ -85,14 +49,17 @@ class GgufParameter:
     @property
     def form(self) -> Ggml | None:
         """The format that its rows lie in and can run in, unchanged; None where there is none."""
-        kind = self.tensors[0].kind.name.lower()
-        unchanged = self.rows.kept or self.rows.order is not None
-        return Ggml(kind) if unchanged and len(self.shape) > 1 and kind in KINDS else None
+        kind, *others = {tensor.kind.name.lower() for tensor in self.tensors}
+        if others or kind not in KINDS or not (self.rows.joined or self.rows.order is not None):
+            return None
+        lines = sum(prod(tensor.shape[:-1]) for tensor in self.tensors)
+        return Ggml(kind) if len(self.shape) > 1 and lines == prod(self.shape[:-1]) else None
 
     def packed(self, start: int, stop: int) -> Array:
         """Rows [start, stop) as they are stored, uint8 (stop - start, …, bytes of a row); only where it has a form."""
         if self.rows.order is None:
-            return self.file.packed(self.tensors[0], start, stop)
+            parts = [self.file.packed(self.tensors[at], start, stop) for at in self.rows.joined]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
         order = self.rows.order[start:stop]
         low, high = int(order.min()), int(order.max()) + 1
         return self.file.packed(self.tensors[0], low, high)[order - low]
@@ -101,9 +68,13 @@ class GgufParameter:
         """The file bytes of rows [start, stop) in its form; None where they do not lie one after another."""
         if self.form is None or self.rows.order is not None:
             return None
-        [tensor] = self.tensors
-        row_bytes = tensor.nbytes // tensor.shape[0]
-        return [(str(self.file.path), tensor.offset + start * row_bytes, (stop - start) * row_bytes)]
+        joined = [self.tensors[at] for at in self.rows.joined]
+        at_once = stop - start if len(joined) == 1 else 1
+        return [
+            (str(self.file.path), tensor.offset + row * row_bytes, at_once * row_bytes)
+            for row in range(start, stop, at_once)
+            for tensor, row_bytes in ((each, each.nbytes // each.shape[0]) for each in joined)
+        ]
 
     def load(self, start: int | None = None, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) of the first dimension in float32, shape (stop - start, …); all of it by default.
@@ -156,7 +127,7 @@ def plan_parameters(model: torch.nn.Module, file: GgufFile) -> dict[str, GgufPar
             stored = sum(tensor_numel(tensor) for tensor in tensors)
             if stored != torch.Size(shape).numel():
                 raise _wrong_shape(file, name, tensors[0].shape, shape)
-            parameters[name] = GgufParameter(name, shape, file, tensors, rules, _row_rule(rules, name, shape, tensors))
+            parameters[name] = GgufParameter(name, shape, file, tensors, rules, row_rule(rules, name, shape, tensors))
     parameters |= {name: parameters[owner] for name, owner in ties.items() if owner in parameters}
     if missing := [name for name in wanted if name in needed - parameters.keys()]:
         raise _missing(file, missing, rules)
@@ -185,7 +156,7 @@ class _Outline:
         return [(name, _Outline(child, self.depth - 1)) for name, child in self.module.named_children()]
 
 
-def _rules(model: torch.nn.Module, file: GgufFile, depth: int) -> _Rules:
+def _rules(model: torch.nn.Module, file: GgufFile, depth: int) -> Rules:
     try:
         from transformers.modeling_gguf_pytorch_utils import (
             GGUF_SUPPORTED_ARCHITECTURES,
@@ -204,62 +175,20 @@ def _rules(model: torch.nn.Module, file: GgufFile, depth: int) -> _Rules:
         names = get_gguf_hf_weights_map(_Outline(model, depth, config), processor)
     except NotImplementedError:
         raise UserError(f"{file.path}: gguf knows no tensor names for {config.model_type!r}") from None
-    return _Rules(processor, names)
+    return Rules(processor, names)
 
 
 def _plain(architecture: str) -> str:
     return architecture.replace("-", "").replace("_", "")
 
 
-def _contributions(rules: _Rules, file: GgufFile) -> dict[str, tuple[GgufTensor, ...]]:
+def _contributions(rules: Rules, file: GgufFile) -> dict[str, tuple[GgufTensor, ...]]:
     """Which tensors each parameter is made of, found by applying the rules to a few numbers of each tensor."""
     found: dict[str, tuple[GgufTensor, ...]] = {}
     for tensor in file.tensors.values():
-        for name in _applied(rules, [_probe(tensor)], [tensor]) or _applied(rules, [np.zeros(tensor.shape)], [tensor]):
+        for name in applied(rules, [probe(tensor)], [tensor]) or applied(rules, [np.zeros(tensor.shape)], [tensor]):
             found[name] = (*found.get(name, ()), tensor)
     return found
-
-
-def _probe(tensor: GgufTensor) -> Array:
-    """A stand-in with the tensor's true rows, every value another, at most two of each later dimension."""
-    shape = (tensor.shape[0], *(min(length, 2) for length in tensor.shape[1:]))
-    return np.arange(torch.Size(shape).numel(), dtype=np.float64).reshape(shape)
-
-
-def _applied(rules: _Rules, values: Sequence[Array], tensors: Sequence[GgufTensor]) -> dict[str, torch.Tensor]:
-    try:
-        with np.errstate(all="ignore"):
-            return rules.apply({tensor.name: value for tensor, value in zip(tensors, values, strict=True)})
-    except _PROCESSOR_ERRORS:
-        return {}
-
-
-def _row_rule(rules: _Rules, name: str, shape: tuple[int, ...], tensors: tuple[GgufTensor, ...]) -> _RowRule:
-    """Find by trial what the rules do to rows: a trial per tensor replaces a table per architecture."""
-    probes = [_probe(tensor) for tensor in tensors]
-    whole = _applied(rules, probes, tensors).get(name)
-    rows = shape[0] if shape else 0
-    if whole is None or len(whole) != rows or any(len(probe) != rows for probe in probes):
-        return _RowRule("whole")
-    middle = rows // 2
-    parts = [(a, b) for a, b in ((0, middle), (middle, rows), (middle, middle + 1)) if a < b]
-    if all(_same(_applied(rules, [p[a:b] for p in probes], tensors).get(name), whole[a:b]) for a, b in parts):
-        kept = len(tensors) == 1 and whole.shape == probes[0].shape and np.array_equal(probes[0], whole.numpy())
-        return _RowRule("same", kept=kept)
-    if len(tensors) == 1 and whole.shape == probes[0].shape:
-        width = probes[0].size // rows
-        order = whole.reshape(rows, -1)[:, 0].numpy() // width
-        if np.array_equal(np.sort(order), np.arange(rows)) and np.array_equal(
-            probes[0][order.astype(np.int64)], whole.numpy()
-        ):
-            return _RowRule("moved", order.astype(np.int64))
-    return _RowRule("whole")
-
-
-def _same(left: torch.Tensor | None, right: torch.Tensor) -> bool:
-    return (
-        left is not None and left.shape == right.shape and np.array_equal(left.numpy(), right.numpy(), equal_nan=True)
-    )
 
 
 def _ties(model: torch.nn.Module) -> dict[str, str]:
@@ -277,7 +206,7 @@ def _wrong_shape(file: GgufFile, name: str, given: tuple[int, ...], needed: tupl
     return UserError(f"{file.path}: {name} has shape {given}, and the model that the file describes needs {needed}")
 
 
-def _missing(file: GgufFile, names: list[str], rules: _Rules) -> UserError:
+def _missing(file: GgufFile, names: list[str], rules: Rules) -> UserError:
     stored = {name: tensor for tensor, name in rules.names.items()}
     said = [f"{stored[name]} ({name})" if name in stored else name for name in names[:_NAMED_AT_MOST]]
     more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""

@@ -1,6 +1,6 @@
-"""Blocks of GGUF files that run as they are stored: 32 elements with one or two numbers in half precision before them.
+"""Blocks of GGUF files that run as they are stored: 32 elements, or superblocks of 256, with their numbers among them.
 
-The layouts are those of ggml (ggml-common.h: block_q4_0, block_q4_1, block_q8_0); ``gguf`` reads them back.
+The layouts are those of ggml (ggml-common.h: block_q4_0, …, block_q6_K); ``gguf`` reads them back.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,16 @@ from math import prod
 
 from penstock.quant.grouped import BLOCK
 
-_NUMBERS = {"q4_0": 1, "q4_1": 2, "q8_0": 1}  # in half precision, before a block's codes
-_BITS = {"q4_0": 4, "q4_1": 4, "q8_0": 8}
-KINDS = tuple(_BITS)
+SUPERBLOCK = 256
+_BLOCKS = {  # elements, bytes, bits of a code
+    "q4_0": (BLOCK, 18, 4),
+    "q4_1": (BLOCK, 20, 4),
+    "q8_0": (BLOCK, 34, 8),
+    "q4_k": (SUPERBLOCK, 144, 4),
+    "q5_k": (SUPERBLOCK, 176, 5),
+    "q6_k": (SUPERBLOCK, 210, 6),
+}
+KINDS = tuple(_BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +26,15 @@ class Ggml:
     """One of ggml's formats, ``kind`` as GGUF calls it in lower case.
 
     q4_0: scale · (code - 8). q4_1: scale · code + minimum. q8_0: scale · code, which has a sign. Four-bit codes lie as
-    those of ``Grouped`` do. Elements are exact in float32, but for the sum of q4_1, which is rounded once.
+    those of ``Grouped`` do. q4_k, q5_k: scale · s · code - minimum · m, where each 32 elements of a superblock have an
+    s and an m of six bits. q6_k: scale · s · (code - 32), where each 16 have an s of eight bits. All these products are
+    exact in float32, so a sum is what is rounded, once.
     """
 
     kind: str
 
     def __post_init__(self) -> None:
-        if self.kind not in _BITS:
+        if self.kind not in _BLOCKS:
             raise ValueError(f"{self.kind} is none of {', '.join(KINDS)}")
 
     @property
@@ -34,30 +43,35 @@ class Ggml:
         return self.kind
 
     @property
+    def record(self) -> str:
+        """What lies so: the layout of a block."""
+        return self.kind
+
+    @property
     def bits(self) -> int:
         """Of a code."""
-        return _BITS[self.kind]
+        return _BLOCKS[self.kind][2]
 
     @property
     def group(self) -> int:
-        """Elements that share their numbers."""
-        return BLOCK
-
-    @property
-    def parameter_bytes(self) -> int:
-        """Of these numbers."""
-        return 2 * _NUMBERS[self.kind]
+        """Elements of a block."""
+        return _BLOCKS[self.kind][0]
 
     @property
     def record_bytes(self) -> int:
         """Of a block."""
-        return self.parameter_bytes + BLOCK * self.bits // 8
+        return _BLOCKS[self.kind][1]
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the last block of a row may have fewer elements."""
+        return False
 
     def row_bytes(self, columns: int) -> int:
         """Of a row of so many elements, which are whole blocks."""
-        if columns % BLOCK:
+        if columns % self.group:
             raise ValueError(f"{columns} elements are no whole blocks of {self.kind}")
-        return columns // BLOCK * self.record_bytes
+        return columns // self.group * self.record_bytes
 
     def nbytes(self, shape: Sequence[int]) -> int:
         """Of an array whose last dimension is the rows'."""

@@ -44,19 +44,24 @@ class Grouped:
         return cls(int(found[1]), int(found[2]), found[3] is not None) if found else None
 
     @property
+    def record(self) -> str:
+        """What lies so: the layout of a group."""
+        return f"int{self.bits}"
+
+    @property
     def levels(self) -> int:
         """The largest code."""
         return int(2**self.bits - 1)
 
     @property
-    def parameter_bytes(self) -> int:
-        """Of what a group shares."""
-        return PARAMETER_BYTES
-
-    @property
     def record_bytes(self) -> int:
         """Of a whole group."""
         return PARAMETER_BYTES + self.group * self.bits // 8
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the last group of a row may have fewer elements."""
+        return True
 
     def row_bytes(self, columns: int) -> int:
         """Of a row of so many elements."""

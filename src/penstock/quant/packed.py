@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 
+from penstock.quant.elements import elements
 from penstock.quant.forms import Form
-from penstock.quant.ggml import Ggml
-from penstock.quant.grouped import BLOCK
 
 _CHUNK_ELEMENTS = 1 << 20  # widened at a time where the target is not float32
 
@@ -51,7 +50,7 @@ class Packed:
         """Write all elements to a contiguous tensor of its shape, on its device, rounded to the target's dtype."""
         data, flat = self.data.reshape(-1, self.data.shape[-1]), target.view(-1, self.columns)
         if self.device.type != "cpu":
-            flat.copy_(_unpacked(self.form, data, self.columns))
+            flat.copy_(elements(self.form, data, self.columns))
             return
         from penstock.quant.unpacking import unpack  # imports numba: only where something is packed
 
@@ -62,29 +61,3 @@ class Packed:
             unpack(data[first : first + rows].numpy(), self.form, wide.numpy())
             if wide is not part:
                 part.copy_(wide)
-
-
-def _unpacked(form: Form, data: torch.Tensor, columns: int) -> torch.Tensor:
-    """Rows of packed bytes as float32 (rows, columns), by torch's own operations: for devices without a kernel here."""
-    whole, rest = divmod(columns, form.group)
-    cut = whole * form.record_bytes
-    parts = [_records(form, data[:, :cut].reshape(len(data), whole, -1), form.group)] if whole else []
-    if rest:
-        parts.append(_records(form, data[:, cut:].reshape(len(data), 1, -1), rest))
-    return torch.cat(parts, 1)
-
-
-def _records(form: Form, records: torch.Tensor, count: int) -> torch.Tensor:
-    """records (rows, groups, bytes), of which ``count`` elements each count, as float32 (rows, groups · count)."""
-    parameters = records[..., : form.parameter_bytes].contiguous().view(torch.float16).float()
-    codes = records[..., form.parameter_bytes :]
-    if form.bits == 4:
-        halves = codes.reshape(*codes.shape[:2], -1, BLOCK // 2)
-        codes = torch.stack((halves & 15, halves >> 4), 3).flatten(2)
-    elif isinstance(form, Ggml):
-        codes = codes.contiguous().view(torch.int8)
-    if isinstance(form, Ggml) and form.parameter_bytes == 2:
-        values = parameters * (codes[..., :count].float() - (8 if form.bits == 4 else 0))
-    else:
-        values = parameters[..., 1:] + parameters[..., :1] * codes[..., :count]
-    return values.flatten(1)
