@@ -13,10 +13,14 @@ from penstock.memory.device import CpuDevice, EmulatedGpu
 from penstock.memory.kv import KVStore
 from penstock.memory.kv_form import KVForm, KVGroup, KVLayer, kv_form
 from penstock.model.pages import SECTOR
-from penstock.schedule.types import Block, Move
+from penstock.plan.policy import Policy, Shares
+from penstock.quant.grouped import Grouped
+from penstock.schedule.scheduler import Scheduler
+from penstock.schedule.types import Block, Move, Request
 
 LAYERS = {0: KVLayer(2, 8, 2, 8), 1: KVLayer(1, 24, 1, 4), 2: KVLayer(2, 8, 2, 8)}
 TOKENS = 16
+CPU = Shares(cpu=1.0)
 FORM = KVForm(torch.bfloat16, TOKENS)
 
 
@@ -117,3 +121,37 @@ def test_blocks_are_whole_sectors_and_seldom_mostly_empty():
         assert layers[0].block_bytes(form) % SECTOR == 0
     assert kv_form([KVLayer(8, 128, 8, 128)], torch.bfloat16).tokens == 16
     assert kv_form([KVLayer(1, 8, 1, 8)], torch.bfloat16).tokens == 64
+
+
+def rows_admitted(form: KVForm, budget: int, tokens: int) -> int:
+    """Rows of so many tokens that the scheduler lets in where their open blocks take their part of a budget."""
+    layer = KVLayer(8, 128, 8, 128)
+    spec, policy = KVGroup({0: layer}).spec(form), Policy(CPU, CPU, CPU, 10**6, 10**9, 10**9)
+
+    def fit(rows: int) -> int:
+        scheduler = Scheduler(policy, [spec], {"cpu": budget - rows * layer.open_bytes(form)}, form.tokens, "cpu")
+        for row in range(rows):
+            scheduler.add(Request(str(row), [row] * tokens, 1))
+        scheduler.next()
+        return scheduler.running
+
+    rows = 1
+    while fit(rows + 1) == rows + 1:
+        rows += 1
+    return rows
+
+
+@pytest.mark.parametrize(("tokens", "four", "eight"), [(4096, 3.3, 1.8), (1024, 2.8, 1.6), (512, 2.3, 1.4)])
+def test_packed_blocks_hold_more_rows_in_the_same_memory(tokens, four, eight):
+    budget = 40 * 4096 * 8 * 256 * 2  # of some 40 rows of 4,096 tokens
+    forms = [KVForm(torch.bfloat16, 16), *(KVForm(torch.bfloat16, 64, Grouped(bits)) for bits in (4, 8))]
+    plain, tight, loose = (rows_admitted(form, budget, tokens) for form in forms)
+    assert tight >= four * plain
+    assert loose >= eight * plain
+
+
+def test_a_packed_block_takes_the_bytes_of_its_codes_and_groups():
+    layer, form = KVLayer(8, 128, 8, 128), KVForm(torch.bfloat16, 64, Grouped(4))
+    assert layer.block_bytes(form) == 2 * 8 * 128 * 64 * 4.5 / 8
+    assert layer.open_bytes(form) == 2 * 8 * 128 * 64 * 2
+    assert layer.open_bytes(KVForm(torch.bfloat16, 16)) == 0

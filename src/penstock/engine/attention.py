@@ -11,7 +11,7 @@ import torch
 from penstock.engine import dense_attention
 from penstock.engine.call_tables import CallTables, SpanGroup
 from penstock.engine.dense_attention import Result, attend_keys, finish, merge, softmax
-from penstock.memory.kv_form import Arena, PackedBlocks
+from penstock.memory.kv_form import Arena, PackedBlocks, wide_arenas
 
 PIECE_BYTES = 64 << 20  # keys and values of a span copied out of blocks at a time
 
@@ -71,28 +71,9 @@ def attend_blocks(
     """
     out = torch.empty((*q.shape[:2], v_arena.shape[3]), dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    if isinstance(k_arena, PackedBlocks) or isinstance(v_arena, PackedBlocks):
-        if len(tables.decode_tokens):
-            decode_gathered(q, k_arena, v_arena, tables, lowest, scaling, softcap, out, lse)
-    elif len(tables.decode_tokens) and q.device.type == "cpu":
-        from penstock.engine import decode_kernel  # imports numba: only where it is needed
-
-        first_keys = torch.zeros(len(q), dtype=torch.int64) if lowest is None else lowest.to(torch.int64).contiguous()
-        decode_kernel.decode(
-            q.float(),
-            k_arena,
-            v_arena,
-            tables.decode_table.numpy(),
-            tables.decode_tokens.numpy(),
-            tables.decode_lengths.numpy(),
-            first_keys.numpy(),
-            scaling,
-            softcap,
-            out,
-            lse,
-        )
-    elif len(tables.decode_tokens):
-        decode_gathered(q, k_arena, v_arena, tables, lowest, scaling, softcap, out, lse)
+    if len(tables.decode_tokens):
+        decodes = _decode_compiled if q.device.type == "cpu" else decode_gathered
+        decodes(q, k_arena, v_arena, tables, lowest, scaling, softcap, out, lse)
     for group in tables.groups:
         low = None if lowest is None else group.take(lowest)
         # spans at the same positions see the same ranges in every known family; if not, they go one by one
@@ -100,6 +81,31 @@ def attend_blocks(
         for part in group.parts(len(group.tokens) if together else 1):
             _attend_group(q, k_arena, v_arena, part, tables.block_tokens, lowest, scaling, softcap, out, lse)
     return out, lse
+
+
+def _decode_compiled(
+    q: torch.Tensor,
+    k_arena: Arena,
+    v_arena: Arena,
+    tables: CallTables,
+    lowest: torch.Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
+    """Decode rows by compiled kernels, on the CPU."""
+    from penstock.engine import decode_kernel, packed_decode_kernel  # import numba: only where they are needed
+
+    first_keys = torch.zeros(len(q), dtype=torch.int64) if lowest is None else lowest.to(torch.int64).contiguous()
+    table, tokens, low = tables.decode_table.numpy(), tables.decode_tokens.numpy(), first_keys.numpy()
+    if isinstance(k_arena, PackedBlocks) and isinstance(v_arena, PackedBlocks):
+        decode_packed = packed_decode_kernel.decode
+        decode_packed(q.float(), k_arena, v_arena, table, tokens, low, scaling, softcap, out, lse)
+    else:
+        keys, values = wide_arenas((k_arena, v_arena))
+        lengths = tables.decode_lengths.numpy()
+        decode_kernel.decode(q.float(), keys, values, table, tokens, lengths, low, scaling, softcap, out, lse)
 
 
 def decode_gathered(
