@@ -1,13 +1,13 @@
-"""Products with packed weights, of few tokens and many, against torch's with the same weights unpacked."""
+"""Products with packed or 16-bit weights, of few tokens and many, against torch's with the same weights in float32."""
 
 import numpy as np
 import pytest
 import torch
 
-from penstock.engine.few_kernel import MOST, ROWS
+from penstock.engine.few_kernel import MOST, ROWS, takes_few
 from penstock.engine.linear import Widening
 from penstock.engine.product_kernel import CHUNK, DEPTH
-from penstock.quant.grouped import BITS, GROUPS, Grouped
+from penstock.quant.grouped import BITS, BLOCK, GROUPS, Grouped
 from penstock.quant.packed import Packed
 from penstock.quant.rounding import pack
 
@@ -36,6 +36,19 @@ def test_equals_the_product_of_unpacked_weights(form, shape):
         expected = x.double() @ wide.double().T
         got = widening.linear(x, packed, None)
         assert torch.allclose(got.double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 32), (ROWS + 3, 96), (70, DEPTH + 32), (70, DEPTH + 33)])
+def test_few_tokens_with_16_bits(dtype, shape):
+    """Rows of whole blocks, and such as are not, which others multiply; all lie apart."""
+    weight = torch.randn(shape[0], shape[1] + 7, generator=torch.Generator().manual_seed(0)).to(dtype)[:, : shape[1]]
+    for tokens in range(1, MOST + 2):
+        x = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(tokens))
+        expected = x.double() @ weight.double().T
+        got = Widening(torch.float32, torch.device("cpu")).linear(x, weight, None)
+        assert torch.allclose(got.double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+        assert takes_few(x, weight) == (shape[1] % BLOCK == 0 and tokens <= MOST)
 
 
 def test_results_may_lie_in_wider_rows():

@@ -76,7 +76,8 @@ def test_what_cannot_be_multiplied_is_not_taken() -> None:
     multiplier = Multiplier(torch.empty(64 * TILE_TOKENS))
     x, weight = torch.randn(FEWEST, 64), torch.randn(8, 64).bfloat16()
     assert multiplier.takes(x, weight)
-    assert not multiplier.takes(x[:1], weight)
+    assert multiplier.takes(x[:1], weight)
+    assert not multiplier.takes(x[:1, 1:], weight[:, 1:]), "few tokens, and rows of no whole blocks"
     assert not multiplier.takes(x.bfloat16(), weight)
     assert not multiplier.takes(x, weight.float())
     assert not multiplier.takes(torch.randn(FEWEST, 8), weight.T)

@@ -3,10 +3,11 @@
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 
 from penstock.compiled import superblocks
-from penstock.compiled.record import Record, Table
-from penstock.compiled.vectors import Emitter
+from penstock.compiled.record import VECTORS, Record, Sixteen, Table
+from penstock.compiled.vectors import LANES, Emitter
 from penstock.quant.forms import LAYOUTS, Form
 from penstock.quant.grouped import BLOCK
 
@@ -17,9 +18,32 @@ def layout(number: Any) -> Form:
     return form
 
 
-def record(emitter: Emitter, form: Form, address: ir.Value) -> Record:
+def layout_of(stored: types.Array, number: Any) -> Form | Sixteen:
+    """The format of an array's rows: that of the tuple where they are bytes."""
+    return layout(number) if stored.dtype == types.uint8 else Sixteen(stored.dtype.name)
+
+
+def record(emitter: Emitter, form: Form | Sixteen, address: ir.Value) -> Record:
     """Emits the elements of one record of a row of that format."""
     return _RECORDS[form.record](emitter, address)
+
+
+class _Sixteen(Record):
+    """Elements as they are, of 16 bits."""
+
+    kind: types.Type
+
+    def block(self, index: ir.Value | int) -> list[ir.Value]:
+        places = [self.emitter.at(self.address, (index, 2 * BLOCK), (v, 2 * LANES)) for v in range(VECTORS)]
+        return [self.emitter.load(place, self.kind) for place in places]
+
+
+class _BFloat16(_Sixteen):
+    kind = types.uint16
+
+
+class _Float16(_Sixteen):
+    kind = types.int16
 
 
 class _ScaleAndMinimum4(Record):
@@ -69,6 +93,8 @@ class _Scale8(Record):
 
 
 _RECORDS: dict[str, type[Record]] = {
+    "uint16": _BFloat16,
+    "int16": _Float16,
     "int4": _ScaleAndMinimum4,
     "int8": _ScaleAndMinimum8,
     "q4_0": _Scale4,

@@ -1,6 +1,7 @@
 """What layouts of packed rows have in common: numbers and codes out of a record's bytes, as vectors in registers."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from llvmlite import ir
 from numba.core import cgutils
@@ -11,6 +12,19 @@ from penstock.quant.grouped import BLOCK
 
 VECTORS = BLOCK // LANES  # of a block
 _LOOKED_UP = 16  # lanes of a vector that a table of all 4-bit codes fits into
+
+
+@dataclass(frozen=True, slots=True)
+class Sixteen:
+    """Elements of 16 bits, by themselves: a format as packed ones are, of which a row is whole blocks.
+
+    record: how numba calls what they travel as (``vectors.STORED``).
+    """
+
+    record: str
+    group: int = BLOCK
+    record_bytes: int = 2 * BLOCK
+    cut_short: bool = False
 
 
 class Record:
@@ -68,7 +82,9 @@ class Record:
         return product if minimum is None else self.builder.fadd(product, minimum, flags=("contract",))
 
 
-def records(builder: ir.IRBuilder, form: Form, count: ir.Value) -> Iterator[tuple[ir.Value, Sequence[ir.Value | int]]]:
+def records(
+    builder: ir.IRBuilder, form: Form | Sixteen, count: ir.Value
+) -> Iterator[tuple[ir.Value, Sequence[ir.Value | int]]]:
     """The bodies of loops over so many elements of a row, as (record, which of its blocks): whole ones, and the last.
 
     A block of the last is whole for whoever reads it.

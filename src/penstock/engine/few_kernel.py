@@ -1,7 +1,8 @@
-"""Products of a few tokens with packed weights on the CPU: one pass over the weights, held by memory.
+"""Products of a few tokens with 16-bit or packed weights on the CPU: one pass over the weights, held by memory.
 
-No element is written: codes become vectors in registers, and each meets all tokens. For more tokens than that pays,
-``product_kernel`` unpacks a panel once for a tile of tokens.
+No element is written: weights become vectors in registers, and each meets up to four tokens; for more, rows that are in
+the nearest cache are gone over again. Where there are so many that this costs more than writing, ``product_kernel``
+widens a panel once for a tile of tokens.
 """
 
 from collections.abc import Callable
@@ -15,29 +16,31 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from penstock.compiled.codes import layout, record
+from penstock.compiled.codes import layout_of, record
 from penstock.compiled.record import VECTORS, Record, records
 from penstock.compiled.threads import in_turn
 from penstock.compiled.vectors import LANES, Emitter, Integer
 from penstock.engine.operand import Operand
 from penstock.quant.grouped import BLOCK
+from penstock.quant.packed import Packed
 
-MOST = 4  # tokens
+MOST = 8  # tokens
+TOGETHER = 4  # of them
 ROWS = 4  # of weights together, so that sums do not wait for each other
 PARTS = 8  # of a product for each thread, to be taken in turn
 
 
 @intrinsic
-def multiply_rows(context, rows, tokens, form, row, stride, columns, x, x_stride, out, out_stride):
-    """Write to ``out`` (tokens, rows) the products of packed rows with ``x`` (tokens, columns), float32; addresses.
+def multiply_rows(context, weight, rows, tokens, form, row, stride, columns, x, x_stride, out, out_stride):
+    """Write to ``out`` (tokens, rows) the products of rows of weights with ``x`` (tokens, columns), float32; addresses.
 
-    As many rows and tokens as the tuples are long, packed as ``form`` tells (``codes.layout``). x ends with zeros up to
-    a whole block.
+    As many rows and tokens as the tuples are long, stored as ``weight`` and ``form`` tell (``codes.layout_of``). x ends
+    with zeros up to a whole block.
     """
-    packed, row_range, token_range = layout(form), range(rows.count), range(tokens.count)
+    stored, row_range, token_range = layout_of(weight, form), range(rows.count), range(tokens.count)
 
     def emit(context, builder, signature, arguments):
-        _, _, _, row, stride, columns, x, x_stride, out, out_stride = arguments
+        _, _, _, _, row, stride, columns, x, x_stride, out, out_stride = arguments
         wide, single = Emitter(builder, LANES), Emitter(builder, 1)
         apart = 2 if tokens.count == 1 else 1  # sums of each row and token that do not wait for each other
         totals = [[[wide.zero() for _ in range(apart)] for _ in token_range] for _ in row_range]
@@ -53,11 +56,11 @@ def multiply_rows(context, rows, tokens, form, row, stride, columns, x, x_stride
                     for t in token_range:
                         wide.add_product(totals[r][t][v % apart], weights, met[t][v])
 
-        for number, blocks in records(builder, packed, columns):
-            address = single.at(row, (number, packed.record_bytes))
-            group = [record(wide, packed, single.at(address, (r, stride))) for r in row_range]
+        for number, blocks in records(builder, stored, columns):
+            address = single.at(row, (number, stored.record_bytes))
+            group = [record(wide, stored, single.at(address, (r, stride))) for r in row_range]
             for block in blocks:
-                add(group, block, single.at(x, (number, 4 * packed.group), (block, 4 * BLOCK)))
+                add(group, block, single.at(x, (number, 4 * stored.group), (block, 4 * BLOCK)))
         for t in token_range:
             sums = []
             for r in row_range:
@@ -66,28 +69,30 @@ def multiply_rows(context, rows, tokens, form, row, stride, columns, x, x_stride
             wide.store(wide.lane_sums(sums), single.at(out, (t, out_stride)))
         return context.get_dummy_value()
 
-    return types.void(rows, tokens, form, *[Integer] * 7), emit
+    return types.void(weight, rows, tokens, form, *[Integer] * 7), emit
 
 
 def _multiply_few(rows, one, tokens, form, weight, x, columns, out, start, stop):
-    """The product of tokens x with packed rows start ≤ n < stop, written to those columns of out (T, n)."""
+    """The product of tokens x with rows start ≤ n < stop of weights, written to those columns of out (T, n)."""
     weight_at, stride = weight.ctypes.data, weight.strides[0]
     x_at, x_stride, out_at, out_stride = x.ctypes.data, x.strides[0], out.ctypes.data, out.strides[0]
     whole = start + (stop - start) // ROWS * ROWS
     for n in range(start, whole, ROWS):
-        row, place = weight_at + n * stride, out_at + 4 * n
-        multiply_rows(rows, tokens, form, row, stride, columns, x_at, x_stride, place, out_stride)
+        for t in range(0, len(x), len(tokens)):
+            row, met, place = weight_at + n * stride, x_at + t * x_stride, out_at + t * out_stride + 4 * n
+            multiply_rows(weight, rows, tokens, form, row, stride, columns, met, x_stride, place, out_stride)
     for n in range(whole, stop):
-        row, place = weight_at + n * stride, out_at + 4 * n
-        multiply_rows(one, tokens, form, row, stride, columns, x_at, x_stride, place, out_stride)
+        for t in range(0, len(x), len(tokens)):
+            row, met, place = weight_at + n * stride, x_at + t * x_stride, out_at + t * out_stride + 4 * n
+            multiply_rows(weight, one, tokens, form, row, stride, columns, met, x_stride, place, out_stride)
 
 
 @cache
-def _compiled(tokens: int, form: int) -> Callable[..., None]:
+def _compiled(stored: str, tokens: int, form: int) -> Callable[..., None]:
     """The kernel for a format of weights and a number of tokens: compiled now, or read from the disk."""
     signature = types.void(
         *(types.UniTuple(types.int64, number) for number in (ROWS, 1, tokens, form)),
-        types.Array(types.uint8, 2, "A"),
+        types.Array(getattr(types, stored), 2, "A"),
         types.Array(types.float32, 2, "C"),
         types.intp,
         types.Array(types.float32, 2, "A"),
@@ -97,11 +102,17 @@ def _compiled(tokens: int, form: int) -> Callable[..., None]:
     return compiled
 
 
+def takes_few(x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
+    """Whether tokens x (T, in) are so few, and the rows of weights, 16-bit or packed, are read by whole blocks."""
+    return len(x) <= MOST and (isinstance(weight, Packed) or weight.shape[1] % BLOCK == 0)
+
+
 def multiply_few(x: torch.Tensor, weights: Operand, out: torch.Tensor) -> None:
-    """Write x (T, in), at most MOST tokens, times packed weights (out, in) to out (T, out), all float32."""
+    """Write x (T, in), at most MOST tokens, times weights (out, in) that ``takes_few`` to out (T, out), float32."""
     tokens, columns = x.shape
-    told = 1 if tokens == 1 else MOST  # two kernels to compile, not one for each number
-    kernel = _compiled(told, len(weights.form))
+    together = 1 if tokens == 1 else TOGETHER  # two kernels to compile, not one for each number
+    told = -(-tokens // together) * together
+    kernel = _compiled(weights.kind, together, len(weights.form))
     met = x.numpy()
     if columns % BLOCK or tokens < told:
         met = np.pad(met, ((0, told - tokens), (0, -columns % BLOCK)))
@@ -110,11 +121,11 @@ def multiply_few(x: torch.Tensor, weights: Operand, out: torch.Tensor) -> None:
     threads = min(groups, torch.get_num_threads())
     parts = min(groups, threads * PARTS)
     cuts = [min(groups * part // parts * ROWS, len(weights.array)) for part in range(parts + 1)]
-    lengths = (0,) * ROWS, (0,), (0,) * told, weights.form
+    lengths = (0,) * ROWS, (0,), (0,) * together, weights.form
 
     def work(thread: int, start: int, stop: int) -> None:
         kernel(*lengths, weights.array, met, columns, results, start, stop)
 
     in_turn(work, cuts, threads)
     if tokens < told:
-        out.copy_(torch.from_numpy(results[:tokens]))
+        out.numpy()[:] = results[:tokens]

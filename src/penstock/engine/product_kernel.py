@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 from penstock.compiled.threads import in_threads, in_turn
 from penstock.compiled.vectors import LANES, WIDE, Emitter, Integer
 from penstock.compiled.widen import widen
-from penstock.engine.few_kernel import MOST, multiply_few
+from penstock.engine.few_kernel import multiply_few, takes_few
 from penstock.engine.operand import Operand
 from penstock.quant.packed import Packed
 
@@ -33,7 +33,7 @@ BAND = 8 * ROWS  # rows of weights whose results stay in cache until they are wh
 CHUNK = 256  # tokens multiplied by a widened panel; more would not stay in cache
 PANEL_STRIDE = 4 * (DEPTH + 16)  # bytes from row to row: not a power of two, so rows do not share cache sets
 BAND_STRIDE = 4 * (CHUNK + 16)
-FEWEST = 4  # tokens: for fewer, widening first and one product of a vector is faster
+FEWEST = 4  # tokens: for fewer, widening first and one product of a vector is faster, where the few are not taken
 AHEAD = 2  # rows of weights prefetched during a tile
 PARTS = 8  # of a product for each thread, to be taken in turn
 LINE = 64  # bytes of a cache line, to which vectors are aligned
@@ -205,7 +205,7 @@ class Multiplier:
             suits = True
         else:
             narrow = weight.dtype in (torch.bfloat16, torch.float16) and weight.stride(1) == 1
-            suits = narrow and len(x) >= FEWEST
+            suits = narrow and (takes_few(x, weight) or len(x) >= FEWEST)
         fits = 0 < weight.shape[1] * TILE_TOKENS <= self._packed.size
         return suits and fits and x.dtype == torch.float32 and x.device.type == "cpu"
 
@@ -215,7 +215,7 @@ class Multiplier:
         The tensor object that was packed last is not packed again: it must not have been changed meanwhile.
         """
         operand = Operand.of(weight)
-        if isinstance(weight, Packed) and len(x) <= MOST:
+        if takes_few(x, weight):
             multiply_few(x, operand, out)
             return
         tokens, results = x.numpy(), out.numpy()
