@@ -42,6 +42,7 @@ def shape(plan: Blueprint) -> dict[str, Any]:
         "core_bytes": footprint.core,
         "converted_bytes": sum(page.nbytes for page in pages if page.extents is None),
         "kv_bytes_per_token": footprint.kv_block // footprint.block_tokens,
+        "open_kv_bytes_per_row": footprint.open_block,
         "state_bytes_per_row": footprint.state,
         "context": plan.context,
         "dtype": {
@@ -69,7 +70,7 @@ def holds(plan: Blueprint, ledger: Ledger, asked: Asked, compute: Tier) -> dict[
         placed = decide(footprint, job, ledger, asked, compute, 0)
     except UserError as error:
         return {**facts, "refusal": str(error)}
-    row_bytes = (-(-job.mean_tokens // footprint.block_tokens) + 1) * footprint.kv_block + footprint.state
+    row_bytes = (-(-job.mean_tokens // footprint.block_tokens) + 1) * footprint.kv_block
     rows = min(placed.policy.rows, placed.kv[compute] // row_bytes) if row_bytes else placed.policy.rows
     return {**facts, "rows": rows, "weights_bytes": _by_tier(plan, placed, compute)}
 

@@ -1,6 +1,6 @@
-"""Plans whose weights may take fewer bits: the planner's own choice among several precisions."""
+"""Plans whose weights or KV may take fewer bits: the planner's own choice among several precisions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from penstock.errors import UserError
@@ -9,29 +9,40 @@ from penstock.plan.plan import Plan
 from penstock.plan.question import Question
 from penstock.planner import Event, make_plan
 
+_NAMES = {"weight_bits": ("weights", "weights as they are"), "kv_bits": ("KV", "KV as it is")}
+
 
 def plan_of_free_bits(
-    model: str, question: Question, bits: Sequence[int], on_event: Event = lambda event: None
+    model: str, question: Question, free: Mapping[str, Sequence[int]], on_event: Event = lambda event: None
 ) -> Plan:
-    """The best plan with the layers' weights as they are or packed in any of ``bits``; its first note tells the others.
+    """The best plan with each field of ``free`` (``weight_bits``, ``kv_bits``) as it is or packed in any of its bits.
 
-    Raises UserError as ``make_plan`` does, where nothing fits with any of them.
+    One field after the other is settled; the first notes tell what else there was. Raises UserError as ``make_plan``
+    does, where nothing fits with any of them.
     """
-    plans: list[Plan] = []
-    refusal: UserError | None = None
-    for each in (None, *bits):
-        try:
-            plans.append(make_plan(model, replace(question, weight_bits=each), on_event))
-        except UserError as error:
-            refusal = error
-    if not plans:
-        assert refusal is not None
-        raise refusal  # of the fewest bits, of which the least works
-    best = max(plans, key=lambda plan: (plan.fits, _worth(question, plan)))
-    others = [f"{plan.predicted.total_tok_s:,.3g} tok/s with {_named(plan)}" for plan in plans if plan is not best]
-    beside = ", ".join(others) if others else "nothing else fits"
-    told = f"{_named(best)}: {beside}; penstock eval measures what packing costs in quality"
-    return replace(best, notes=(told, *best.notes))
+    notes: list[str] = []
+    best: Plan | None = None
+    for field, bits in free.items():
+        best, refused = None, None
+        plans: list[Plan] = []
+        for each in (None, *bits):
+            try:
+                plans.append(make_plan(model, _with(question, field, each), on_event))
+            except UserError as error:
+                refused = error
+        if not plans:
+            assert refused is not None
+            raise refused  # of the fewest bits, of which the least works
+        best = max(plans, key=lambda plan: (plan.fits, _worth(question, plan)))
+        question = _with(question, field, getattr(best.policy, field))
+        others = [f"{p.predicted.total_tok_s:,.3g} tok/s with {_named(p, field)}" for p in plans if p is not best]
+        notes.append(f"{_named(best, field)}: {', '.join(others) if others else 'nothing else fits'}")
+    assert best is not None
+    return replace(best, notes=(*notes, "penstock eval measures what packing costs in quality", *best.notes))
+
+
+def _with(question: Question, field: str, bits: int | None) -> Question:
+    return replace(question, **{field: bits})  # type: ignore[arg-type]  # of a field's name no type is known
 
 
 def _worth(question: Question, plan: Plan) -> float:
@@ -39,6 +50,6 @@ def _worth(question: Question, plan: Plan) -> float:
     return worth(*aim, plan.predicted.steady.seconds, plan.predicted.total_tok_s)
 
 
-def _named(plan: Plan) -> str:
-    bits = plan.policy.weight_bits
-    return "weights as they are" if bits is None else f"weights in {bits} bits"
+def _named(plan: Plan, field: str) -> str:
+    (name, plain), bits = _NAMES[field], getattr(plan.policy, field)
+    return plain if bits is None else f"{name} in {bits} bits"

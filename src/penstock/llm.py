@@ -61,6 +61,7 @@ class LLM:
         dtype: str = "auto",
         weight_bits: int | None = None,
         lm_head_bits: int | None = None,
+        kv_bits: int | None = None,
         device: str = "auto",
         gpu_memory: str | int | None = None,
         cpu_memory: str | int | None = None,
@@ -95,7 +96,7 @@ class LLM:
             num_batches=num_batches,
         )
         self._saved = None if plan is None else saved_plan(Path(plan), self.asked)
-        packing = packing_of(weight_bits, lm_head_bits)
+        packing = packing_of(weight_bits, lm_head_bits, kv_bits)
         if self._saved is not None:
             packing = packing_of_plan(self._saved, packing)
         if trace is not None:

@@ -114,7 +114,7 @@ class Placing:
             ledger=ledger,
             lengths=_lengths(job),
             asked=self.asked,
-            groups=[group.spec(plan.block_tokens, plan.precision.kv) for group in plan.groups],
+            groups=plan.specs,
             chunking=not plan.anatomy.recurrent,
         )
 
@@ -158,8 +158,6 @@ class Placing:
             return f"puts {on_gpu[0]} on gpu, and there is no gpu here"
         if policy.attention not in (None, self.compute):
             return f"has attention on {policy.attention}, and layers are computed on {self.compute}"
-        if policy.kv_bits is not None:
-            return "packs KV, which is not built yet"
         return None
 
 
@@ -173,12 +171,14 @@ def saved_plan(path: Path, asked: Asked) -> SavedPlan:
 
 
 def packing_of_plan(saved: SavedPlan, asked: Packing | None) -> Packing | None:
-    """How a plan packs weights; UserError where flags say otherwise."""
+    """How a plan packs weights and KV; UserError where flags say otherwise."""
     policy = saved.placement.policy
-    planned = packing_of(policy.weight_bits, policy.lm_head_bits)
+    planned = packing_of(policy.weight_bits, policy.lm_head_bits, policy.kv_bits)
     if asked is not None and asked != (planned or Packing()):
         said = planned.name if planned and planned.name else "nothing"
-        raise UserError(f"--plan packs {said}: leave --weight-bits and --lm-head-bits out, or plan again with them")
+        raise UserError(
+            f"--plan packs {said}: leave --weight-bits, --lm-head-bits and --kv-bits out, or plan again with them"
+        )
     return planned
 
 

@@ -55,7 +55,7 @@ class Planner:
             ledger=self.ledger,
             lengths=question.rows_of_job(sharing=not self.model.anatomy.recurrent),
             asked=question.asked,
-            groups=[group.spec(self.model.block_tokens, self.model.precision.kv) for group in self.model.groups],
+            groups=self.model.specs,
             chunking=not self.model.anatomy.recurrent,
             attention=question.attention,
             weight_bits=question.weight_bits,
@@ -199,7 +199,7 @@ def _blueprint(model: str, question: Question, compute: Tier, cpu_bfloat16: bool
     trusted = question.trust_remote_code
     found = planned_source(model, trusted)
     kind = "cuda" if compute == "gpu" else "cpu"
-    packing = packing_of(question.weight_bits, question.lm_head_bits)
+    packing = packing_of(question.weight_bits, question.lm_head_bits, question.kv_bits)
     chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, cpu_bfloat16, packing, found.packed_in)
     return blueprint(found, chosen, trust_remote_code=trusted, one_group=compute == "gpu")
 
@@ -273,6 +273,4 @@ def _cannot(question: Question, machine: Machine) -> str | None:
     """Why no engine here executes a plan for this question; None where one does."""
     if question.attention == "cpu" and machine.compute == "gpu":
         return "attention on the cpu beside a gpu is not built yet"
-    if question.kv_bits is not None:
-        return "packed KV is not built yet"
     return None if question.machine is None else f"it is for {question.machine}, not for this host"

@@ -106,6 +106,7 @@ def compare(
     *,
     weight_bits: int | None,
     lm_head_bits: int | None,
+    kv_bits: int | None,
     plain: bool,
     dtype: str,
     **how: Any,
@@ -115,10 +116,10 @@ def compare(
     Of each: ``name``, ``bytes`` of weights, ``perplexity``, ``seconds``, and beside the first ``ratio`` of perplexities
     and ``agreement`` on the likeliest token. how: keywords of LLM. Raises UserError as LLM and ``score`` do.
     """
-    packing = packing_of(weight_bits, lm_head_bits) or Packing()
+    packing = packing_of(weight_bits, lm_head_bits, kv_bits) or Packing()
     packings = [Packing()]
     if packing.name:
-        packings += [packing] + [packing.rounded_plainly()] * plain
+        packings += [packing] + [packing.rounded_plainly()] * (plain and packing.rounded_plainly() != packing)
     scored: list[tuple[str, Scores]] = []
     for each in packings:
         asked = f"{dtype}+{each.name}" if each.name else dtype

@@ -146,7 +146,7 @@ def test_json_has_all_of_it(planner: Planner, capsys: pytest.CaptureFixture[str]
         (["demo", "--lm-head-bits", "3"], "--lm-head-bits 3: give 4, 8 or 16"),
         (["demo", "--allow-4bit"], "--allow-4bit has a say with --weight-bits auto alone"),
         (["demo", "--weight-bits", "auto", "--explain", "paging"], "leave auto out"),
-        (["demo", "--kv-bits", "0"], "--kv-bits 0: give 4, 8 or 16"),
+        (["demo", "--kv-bits", "0"], "--kv-bits 0: give 4, 8, 16 or auto"),
         (["demo", "--plot", "plan.pdf"], "--plot plan.pdf: the name must end in .png, .svg or .html"),
         (["demo", "--plot", "none/plan.png"], "--plot none/plan.png is not a file in a directory that exists"),
         (["demo", "--save", "none/plan.json"], "--save none/plan.json is not a file in a directory that exists"),

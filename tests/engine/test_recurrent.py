@@ -225,5 +225,5 @@ def test_states_of_all_rows_in_flight_are_counted() -> None:
 
 
 def test_a_static_group_whose_states_do_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match="32 rows keep 156 KiB of recurrent state on cpu"):
+    with pytest.raises(UserError, match="32 rows keep 156 KiB beside their KV blocks on cpu"):
         _decided(120_000, batch_size=16, num_batches=2)

@@ -10,12 +10,18 @@ import torch
 from penstock.errors import UserError
 from penstock.memory.clock import Clock
 from penstock.memory.device import CpuDevice, EmulatedGpu
-from penstock.memory.kv import KVGroup, KVLayer, KVStore, block_tokens_for
+from penstock.memory.kv import KVStore
+from penstock.memory.kv_form import KVForm, KVGroup, KVLayer, kv_form
 from penstock.model.pages import SECTOR
-from penstock.schedule.types import Block, Move
+from penstock.plan.policy import Policy, Shares
+from penstock.quant.grouped import Grouped
+from penstock.schedule.scheduler import Scheduler
+from penstock.schedule.types import Block, Move, Request
 
 LAYERS = {0: KVLayer(2, 8, 2, 8), 1: KVLayer(1, 24, 1, 4), 2: KVLayer(2, 8, 2, 8)}
 TOKENS = 16
+CPU = Shares(cpu=1.0)
+FORM = KVForm(torch.bfloat16, TOKENS)
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -23,7 +29,7 @@ def store(request, tmp_path):
     device = CpuDevice() if request.param == "cpu" else EmulatedGpu()
     groups = [KVGroup({0: LAYERS[0], 1: LAYERS[1]}), KVGroup({2: LAYERS[2]}, window=32)]
     capacity = dict.fromkeys(("cpu", "disk", device.compute_tier), 1 << 20)
-    made = KVStore(groups, TOKENS, torch.bfloat16, capacity, device, Clock(), tmp_path)
+    made = KVStore(groups, FORM, capacity, device, Clock(), tmp_path)
     yield made
     made.close()
     device.close()
@@ -104,14 +110,48 @@ def test_what_cannot_be_made_leaves_no_file_open(tmp_path):
     groups = [KVGroup({0: LAYERS[0]}), KVGroup({2: LAYERS[2]}, window=32)]
     before = os.listdir("/proc/self/fd")
     with pytest.raises(UserError, match="kv-1"):
-        KVStore(groups, TOKENS, torch.bfloat16, {"cpu": 1 << 20, "disk": 1 << 20}, CpuDevice(), Clock(), tmp_path)
+        KVStore(groups, FORM, {"cpu": 1 << 20, "disk": 1 << 20}, CpuDevice(), Clock(), tmp_path)
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_blocks_are_whole_sectors_and_seldom_mostly_empty():
     for layers in ([KVLayer(8, 128, 8, 128)], [KVLayer(1, 512, 1, 64)], [KVLayer(1, 8, 1, 8)]):
-        tokens = block_tokens_for(layers, torch.bfloat16)
-        assert tokens in (16, 32, 64)
-        assert layers[0].block_bytes(tokens, torch.bfloat16) % SECTOR == 0
-    assert block_tokens_for([KVLayer(8, 128, 8, 128)], torch.bfloat16) == 16
-    assert block_tokens_for([KVLayer(1, 8, 1, 8)], torch.bfloat16) == 64
+        form = kv_form(layers, torch.bfloat16)
+        assert form.tokens in (16, 32, 64)
+        assert layers[0].block_bytes(form) % SECTOR == 0
+    assert kv_form([KVLayer(8, 128, 8, 128)], torch.bfloat16).tokens == 16
+    assert kv_form([KVLayer(1, 8, 1, 8)], torch.bfloat16).tokens == 64
+
+
+def rows_admitted(form: KVForm, budget: int, tokens: int) -> int:
+    """Rows of so many tokens that the scheduler lets in where their open blocks take their part of a budget."""
+    layer = KVLayer(8, 128, 8, 128)
+    spec, policy = KVGroup({0: layer}).spec(form), Policy(CPU, CPU, CPU, 10**6, 10**9, 10**9)
+
+    def fit(rows: int) -> int:
+        scheduler = Scheduler(policy, [spec], {"cpu": budget - rows * layer.open_bytes(form)}, form.tokens, "cpu")
+        for row in range(rows):
+            scheduler.add(Request(str(row), [row] * tokens, 1))
+        scheduler.next()
+        return scheduler.running
+
+    rows = 1
+    while fit(rows + 1) == rows + 1:
+        rows += 1
+    return rows
+
+
+@pytest.mark.parametrize(("tokens", "four", "eight"), [(4096, 3.3, 1.8), (1024, 2.8, 1.6), (512, 2.3, 1.4)])
+def test_packed_blocks_hold_more_rows_in_the_same_memory(tokens, four, eight):
+    budget = 40 * 4096 * 8 * 256 * 2  # of some 40 rows of 4,096 tokens
+    forms = [KVForm(torch.bfloat16, 16), *(KVForm(torch.bfloat16, 64, Grouped(bits)) for bits in (4, 8))]
+    plain, tight, loose = (rows_admitted(form, budget, tokens) for form in forms)
+    assert tight >= four * plain
+    assert loose >= eight * plain
+
+
+def test_a_packed_block_takes_the_bytes_of_its_codes_and_groups():
+    layer, form = KVLayer(8, 128, 8, 128), KVForm(torch.bfloat16, 64, Grouped(4))
+    assert layer.block_bytes(form) == 2 * 8 * 128 * 64 * 4.5 / 8
+    assert layer.open_bytes(form) == 2 * 8 * 128 * 64 * 2
+    assert layer.open_bytes(KVForm(torch.bfloat16, 16)) == 0

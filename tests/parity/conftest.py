@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.parity import families
-from tests.parity.reference import Answer, generate, near_ties
+from tests.parity.reference import ROUNDING, Answer, generate, near_ties
 
 LENGTHS = (17, 5, 26, 9, 12, 30)  # below, across and above every window, chunk and switch of the families
 NEW_TOKENS = 6
@@ -52,8 +52,12 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject
 def compare(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """Assert that tokens and logits are the answers'; near-ties are counted, and told at the end of the session."""
 
-    def compared(answers: Sequence[Answer], tokens: Sequence[Sequence[int]], logits: Any) -> None:
-        parted = sum(near_ties(a, t, logits[row]) for row, (a, t) in enumerate(zip(answers, tokens, strict=True)))
+    def compared(
+        answers: Sequence[Answer], tokens: Sequence[Sequence[int]], logits: Any, rounding: float = ROUNDING
+    ) -> None:
+        parted = sum(
+            near_ties(a, t, logits[row], rounding) for row, (a, t) in enumerate(zip(answers, tokens, strict=True))
+        )
         record_property("near_ties", (parted, sum(len(a.tokens) for a in answers)))
 
     return compared

@@ -100,7 +100,7 @@ def engine_of(
     found = source.resolve(str(model))
     chosen = precision.choose(dtype, found.checkpoint_dtype, "cpu", False, packed_in=found.packed_in)
     plan = blueprint(found, chosen, one_group=opened.compute_tier == "gpu", page_bytes=page_bytes)
-    plan = replace(plan, block_tokens=block_tokens or plan.block_tokens)
+    plan = replace(plan, kv=replace(plan.kv, tokens=block_tokens or plan.kv.tokens))
     shares = {name: parse_shares(asked.pop(name)) for name in ("weights", "kv", "activations") if name in asked}
     totals = [length + count for length in lengths]
     job = Job(len(totals), -(-sum(totals) // len(totals)), max(totals), max(lengths))

@@ -53,11 +53,13 @@ def _by_whole_calls(model: Any, prompt: Sequence[int], count: int) -> Answer:
     return Answer(list(prompt), ids[len(prompt) :], torch.stack(steps))
 
 
-def near_ties(answer: Answer, tokens: Sequence[int], logits: Mapping[int, torch.Tensor]) -> int:
+def near_ties(
+    answer: Answer, tokens: Sequence[int], logits: Mapping[int, torch.Tensor], rounding: float = ROUNDING
+) -> int:
     """How often tokens part from the answer where its two best logits are within rounding: 0 or 1.
 
-    logits: ours by position. Up to there everything must be the same, or AssertionError; what follows another token
-    cannot be compared.
+    logits: ours by position. rounding: as ROUNDING. Up to there everything must be the same, or AssertionError; what
+    follows another token cannot be compared.
     """
     start = len(answer.prompt)
     assert len(tokens) == len(answer.tokens)
@@ -65,9 +67,9 @@ def near_ties(answer: Answer, tokens: Sequence[int], logits: Mapping[int, torch.
     for at, (token, wanted, expected) in enumerate(zip(tokens, answer.tokens, answer.logits, strict=True)):
         scale = float(expected.abs().max())
         off = float((logits[start + at].float() - expected).abs().max()) / scale
-        assert off < ROUNDING, f"prompt of {start}: logits of token {at} are {off:.1e} off"
+        assert off < rounding, f"prompt of {start}: logits of token {at} are {off:.1e} off"
         if token != wanted:
             best, second = expected.topk(2).values.tolist()
-            assert best - second < ROUNDING * scale, f"prompt of {start}: token {at} is {token}, not {wanted}"
+            assert best - second < rounding * scale, f"prompt of {start}: token {at} is {token}, not {wanted}"
             return 1
     return 0

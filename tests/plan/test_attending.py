@@ -20,35 +20,38 @@ DECODE = [Load((Spans(4, 9, 1),), 4)]
 
 
 def test_decode_takes_its_bytes_or_its_arithmetic_whichever_is_longer() -> None:
-    here, away = Attending(MACHINE, POLICY, 1.0).seconds(LAYER, DECODE)
+    here, away = Attending(MACHINE, POLICY).seconds(LAYER, DECODE)
     assert (here, away) == (pytest.approx(4 * 10 * 100 / 1e6), 0)
     heavy = replace(LAYER, pair_flops=400)
-    assert Attending(MACHINE, POLICY, 1.0).seconds(heavy, DECODE)[0] == pytest.approx(4 * 10 * 400 / 1e6)
+    assert Attending(MACHINE, POLICY).seconds(heavy, DECODE)[0] == pytest.approx(4 * 10 * 400 / 1e6)
 
 
 def test_a_window_ends_what_is_read() -> None:
     near = replace(LAYER, window=3)
-    attending = Attending(MACHINE, POLICY, 1.0)
+    attending = Attending(MACHINE, POLICY)
     assert attending.seconds(near, DECODE)[0] < attending.seconds(LAYER, DECODE)[0] / 2
     assert attending.past_bytes(near, DECODE) == 4 * 3 * 100
     assert attending.past_bytes(LAYER, DECODE) == 4 * 9 * 100
 
 
 def test_kv_on_the_cpu_is_attended_there_or_staged_on_its_way() -> None:
-    beside = Attending(MACHINE, replace(POLICY, kv=CPU, attention="cpu"), 1.0)
+    beside = Attending(MACHINE, replace(POLICY, kv=CPU, attention="cpu"))
     assert beside.seconds(LAYER, DECODE) == (0, pytest.approx(4 * 10 * 100 / 1e5))
-    staged = Attending(MACHINE, replace(POLICY, kv=CPU), 1.0)
+    staged = Attending(MACHINE, replace(POLICY, kv=CPU))
     assert staged.seconds(LAYER, DECODE)[1] == pytest.approx(4 * 9 * 100 / 1e5)
 
 
 def test_prompts_are_attended_where_they_were_computed() -> None:
     prompt = [Load((Spans(1, 0, 64),), 1)]
-    beside = Attending(MACHINE, replace(POLICY, kv=CPU, attention="cpu"), 1.0)
+    beside = Attending(MACHINE, replace(POLICY, kv=CPU, attention="cpu"))
     assert beside.seconds(LAYER, prompt)[0] > 0
 
 
 def test_packed_kv_is_unpacked_as_a_whole_first() -> None:
     slow = {**MACHINE.processors, "gpu": replace(FAST, dequantise_per_s=1e4)}
-    packed = Attending(replace(MACHINE, processors=slow), POLICY, 0.3)
-    assert packed.seconds(LAYER, DECODE)[0] == pytest.approx(4 * 10 * 100 / 2 / 1e4 + 4 * 10 * 100 / 1e6)
-    assert packed.past_bytes(LAYER, DECODE) == pytest.approx(0.3 * 4 * 9 * 100)
+    packed, layer = (
+        Attending(replace(MACHINE, processors=slow), POLICY),
+        replace(LAYER, kv_bytes=30, packed_elements=50),
+    )
+    assert packed.seconds(layer, DECODE)[0] == pytest.approx(4 * 10 * 50 / 1e4 + 4 * 10 * 100 / 1e6)
+    assert packed.past_bytes(layer, DECODE) == pytest.approx(4 * 9 * 30)

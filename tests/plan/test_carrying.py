@@ -19,8 +19,8 @@ MACHINE = replace(BESIDE, memory={**BESIDE.memory, "disk": 1}, links={**UP, **DI
 SHAPE = ModelShape("m", "float16", [], [LAYER], 1000, 0, 0, Footprint([], frozenset(), 0, 0, 0, 0, 16), 8, 2)
 
 
-def carrying(policy: Policy = POLICY, machine: Machine = MACHINE, kv_part: float = 1.0) -> Carrying:
-    return Carrying(SHAPE, machine, policy, Attending(machine, policy, kv_part), kv_part)
+def carrying(policy: Policy = POLICY, machine: Machine = MACHINE) -> Carrying:
+    return Carrying(SHAPE, machine, policy, Attending(machine, policy))
 
 
 def test_pages_cross_every_link_on_their_way_up() -> None:
@@ -39,9 +39,9 @@ def test_of_experts_come_those_that_tokens_are_sent_to() -> None:
 
 def test_kv_that_rests_elsewhere_is_read_and_what_is_new_written() -> None:
     assert carrying().kv(LAYER, DECODE) == {}
-    half = carrying(replace(POLICY, kv=Shares(gpu=0.5, cpu=0.5)), kv_part=0.3).kv(LAYER, DECODE)
-    assert half["cpu→gpu"] == pytest.approx(0.5 * 0.3 * 4 * 9 * 100 / 1e9)
-    assert half["gpu→cpu"] == pytest.approx(0.5 * 0.3 * 4 * 100 / 5e8)
+    half = carrying(replace(POLICY, kv=Shares(gpu=0.5, cpu=0.5))).kv(LAYER, DECODE)
+    assert half["cpu→gpu"] == pytest.approx(0.5 * 4 * 9 * 100 / 1e9)
+    assert half["gpu→cpu"] == pytest.approx(0.5 * 4 * 100 / 5e8)
 
 
 def test_kv_blocks_have_a_rate_of_their_own() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from penstock.machine.machine import Curve, Link, Machine, Processor
-from penstock.plan.cost import Priced, SweepCost, packed
+from penstock.plan.cost import Priced, SweepCost
 from penstock.plan.load import Load, Spans
 from penstock.plan.policy import Policy, Shares
 from penstock.plan.shape import AttentionShape, ModelShape, PageShape
@@ -87,8 +87,11 @@ def test_attention_on_the_cpu_leaves_kv_where_it_is_and_waits_for_it() -> None:
 def test_packed_kv_crosses_links_packed_and_is_unpacked_before_attention_reads_it() -> None:
     processors = {**MACHINE.processors, "gpu": replace(PROCESSOR, dequantise_per_s=1e8)}
     machine = replace(MACHINE, processors=processors)
-    plain, tight = sweep(machine, kv=CPU), sweep(machine, kv=CPU, kv_bits=4)
-    assert tight.lanes["cpu→gpu"] == pytest.approx(packed(4, 16) * plain.lanes["cpu→gpu"])
+    plain = sweep(machine, kv=CPU)
+    packed = [replace(layer, kv_bytes=KV // 4, packed_elements=KV // 2) for layer in SHAPE.attention]
+    cost = SweepCost(replace(SHAPE, attention=packed), machine, replace(POLICY, kv=CPU), ["gpu"] * LAYERS)
+    tight = cost.price(DECODE)
+    assert tight.lanes["cpu→gpu"] == pytest.approx(plain.lanes["cpu→gpu"] / 4)
     unpack_s = LAYERS * 10 * 100 * KV / 2 / 1e8
     assert tight.lanes["gpu-compute"] == pytest.approx(plain.lanes["gpu-compute"] + unpack_s)
 
@@ -106,11 +109,6 @@ def test_packed_weights_are_unpacked_for_every_micro_batch_unless_a_product_does
     assert more_s(apart) == pytest.approx(LAYERS * PAGE / 2 / 1e8)
     products = {**PROCESSOR.products, "float16<int4": Curve.flat(1e9)}
     assert more_s(replace(apart, products=products)) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_a_packed_part_counts_a_scale_and_a_zero_per_group() -> None:
-    assert packed(4, 16) == pytest.approx(1 / 3.5556, rel=1e-4)
-    assert packed(None, 16) == packed(16, 16) == 1.0
 
 
 def test_more_slots_never_make_a_sweep_longer() -> None:

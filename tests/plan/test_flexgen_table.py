@@ -26,8 +26,8 @@ LAYERS = {"6.7b": 32, "30b": 48, "175b": 96}
 PAGES = 6  # a layer: two of attention, four of the MLP
 
 
-def opt(size: str, bits: int | None = None) -> ModelShape:
-    """OPT in float16, or in fewer bits and what groups of 64 share, in pages of a sixth of a layer."""
+def opt(size: str, bits: int | None = None, kv_bits: int | None = None) -> ModelShape:
+    """OPT and its KV in float16, or in fewer bits and what groups of 64 share, in pages of a sixth of a layer."""
     hidden, layers = HIDDEN[size], LAYERS[size]
     weights = 12 * hidden * hidden // PAGES
     stored_bits = 16.0 if bits is None else bits + 0.5
@@ -39,16 +39,18 @@ def opt(size: str, bits: int | None = None) -> ModelShape:
     head = VOCABULARY * hidden // 7
     pages += [PageShape(int(stored_bits / 8 * head), head, None, samples_only=True)] * 7
     pages.append(PageShape(2 * 2050 * hidden, 2050 * hidden, None, table=True))
-    attention = [AttentionShape(4 * hidden, 4 * hidden, None, layer * PAGES) for layer in range(layers)]
+    token = 4 * hidden if kv_bits is None else int(2 * hidden * (kv_bits + 0.5) / 8)
+    elements = 0 if kv_bits is None else 2 * hidden
+    attention = [AttentionShape(token, 4 * hidden, None, layer * PAGES, elements) for layer in range(layers)]
     footprint = Footprint(
         pages=[page.nbytes for page in pages],
         tables=frozenset({len(pages) - 1}),
         core=(13 * layers + 2) * 2 * hidden,
         call_bytes=int(2 * (8 * hidden + 1.4 * 4 * hidden)),
         logit_bytes=4 * VOCABULARY,
-        kv_block=layers * BLOCK_TOKENS * 4 * hidden,
+        kv_block=layers * BLOCK_TOKENS * token,
         block_tokens=BLOCK_TOKENS,
-        staged_layer=BLOCK_TOKENS * 4 * hidden,
+        staged_layer=BLOCK_TOKENS * token,
     )
     return ModelShape(
         name=f"opt-{size}",
@@ -99,7 +101,7 @@ TABLE = {
 
 
 def plan(row: Row) -> Plan:
-    shape, machine = opt(row.size, row.weight_bits), preset("t4-flexgen")
+    shape, machine = opt(row.size, row.weight_bits, row.kv_bits), preset("t4-flexgen")
     case = Case(
         shape=shape,
         machine=machine,

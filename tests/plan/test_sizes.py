@@ -56,5 +56,5 @@ def test_rows_are_as_many_as_their_states_leave_room_for() -> None:
     row = MIB + 5 * BLOCK
     assert sizes(model=recurrent).rows_held(room, 100) == (room - 7 * BLOCK) // row
     assert sizes().rows_held(room, 100) == 100
-    with pytest.raises(UserError, match="100 rows keep 100 MiB of recurrent state on cpu, where"):
+    with pytest.raises(UserError, match="100 rows keep 100 MiB beside their KV blocks on cpu, where"):
         sizes(Asked(batch_size=10, num_batches=10), recurrent).rows_held(room, 100)

@@ -16,6 +16,7 @@ EXAMPLES = """\
 Examples:
   penstock eval demo --weight-bits 4
   penstock eval ./llama-8b --weight-bits 8 --lm-head-bits 8 -i book.txt --tokens 20000
+  penstock eval demo --kv-bits 4
   penstock eval demo --weight-bits 4 --plain --json
 """
 
@@ -49,6 +50,7 @@ def evaluate(
     window: Window = 512,
     weight_bits: options.WeightBits = None,
     lm_head_bits: options.LmHeadBits = None,
+    kv_bits: options.KvBits = None,
     plain: Plain = False,
     json_: options.Json = False,
     gpu_memory: options.GpuMemory = None,
@@ -58,7 +60,7 @@ def evaluate(
     device: options.Device = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Show how well a model predicts a text: as it is, and with weights packed as asked."""
+    """Show how well a model predicts a text: as it is, and with weights and KV packed as asked."""
     if window > tokens:
         raise UserError(f"--window {window:,} is more than the --tokens {tokens:,} to score: give a smaller one")
     text = _text(input)
@@ -74,6 +76,7 @@ def evaluate(
             window,
             weight_bits=weight_bits,
             lm_head_bits=lm_head_bits,
+            kv_bits=kv_bits,
             plain=plain,
             dtype=dtype,
             device=device,

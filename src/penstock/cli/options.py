@@ -74,6 +74,15 @@ LmHeadBits = Annotated[
     int | None,
     option(MODEL, "--lm-head-bits", "pack the LM head too, and an embedding that it is tied to", metavar="N"),
 ]
+KvBits = Annotated[
+    int | None,
+    option(
+        MODEL,
+        "--kv-bits",
+        "pack keys and values in 4 or 8 bits, but each row's newest (up to 64 tokens); 16 leaves them (default)",
+        metavar="N",
+    ),
+]
 Device = Annotated[
     str,
     option(

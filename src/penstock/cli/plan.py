@@ -86,11 +86,11 @@ def plan(
     check_cut(rows, batch_size, num_batches)
     _check_outputs(save, plot, explain)
     refuse_overwriting({"--save": save, "--plot": plot}, {"-i": input, "MODEL": model, "--machine": machine})
-    bits, free = _weight_bits(weight_bits, allow_4bit)
+    asked_bits = {"weight_bits": weight_bits, "kv_bits": kv_bits}
+    free = _free_bits([field for field, bits in asked_bits.items() if bits == "auto"], allow_4bit)
     if free and explain is not None:
         raise UserError(f"--explain {explain} compares ways to move weights of given bits: leave auto out")
     _check_bits(lm_head_bits, "--lm-head-bits")
-    _check_bits(kv_bits, "--kv-bits")
     _check_job(input, prompt_len, num_prompts)
     shares = _shares({"--weights": weights, "--kv": kv, "--activations": activations}, no_disk, disk_memory)
     display = stderr_display(json_)
@@ -110,9 +110,9 @@ def plan(
             slots=slots,
             batch_size=batch_size,
             num_batches=num_batches,
-            weight_bits=bits,
+            weight_bits=_bits(weight_bits, "--weight-bits"),
             lm_head_bits=lm_head_bits,
-            kv_bits=kv_bits,
+            kv_bits=_bits(kv_bits, "--kv-bits"),
             dtype=dtype,
             device=device,
             offload_dir=offload_dir,
@@ -130,7 +130,7 @@ def plan(
 
         draw(made, Path(plot))
     if save is not None:
-        settled = replace(question, weight_bits=made.policy.weight_bits)
+        settled = replace(question, weight_bits=made.policy.weight_bits, kv_bits=made.policy.kv_bits)
         _save(made, model, settled, Path(save), stderr_display(json_))
 
 
@@ -154,8 +154,8 @@ def _check_outputs(save: str | None, plot: str | None, explain: str | None) -> N
         raise UserError(f"--plot {plot}: the name must end in {', '.join(DRAWN[:-1])} or {DRAWN[-1]}")
 
 
-def _made(model: str, question: Question, free: Sequence[int], display: Display) -> "Plan":
-    """The plan; ``free``: bits that the layers' weights may take."""
+def _made(model: str, question: Question, free: Mapping[str, Sequence[int]], display: Display) -> "Plan":
+    """The plan; ``free``: bits that the layers' weights, or KV, may take."""
     if free:
         from penstock.free_bits import plan_of_free_bits
 
@@ -165,15 +165,20 @@ def _made(model: str, question: Question, free: Sequence[int], display: Display)
     return make_plan(model, question, display.show)
 
 
-def _weight_bits(said: str | None, allow_4bit: bool) -> tuple[int | None, Sequence[int]]:
-    """Bits of the layers' weights that are fixed, and those that are free to be chosen."""
-    if said == "auto":
-        return None, (8, 4) if allow_4bit else (8,)
-    if allow_4bit:
-        raise UserError("--allow-4bit has a say with --weight-bits auto alone: add it")
-    if said is not None and not (said.isdecimal() and int(said) in BITS):
-        raise UserError(f"--weight-bits {said}: give 4, 8, 16 or auto")
-    return None if said is None else int(said), ()
+def _free_bits(fields: Sequence[str], allow_4bit: bool) -> Mapping[str, Sequence[int]]:
+    """The bits that a plan may choose for what is left to it."""
+    if allow_4bit and not fields:
+        raise UserError("--allow-4bit has a say with --weight-bits auto or --kv-bits auto: add one")
+    return dict.fromkeys(fields, (8, 4) if allow_4bit else (8,))
+
+
+def _bits(said: str | None, flag: str) -> int | None:
+    """Bits that are fixed; None where nothing was said, or the plan chooses."""
+    if said is None or said == "auto":
+        return None
+    if not (said.isdecimal() and int(said) in BITS):
+        raise UserError(f"{flag} {said}: give 4, 8, 16 or auto")
+    return int(said)
 
 
 def _check_bits(bits: int | None, flag: str) -> None:

@@ -98,8 +98,18 @@ WeightBits = Annotated[
         metavar="N",
     ),
 ]
-Allow4Bit = Annotated[bool, option(PLACEMENT, "--allow-4bit", "let --weight-bits auto take 4 bits too")]
-KvBits = Annotated[int | None, option(PLACEMENT, "--kv-bits", "store and move KV in 4, 8 or 16 bits", metavar="N")]
+KvBits = Annotated[
+    str | None,
+    option(
+        PLACEMENT,
+        "--kv-bits",
+        "pack keys and values in 4 or 8 bits, but each row's newest; auto: as for --weight-bits",
+        metavar="N",
+    ),
+]
+Allow4Bit = Annotated[
+    bool, option(PLACEMENT, "--allow-4bit", "let --weight-bits auto and --kv-bits auto take 4 bits too")
+]
 Save = Annotated[
     str | None,
     option(OUTPUT, "--save", "keep the plan in a file for generate --plan and run-batch --plan", metavar="F"),

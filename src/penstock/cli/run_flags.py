@@ -38,6 +38,7 @@ HOW = {
     "dtype": options.Dtype,
     "weight_bits": options.WeightBits,
     "lm_head_bits": options.LmHeadBits,
+    "kv_bits": options.KvBits,
     "device": options.Device,
     "random_weights": options.RandomWeights,
     "trust_remote_code": options.TrustRemoteCode,

@@ -18,7 +18,7 @@ from penstock.engine import experts, flat_attention
 from penstock.engine.recurrent import state_bytes
 from penstock.engine.rotary import depends_on_length
 from penstock.errors import UserError, first_line
-from penstock.memory.kv import KVLayer
+from penstock.memory.kv_form import KVLayer
 
 _TOKENS = 3
 

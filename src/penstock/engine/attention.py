@@ -11,6 +11,7 @@ import torch
 from penstock.engine import dense_attention
 from penstock.engine.call_tables import CallTables, SpanGroup
 from penstock.engine.dense_attention import Result, attend_keys, finish, merge, softmax
+from penstock.memory.kv_form import Arena, PackedBlocks, wide_arenas
 
 PIECE_BYTES = 64 << 20  # keys and values of a span copied out of blocks at a time
 
@@ -57,8 +58,8 @@ def attend(
 
 def attend_blocks(
     q: torch.Tensor,
-    k_arena: torch.Tensor,
-    v_arena: torch.Tensor,
+    k_arena: Arena,
+    v_arena: Arena,
     tables: CallTables,
     lowest: torch.Tensor | None,
     scaling: float,
@@ -70,25 +71,9 @@ def attend_blocks(
     """
     out = torch.empty((*q.shape[:2], v_arena.shape[3]), dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    if len(tables.decode_tokens) and q.device.type == "cpu":
-        from penstock.engine import decode_kernel  # imports numba: only where it is needed
-
-        first_keys = torch.zeros(len(q), dtype=torch.int64) if lowest is None else lowest.to(torch.int64).contiguous()
-        decode_kernel.decode(
-            q.float(),
-            k_arena,
-            v_arena,
-            tables.decode_table.numpy(),
-            tables.decode_tokens.numpy(),
-            tables.decode_lengths.numpy(),
-            first_keys.numpy(),
-            scaling,
-            softcap,
-            out,
-            lse,
-        )
-    elif len(tables.decode_tokens):
-        decode_gathered(q, k_arena, v_arena, tables, lowest, scaling, softcap, out, lse)
+    if len(tables.decode_tokens):
+        decodes = _decode_compiled if q.device.type == "cpu" else decode_gathered
+        decodes(q, k_arena, v_arena, tables, lowest, scaling, softcap, out, lse)
     for group in tables.groups:
         low = None if lowest is None else group.take(lowest)
         # spans at the same positions see the same ranges in every known family; if not, they go one by one
@@ -98,10 +83,35 @@ def attend_blocks(
     return out, lse
 
 
+def _decode_compiled(
+    q: torch.Tensor,
+    k_arena: Arena,
+    v_arena: Arena,
+    tables: CallTables,
+    lowest: torch.Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
+    """Decode rows by compiled kernels, on the CPU."""
+    from penstock.engine import decode_kernel, packed_decode_kernel  # import numba: only where they are needed
+
+    first_keys = torch.zeros(len(q), dtype=torch.int64) if lowest is None else lowest.to(torch.int64).contiguous()
+    table, tokens, low = tables.decode_table.numpy(), tables.decode_tokens.numpy(), first_keys.numpy()
+    if isinstance(k_arena, PackedBlocks) and isinstance(v_arena, PackedBlocks):
+        decode_packed = packed_decode_kernel.decode
+        decode_packed(q.float(), k_arena, v_arena, table, tokens, low, scaling, softcap, out, lse)
+    else:
+        keys, values = wide_arenas((k_arena, v_arena))
+        lengths = tables.decode_lengths.numpy()
+        decode_kernel.decode(q.float(), keys, values, table, tokens, lengths, low, scaling, softcap, out, lse)
+
+
 def decode_gathered(
     q: torch.Tensor,
-    k_arena: torch.Tensor,
-    v_arena: torch.Tensor,
+    k_arena: Arena,
+    v_arena: Arena,
     tables: CallTables,
     lowest: torch.Tensor | None,
     scaling: float,
@@ -116,7 +126,7 @@ def decode_gathered(
     for start in range(0, len(tables.decode_tokens), at_once):
         rows = slice(start, start + at_once)
         tokens, table = tables.decode_tokens[rows], tables.decode_table[rows].long()
-        keys, values = (_gathered(arena, table.clamp(min=0), q.dtype) for arena in (k_arena, v_arena))
+        keys, values = (gathered(arena, table.clamp(min=0), q.dtype) for arena in (k_arena, v_arena))
         position = torch.arange(keys.shape[2], device=q.device)
         here = (table >= 0).repeat_interleave(block_tokens, 1) & (position < tables.decode_lengths[rows, None])
         if lowest is not None:
@@ -130,8 +140,8 @@ def decode_gathered(
 
 def _attend_group(
     q: torch.Tensor,
-    k_arena: torch.Tensor,
-    v_arena: torch.Tensor,
+    k_arena: Arena,
+    v_arena: Arena,
     group: SpanGroup,
     block_tokens: int,
     lowest: torch.Tensor | None,
@@ -162,7 +172,7 @@ def _attend_group(
             head = max(0, start - part.indices[piece[0]] * block_tokens)
             tail = max(0, (part.indices[piece[-1]] + 1) * block_tokens - stop)
             inside = slice(head, len(positions) - tail)
-            keys, values = (_gathered(arena, ids, q.dtype)[:, :, inside] for arena in (k_arena, v_arena))
+            keys, values = (gathered(arena, ids, q.dtype)[:, :, inside] for arena in (k_arena, v_arena))
             more = attend_keys(part.take(q), keys, values, positions[inside], part.first, low, scaling, softcap)
             found = more if found is None else merge([found, more])
         if found is not None:
@@ -170,13 +180,15 @@ def _attend_group(
             part.put(lse, found[1])
 
 
-def _gathered(arena: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def gathered(arena: Arena, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Blocks (S, n) as (S, heads, n · B, dim), contiguous."""
     heads, block_tokens, dim = arena.shape[1:]
     joined = torch.empty((len(blocks), heads, blocks.shape[1], block_tokens, dim), dtype=dtype, device=arena.device)
-    joined.copy_(arena.index_select(0, blocks.flatten()).reshape(*blocks.shape, *arena.shape[1:]).transpose(1, 2))
+    chosen = blocks.flatten()
+    found = arena.wide(chosen, dtype) if isinstance(arena, PackedBlocks) else arena.index_select(0, chosen)
+    joined.copy_(found.reshape(*blocks.shape, *arena.shape[1:]).transpose(1, 2))
     return joined.flatten(2, 3)
 
 
-def _block_bytes(k_arena: torch.Tensor, v_arena: torch.Tensor, dtype: torch.dtype) -> int:
+def _block_bytes(k_arena: Arena, v_arena: Arena, dtype: torch.dtype) -> int:
     return k_arena.shape[1] * k_arena.shape[2] * (k_arena.shape[3] + v_arena.shape[3]) * dtype.itemsize

@@ -22,7 +22,8 @@ from penstock.memory.allocator import HeapWatch
 from penstock.memory.clock import Clock
 from penstock.memory.device import Device
 from penstock.memory.direct import DirectReader
-from penstock.memory.kv import KVGroup, KVLayer, KVStore, block_tokens_for
+from penstock.memory.kv import KVStore
+from penstock.memory.kv_form import KVForm, KVGroup, KVLayer, kv_form
 from penstock.memory.pager import Pager
 from penstock.model import gguf, page_cache, random_weights
 from penstock.model.conversion import plan_parameters
@@ -39,6 +40,7 @@ from penstock.quant.forms import named
 from penstock.quant.grouped import Grouped
 from penstock.quant.packed import Packed
 from penstock.schedule.scheduler import Scheduler
+from penstock.schedule.types import GroupSpec
 
 Progress = Callable[[int, int], None]
 
@@ -59,7 +61,7 @@ class Blueprint:
     sources: Mapping[str, ParameterSource]
     layout: Layout
     groups: tuple[KVGroup, ...]
-    block_tokens: int
+    kv: KVForm
     cached_bytes: int = 0
     lease: IO[bytes] | None = None
 
@@ -73,6 +75,11 @@ class Blueprint:
         """The longest sequence that the model was made for, where its config says so."""
         found = getattr(self.config, "max_position_embeddings", None)
         return int(found * rotary.stretch(self.config)) if found else None
+
+    @property
+    def specs(self) -> list[GroupSpec]:
+        """What the scheduler needs to know of its KV."""
+        return [group.spec(self.kv) for group in self.groups]
 
     @property
     def converted_bytes(self) -> int:
@@ -97,14 +104,12 @@ class Blueprint:
             core=core,
             call_bytes=self._call_bytes(item),
             logit_bytes=2 * item * int(getattr(self.config, "vocab_size", 0)),
-            kv_block=sum(g.spec(self.block_tokens, self.precision.kv).block_bytes for g in self.groups),
-            block_tokens=self.block_tokens,
+            kv_block=sum(spec.block_bytes for spec in self.specs),
+            block_tokens=self.kv.tokens,
+            open_block=sum(la.open_bytes(self.kv) for g in self.groups for la in g.layers.values()),
             state=sum(self.anatomy.recurrent.values()),
             state_layer=max(self.anatomy.recurrent.values(), default=0),
-            staged_layer=max(
-                (la.block_bytes(self.block_tokens, self.precision.kv) for g in self.groups for la in g.layers.values()),
-                default=0,
-            ),
+            staged_layer=max((la.block_bytes(self.kv) for g in self.groups for la in g.layers.values()), default=0),
             call_tokens=self._call_tokens(),
         )
 
@@ -159,8 +164,13 @@ def blueprint(
     for index, layer in sorted(anatomy.kv.items()):
         by_window.setdefault(None if one_group else anatomy.windows[index], {})[index] = layer
     groups = tuple(KVGroup(members, window) for window, members in by_window.items())
-    tokens = block_tokens_for(list(anatomy.kv.values()), precision.kv)
-    return Blueprint(source, precision, skeleton, anatomy, sources, layout, groups, tokens)
+    if packing.kv is not None and _dense(skeleton):
+        kind = decoder_config(source.config).model_type
+        raise UserError(
+            f"KV of {kind} models is transformed before it is attended to, and is not packed: leave --kv-bits out"
+        )
+    kv = kv_form(list(anatomy.kv.values()), precision.kv, packing.kv)
+    return Blueprint(source, precision, skeleton, anatomy, sources, layout, groups, kv)
 
 
 def _sources(source: Source, skeleton: Any) -> Mapping[str, ParameterSource]:
@@ -192,13 +202,14 @@ def assemble(
         undo.callback(pager.close)
         pager.start(progress)
         model = _bound(plan, pager, device, clock)
-        kv = KVStore(plan.groups, plan.block_tokens, plan.precision.kv, placement.kv, device, clock, offload_dir)
+        rows = placement.policy.rows
+        kv = KVStore(plan.groups, plan.kv, placement.kv, device, clock, offload_dir, rows)
         undo.callback(kv.close)
         scheduler = Scheduler(
             placement.policy,
             kv.specs,
             placement.kv,
-            plan.block_tokens,
+            plan.kv.tokens,
             device.compute_tier,
             chunking=not plan.anatomy.recurrent,
         )
@@ -220,12 +231,13 @@ def _bound(plan: Blueprint, pager: Pager, device: Device, clock: Clock) -> Model
     recurrent.take_by_row(plan.skeleton, plan.anatomy.recurrent_modules, plan.config)
     order = tuple(page.index for page in plan.layout.pages if page.kind != "embedding")
     switch = rotary.longrope_switch(plan.config)
-    dense = frozenset(i for i, m in _attending(plan.skeleton) if hasattr(m, "expand_kv"))
-    return Model(plan.skeleton, plan.config, binding, order, dense, switch, plan.anatomy.cache_name)
+    return Model(plan.skeleton, plan.config, binding, order, _dense(plan.skeleton), switch, plan.anatomy.cache_name)
 
 
-def _attending(skeleton: nn.Module) -> list[tuple[int, nn.Module]]:
-    return [(int(m.layer_idx), m) for m in skeleton.modules() if isinstance(getattr(m, "layer_idx", None), int)]  # type: ignore[arg-type]  # modules are untyped
+def _dense(skeleton: nn.Module) -> frozenset[int]:
+    """Cache layers whose module transforms all cached keys before attending."""
+    modules = [m for m in skeleton.modules() if hasattr(m, "expand_kv")]
+    return frozenset(m.layer_idx for m in modules if isinstance(getattr(m, "layer_idx", None), int))  # type: ignore[misc]  # modules are untyped
 
 
 def _load_core(plan: Blueprint, device: torch.device) -> None:

@@ -136,6 +136,35 @@ def exp2(x: Any) -> Any:
     return power * float_of_bits(np.int32(np.int32(whole) + np.int32(127)) << np.int32(23))
 
 
+@numba.njit(inline="always", fastmath={"reassoc", "contract", "nsz", "arcp"})
+def fold(scores, sums, top, total, h, count, dv, cap, twice):
+    """Make shares of a query head's scores of ``count`` keys of a block, and fade its sums to the highest so far.
+
+    cap, twice: of softcapped scores, else 0.
+    """
+    if twice > 0:
+        for t in range(count):  # tanh(x) = 1 - 2 / (e**2x + 1)
+            power = exp2(min(scores[h, t] * twice, np.float32(126.0)))
+            scores[h, t] = cap - cap * np.float32(2.0) / (power + np.float32(1.0))
+    # whole vectors of scores: a loop's scalar rest would cost more than they do
+    padded = min((count + 31) // 32 * 32, scores.shape[1])
+    for t in range(count, padded):
+        scores[h, t] = UNSEEN
+    highest = top[h]
+    for t in range(padded):
+        highest = max(highest, scores[h, t])
+    fade = exp2(top[h] - highest)
+    seen = np.float32(0.0)
+    for t in range(padded):
+        share = exp2(scores[h, t] - highest)
+        scores[h, t] = share
+        seen += share
+    top[h], total[h] = highest, total[h] * fade + seen
+    if fade != np.float32(1.0):
+        for d in range(dv):
+            sums[h, d] *= fade
+
+
 def _decode(
     tile,
     q,
@@ -195,27 +224,7 @@ def _decode(
                     query, score = queries_at + h * 4 * dk, scores_at + h * stride
                     score_tile(tile, k, query, keys, count, dk, score, stride, ahead)
             for h in range(head_from * width, head_to * width):
-                if softcap > 0:
-                    for t in range(count):  # tanh(x) = 1 - 2 / (e**2x + 1)
-                        power = exp2(min(scores[h, t] * twice, np.float32(126.0)))
-                        scores[h, t] = cap - cap * np.float32(2.0) / (power + np.float32(1.0))
-                # whole vectors of scores: a loop's scalar rest would cost more than they do
-                padded = min((count + 31) // 32 * 32, block_tokens)
-                for t in range(count, padded):
-                    scores[h, t] = UNSEEN
-                highest = top[h]
-                for t in range(padded):
-                    highest = max(highest, scores[h, t])
-                fade = exp2(top[h] - highest)
-                seen = np.float32(0.0)
-                for t in range(padded):
-                    share = exp2(scores[h, t] - highest)
-                    scores[h, t] = share
-                    seen += share
-                top[h], total[h] = highest, total[h] * fade + seen
-                if fade != np.float32(1.0):
-                    for d in range(dv):
-                        sums[h, d] *= fade
+                fold(scores, sums, top, total, h, count, dv, cap, twice)
             for head in range(head_from, head_to):
                 values = v_at + block * v.strides[0] + head * v.strides[1] + first * v.strides[2]
                 ahead = k_at + following * k.strides[0] + head * k.strides[1]

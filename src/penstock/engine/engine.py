@@ -141,8 +141,13 @@ class Engine:
     def abort(self, row: int) -> None:
         """Forget a row, whatever it was doing."""
         self.scheduler.abort(row)
-        self.states.forget(row)
+        self._forget(row)
         self.sequences.pop(row, None)
+
+    def _forget(self, row: int) -> None:
+        """Free what a row keeps beside its blocks."""
+        self.states.forget(row)
+        self.kv.forget(row)
 
     @torch.inference_mode()
     def sweep(self) -> SweepReport | None:
@@ -152,7 +157,7 @@ class Engine:
             return None
         started = time.perf_counter()
         for row in sweep.dropped:
-            self.states.forget(row)
+            self._forget(row)
         self.kv.move(sweep.moves)
         calls = [Call(self._batch(spans), self.model.forward) for spans in sweep.micro_batches]
         self._expect_kv(calls)
@@ -164,7 +169,7 @@ class Engine:
         ended = {row for row, token in drawn.items() if self._take(row, token)}
         finished = self.scheduler.done(sweep, ended | failed)
         for row in finished:
-            self.states.forget(row)
+            self._forget(row)
             self.sequences[row].finish_reason = "error" if row in failed else "stop" if row in ended else "length"
         self._watch_switch(drawn)
         return self._report(sweep, drawn, finished, time.perf_counter() - started)

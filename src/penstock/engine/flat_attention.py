@@ -9,6 +9,8 @@ from penstock.engine.attention import attend
 from penstock.engine.call import current_call
 from penstock.engine.dense_attention import attend_dense
 from penstock.engine.masks import Predicate
+from penstock.engine.packed_attention import attend_packed
+from penstock.memory.kv_form import wide_arenas
 
 NAME = "penstock"
 
@@ -59,9 +61,14 @@ def flat_attention(
         return out[None], None
     out_THD: torch.Tensor | None = None
     for portion in kv.portions(layer):
-        with portion.arenas(layer) as (k_arena, v_arena):
-            q, low = (q_THD, lowest_T) if portion.tokens is None else _take(q_THD, lowest_T, portion.tokens)
-            part, _ = attend(q, k_arena, v_arena, portion.tables, low, scale, softcap, s_aux)
+        q, low = portion.mine(q_THD), None if lowest_T is None else portion.mine(lowest_T)
+        with portion.arenas(layer) as arenas:
+            if portion.open is not None and kv.store.open is not None:
+                here, opened = kv.store.arenas(layer), kv.store.open.arenas(layer)
+                how = (low, scale, softcap, s_aux)
+                part, _ = attend_packed(q, arenas, here, opened, portion.open, layer, *how)
+            else:
+                part, _ = attend(q, *wide_arenas(arenas), portion.tables, low, scale, softcap, s_aux)
         if portion.tokens is None:
             return part[None], None
         if out_THD is None:
@@ -69,12 +76,6 @@ def flat_attention(
         out_THD[portion.tokens] = part
     assert out_THD is not None  # a call has at least one span
     return out_THD[None], None
-
-
-def _take(
-    q_THD: torch.Tensor, lowest_T: torch.Tensor | None, tokens: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return q_THD[tokens], None if lowest_T is None else lowest_T[tokens.to(lowest_T.device)]
 
 
 AttentionInterface.register(NAME, flat_attention)

@@ -11,13 +11,13 @@ import torch
 from penstock.engine.attention import append
 from penstock.engine.call import flat_index
 from penstock.engine.call_tables import CallTables
+from penstock.engine.open_spans import OpenSpans
 from penstock.memory.kv import KVStore
+from penstock.memory.kv_form import Arenas, Wide, wide_arenas
 from penstock.schedule.types import Block, Row, Span
 
 if TYPE_CHECKING:
     from penstock.engine.staging import Stager
-
-Arenas = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(slots=True, eq=False)
@@ -26,7 +26,8 @@ class Portion:
 
     chosen: their indices in the batch. tokens: their flat positions, None for the whole batch. ids: per span, its
     blocks' places in the arena that they are attended in (-1: left behind). blocks: None where that is the compute
-    tier's arena; otherwise the blocks to bring to a staging buffer, in the order that ``ids`` counts them.
+    tier's arena; otherwise the blocks to bring to a staging buffer, in the order that ``ids`` counts them. open: where
+    full blocks are packed, what the spans write.
     """
 
     chosen: tuple[int, ...]
@@ -36,6 +37,11 @@ class Portion:
     store: KVStore
     blocks: tuple[Block, ...] | None = None
     stager: "Stager | None" = None
+    open: OpenSpans | None = None
+
+    def mine(self, x: torch.Tensor) -> torch.Tensor:
+        """The portion's part of x (T, …) of the call."""
+        return x if self.tokens is None else x[self.tokens.to(x.device)]
 
     @contextmanager
     def arenas(self, layer: int) -> Iterator[Arenas]:
@@ -65,6 +71,8 @@ class KVBatch:
             everyone = range(len(spans))
             self._writes[group] = self._tables(everyone, self._local_ids(everyone, group))
             self._portions[group] = list(self._split(group))
+            for portion in self._portions[group]:
+                portion.open = self._open(portion, group)
 
     def _local_ids(self, chosen: Sequence[int], group: int) -> list[list[int]]:
         """Block ids in the compute tier's arena; blocks elsewhere or left behind by a window count as absent."""
@@ -74,6 +82,15 @@ class KVBatch:
     def _tables(self, chosen: Sequence[int], ids: list[list[int]]) -> CallTables:
         spans = [(self.spans[i].first, self.spans[i].count) for i in chosen]
         return CallTables.build(spans, ids, self.store.block_tokens, self.store.device.torch_device)
+
+    def _open(self, portion: Portion, group: int) -> OpenSpans | None:
+        if self.store.open is None:
+            return None
+        chosen = portion.chosen
+        spans = [(self.spans[i].first, self.spans[i].count) for i in chosen]
+        places = [self.store.open.place(self.rows[i].id) for i in chosen]
+        own, device = self._local_ids(chosen, group), self.store.device.torch_device
+        return OpenSpans.build(self.store.block_tokens, spans, places, own, portion.ids, device)
 
     def _split(self, group: int) -> Iterator[Portion]:
         """One portion for the rows on the compute tier, and as many as staging room demands for the others."""
@@ -112,12 +129,25 @@ class KVBatch:
 
     def append(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> None:
         """Write the call's new keys and values, (1, heads, T, dim) each, to their rows' blocks."""
-        k_arena, v_arena = self.store.arenas(layer)
-        append(keys[0], values[0], k_arena, v_arena, self._writes[self.store.group_of(layer)])
+        group, arenas = self.store.group_of(layer), self.store.arenas(layer)
+        if self.store.open is None:
+            append(keys[0], values[0], *wide_arenas(arenas), self._writes[group])
+            return
+        opened = self.store.open.arenas(layer)
+        for portion in self._portions[group]:
+            k_new, v_new = (portion.mine(x[0].transpose(0, 1)).transpose(0, 1) for x in (keys, values))
+            if portion.open is not None:
+                portion.open.write(layer, k_new, v_new, opened, arenas)
 
     def remember(self, keys: torch.Tensor, layer: int) -> None:
         """Know these keys again when attention is called with them, without keeping them alive."""
-        self._handles[id(keys)] = weakref.ref(keys), layer
+        self._handles[id(keys)] = weakref.ref(keys, lambda _: self._let_go(layer)), layer
+
+    def _let_go(self, layer: int) -> None:
+        """Nobody attends to a layer's new keys any more."""
+        for portion in self._portions[self.store.group_of(layer)]:
+            if portion.open is not None:
+                portion.open.wide.pop(layer, None)
 
     def layer_of(self, keys: torch.Tensor) -> int | None:
         """The layer whose ``update`` returned these keys; None where they are dense (``dense_lengths`` says whose)."""
@@ -128,13 +158,14 @@ class KVBatch:
         """How a layer's attention is cut."""
         return self._portions[self.store.group_of(layer)]
 
-    def gather(self, layer: int, dtype: torch.dtype) -> Arenas:
+    def gather(self, layer: int, dtype: torch.dtype) -> Wide:
         """All keys and values of the batch's rows, one after another: (1, heads, sum of lengths, dim) each."""
         group = self.store.group_of(layer)
-        parts: dict[int, Arenas] = {}
+        parts: dict[int, Wide] = {}
         lengths = [0] * len(self.spans)
         for portion in self._portions[group]:
-            with portion.arenas(layer) as (k_arena, v_arena):
+            with portion.arenas(layer) as arenas:
+                k_arena, v_arena = wide_arenas(arenas)
                 for i, ids in zip(portion.chosen, portion.ids, strict=True):
                     table = [n for n in ids if n >= 0]
                     end = self.spans[i].first + self.spans[i].count - (len(ids) - len(table)) * self.store.block_tokens

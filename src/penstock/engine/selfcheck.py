@@ -144,8 +144,7 @@ def _engine(
 
 
 def _kv_bytes(plan: Blueprint, tokens: int, rows: int) -> int:
-    specs = [group.spec(plan.block_tokens, plan.precision.kv) for group in plan.groups]
-    demand = Demand(specs, plan.block_tokens, "cpu", whole=True)
+    demand = Demand(plan.specs, plan.kv.tokens, "cpu", whole=True)
     return rows * (demand.peak(tokens, "cpu").get("cpu", 0) + 2 * demand.stride_bytes) + 4096
 
 

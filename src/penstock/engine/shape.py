@@ -109,18 +109,16 @@ def _attention(plan: Blueprint) -> list[AttentionShape]:
             first.setdefault(page.layer, page.index)
     order = [first[layer] for layer in sorted(first)] or [0]
     heads = int(getattr(plan.config, "num_attention_heads", 0) or 0)
-    item = plan.precision.kv.itemsize
     found = []
     for index, layer in sorted(plan.anatomy.kv.items()):
-        tokens = plan.block_tokens
         wide = max(heads, layer.k_heads) * (layer.k_dim + layer.v_dim)
         found.append(
             AttentionShape(
-                kv_bytes=layer.block_bytes(tokens, plan.precision.kv) // tokens
-                or item * (layer.k_heads * layer.k_dim + layer.v_heads * layer.v_dim),
+                kv_bytes=layer.block_bytes(plan.kv) // plan.kv.tokens,
                 pair_flops=2 * wide,
                 window=plan.anatomy.windows.get(index),
                 page=order[min(index, len(order) - 1)],
+                packed_elements=layer.k_heads * layer.k_dim + layer.v_heads * layer.v_dim if plan.kv.packed else 0,
             )
         )
     return found

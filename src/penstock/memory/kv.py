@@ -1,6 +1,5 @@
 """The KV cache in blocks on any tier: integers from the scheduler become bytes here."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
@@ -13,40 +12,10 @@ from penstock.memory.buffers import aligned_buffer
 from penstock.memory.clock import Clock, Lane
 from penstock.memory.device import Device
 from penstock.memory.direct import ScratchFile
-from penstock.model.pages import SECTOR
+from penstock.memory.kv_form import Arenas, KVForm, KVGroup, KVLayer
+from penstock.memory.open_blocks import OpenBlocks
 from penstock.plan.policy import Tier
-from penstock.schedule.types import Block, GroupSpec, Move
-
-
-@dataclass(frozen=True, slots=True)
-class KVLayer:
-    """One cache layer's KV: heads and widths of keys and of values, per token."""
-
-    k_heads: int
-    k_dim: int
-    v_heads: int
-    v_dim: int
-
-    def k_bytes(self, block_tokens: int, dtype: torch.dtype) -> int:
-        """Bytes of the keys of one block."""
-        return self.k_heads * self.k_dim * block_tokens * dtype.itemsize
-
-    def block_bytes(self, block_tokens: int, dtype: torch.dtype) -> int:
-        """Bytes of one block, keys then values, rounded up to whole sectors so that it can move by direct I/O."""
-        values = self.v_heads * self.v_dim * block_tokens * dtype.itemsize
-        return -(-(self.k_bytes(block_tokens, dtype) + values) // SECTOR) * SECTOR
-
-
-@dataclass(frozen=True, slots=True)
-class KVGroup:
-    """Layers, by cache index, whose blocks live and die together. window: keys a query reaches back to, or None."""
-
-    layers: Mapping[int, KVLayer]
-    window: int | None = None
-
-    def spec(self, block_tokens: int, dtype: torch.dtype) -> GroupSpec:
-        """What the scheduler needs to know of it."""
-        return GroupSpec(sum(layer.block_bytes(block_tokens, dtype) for layer in self.layers.values()), self.window)
+from penstock.schedule.types import Block, Move
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,38 +28,30 @@ class _Place:
     stride: int
 
 
-def block_tokens_for(layers: Sequence[KVLayer], dtype: torch.dtype) -> int:
-    """Tokens per block: 16, or more while a sector would be left mostly empty (tiny models, latents); at most 64."""
-    tokens = 16
-    while tokens < 64 and any(
-        layer.block_bytes(tokens, dtype)
-        > 1.25 * (layer.k_bytes(tokens, dtype) + layer.v_heads * layer.v_dim * tokens * dtype.itemsize)
-        for layer in layers
-    ):
-        tokens *= 2
-    return tokens
-
-
 class KVStore:
     """Arenas of blocks per tier and group, layer by layer.
 
-    capacity: bytes the scheduler may use per tier. Host arenas are reserved addresses whose memory is taken when first
-    written, and the scheduler hands out the lowest free id, so that what is used is what was needed at most.
+    capacity: bytes the scheduler may use per tier. rows: in flight at most, which counts where full blocks are packed:
+    ``open`` has the newest block of each then, and is None where not. Host arenas are reserved addresses whose memory
+    is taken when first written, and the scheduler hands out the lowest free id, so that what is used is what was needed
+    at most.
     """
 
     def __init__(
         self,
         groups: Sequence[KVGroup],
-        block_tokens: int,
-        dtype: torch.dtype,
+        form: KVForm,
         capacity: Mapping[Tier, int],
         device: Device,
         clock: Clock,
         offload_dir: Path | None = None,
+        rows: int = 0,
     ) -> None:
-        self.groups, self.block_tokens, self.dtype = tuple(groups), block_tokens, dtype
+        self.groups, self.form = tuple(groups), form
         self.device, self.clock = device, clock
-        self.specs = [group.spec(block_tokens, dtype) for group in groups]
+        self.specs = [group.spec(form) for group in groups]
+        layers = {index: layer for group in groups for index, layer in group.layers.items()}
+        self.open = OpenBlocks(layers, form, rows, device) if form.packed is not None else None
         self._places: dict[int, dict[Tier, _Place]] = {}
         self._arenas: dict[tuple[Tier, int], torch.Tensor] = {}
         self._files: dict[int, ScratchFile] = {}
@@ -102,12 +63,12 @@ class KVStore:
                     if count:
                         self._reserve(tier, index, count, offload_dir)
             undo.pop_all()
-        self._views: dict[tuple[int, Tier], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._views: dict[tuple[int, Tier], Arenas] = {}
 
     def _reserve(self, tier: Tier, index: int, count: int, offload_dir: Path | None) -> None:
         base = 0
         for layer_index, layer in self.groups[index].layers.items():
-            stride = layer.block_bytes(self.block_tokens, self.dtype)
+            stride = layer.block_bytes(self.form)
             self._places.setdefault(layer_index, {})[tier] = _Place(index, layer, base, stride)
             base += stride * count
         if tier == "disk":
@@ -125,20 +86,23 @@ class KVStore:
         """The group that a cache layer belongs to."""
         return next(i for i, group in enumerate(self.groups) if layer in group.layers)
 
-    def arenas(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's blocks on the compute tier: keys (blocks, heads, block tokens, dim) and values, strided."""
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block."""
+        return self.form.tokens
+
+    def arenas(self, layer: int) -> Arenas:
+        """A layer's blocks on the compute tier, as ``KVLayer.views`` has them."""
         tier = self.device.compute_tier
         if (layer, tier) not in self._views:
             place = self._places[layer][tier]
             arena = self._arenas[tier, place.group]
-            self._views[layer, tier] = block_views(
-                arena, place.layer, self.block_tokens, self.dtype, place.base, self._count(place, tier)
-            )
+            self._views[layer, tier] = place.layer.views(arena, self.form, place.base, self._count(place, tier))
         return self._views[layer, tier]
 
     def _count(self, place: _Place, tier: Tier) -> int:
         total = self._arenas[tier, place.group].numel()
-        per_id = sum(p.block_bytes(self.block_tokens, self.dtype) for p in self.groups[place.group].layers.values())
+        per_id = sum(p.block_bytes(self.form) for p in self.groups[place.group].layers.values())
         return total // per_id
 
     def move(self, moves: Sequence[Move]) -> None:
@@ -227,10 +191,14 @@ class KVStore:
         """Bytes of one block of a layer."""
         return next(iter(self._places[layer].values())).stride
 
-    def staged_views(self, layer: int, staging: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def staged_views(self, layer: int, staging: torch.Tensor, count: int) -> Arenas:
         """``count`` blocks of a layer in a staging buffer, as keys and values."""
-        shape = self.groups[self.group_of(layer)].layers[layer]
-        return block_views(staging, shape, self.block_tokens, self.dtype, 0, count)
+        return self.groups[self.group_of(layer)].layers[layer].views(staging, self.form, 0, count)
+
+    def forget(self, row: int) -> None:
+        """Free what a row keeps beside its blocks."""
+        if self.open is not None:
+            self.open.forget(row)
 
     @property
     def disk_bytes(self) -> int:
@@ -242,22 +210,3 @@ class KVStore:
         for file in self._files.values():
             file.close()
         self._files.clear()
-
-
-def block_views(
-    arena: torch.Tensor, layer: KVLayer, block_tokens: int, dtype: torch.dtype, base: int, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys (count, heads, block tokens, dim) and values of ``count`` blocks that start at byte ``base`` of an arena."""
-    stride = layer.block_bytes(block_tokens, dtype)
-    elements = arena[base : base + stride * count].view(dtype)
-    step, k_elements = stride // dtype.itemsize, layer.k_bytes(block_tokens, dtype) // dtype.itemsize
-    k_shape = (count, layer.k_heads, block_tokens, layer.k_dim)
-    v_shape = (count, layer.v_heads, block_tokens, layer.v_dim)
-    start = elements.storage_offset()
-    keys = elements.as_strided(k_shape, (step, *_inner(k_shape)), start)
-    values = elements.as_strided(v_shape, (step, *_inner(v_shape)), start + k_elements)
-    return keys, values
-
-
-def _inner(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(1, len(shape)))

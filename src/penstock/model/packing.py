@@ -13,7 +13,7 @@ from penstock.quant.grouped import BITS, Grouped
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Formats of the decoder layers' matrices and of the LM head; None leaves them as they are.
+    """Formats of the decoder layers' matrices, of the LM head and of KV; None leaves them as they are.
 
     Embeddings, norms, biases, routers and matrices that stay resident are never packed, but for an embedding that is
     tied to the LM head. own: what a checkpoint has packed already stays so, in formats that can run.
@@ -22,26 +22,32 @@ class Packing:
     weights: Grouped | None = None
     head: Grouped | None = None
     own: bool = False
+    kv: Grouped | None = None
 
     @property
     def name(self) -> str:
-        """``int4g64``, ``int4g64+head-int8g64``, ``own``; empty where nothing is packed."""
-        parts = [self.weights.name if self.weights else "", f"head-{self.head.name}" if self.head else ""]
-        return "+".join(part for part in [*parts, "own" if self.own else ""] if part)
+        """``int4g64``, ``int4g64+head-int8g64``, ``own``, ``kv-int4g64``; empty where nothing is packed."""
+        said = {"": self.weights, "head-": self.head, "kv-": self.kv}
+        parts = [f"{what}{form.name}" for what, form in said.items() if form]
+        return "+".join(parts + ["own"] * self.own)
 
     @classmethod
     def named(cls, name: str) -> "Packing | None":
         """The packing of that name; None where it is none's."""
         parts = name.split("+")
-        heads = [Grouped.named(part.removeprefix("head-")) for part in parts if part.startswith("head-")]
-        weights = [Grouped.named(part) for part in parts if part != "own" and not part.startswith("head-")]
-        made = cls(next(iter(weights), None), next(iter(heads), None), "own" in parts)
+
+        weights = next((found for part in parts if (found := Grouped.named(part))), None)
+        head, kv = (
+            next((Grouped.named(part.removeprefix(what)) for part in parts if part.startswith(what)), None)
+            for what in ("head-", "kv-")
+        )
+        made = cls(weights, head, "own" in parts, kv)
         return made if name and made.name == name else None
 
     def rounded_plainly(self) -> "Packing":
         """The same formats, each group rounded between its least and its largest element."""
         weights, head = (form and replace(form, plain=True) for form in (self.weights, self.head))
-        return Packing(weights, head, self.own)
+        return Packing(weights, head, self.own, self.kv)
 
     def forms(self, model: Any, layers: str | None) -> Mapping[str, Grouped]:
         """The format of each matrix that is packed, by its parameter's name. layers: the name of the decoder's list."""
@@ -62,15 +68,15 @@ class Packing:
         return forms
 
 
-def packing_of(weight_bits: int | None, lm_head_bits: int | None) -> Packing | None:
-    """The packing that ``--weight-bits`` and ``--lm-head-bits`` ask for; None where neither says anything.
+def packing_of(weight_bits: int | None, lm_head_bits: int | None, kv_bits: int | None) -> Packing | None:
+    """The packing that ``--weight-bits``, ``--lm-head-bits`` and ``--kv-bits`` ask for; None where none is given.
 
     16 bits are no packing, not the checkpoint's own either. Raises UserError for another number than 4, 8 and 16.
     """
-    if weight_bits is None and lm_head_bits is None:
+    if weight_bits is None and lm_head_bits is None and kv_bits is None:
         return None
-    forms = _form(weight_bits, "--weight-bits"), _form(lm_head_bits, "--lm-head-bits")
-    return Packing(*forms, own=weight_bits is None)
+    weights, head = _form(weight_bits, "--weight-bits"), _form(lm_head_bits, "--lm-head-bits")
+    return Packing(weights, head, weight_bits is None, _form(kv_bits, "--kv-bits"))
 
 
 def _form(bits: int | None, flag: str) -> Grouped | None:

@@ -80,12 +80,15 @@ def _dtypes(asked: str, checkpoint: str | None, device: str, cpu_bfloat16: bool)
 def _packed(packing: Packing, dtypes: Precision) -> str | None:
     """What to say of packed weights; None where nothing is packed, or a person fixed dtypes and the file packs."""
     compute, kv = (str(dtype).removeprefix("torch.") for dtype in (dtypes.compute, dtypes.kv))
-    rest = f", and products are computed in {compute}; KV is {kv}"
+    form, said = packing.kv, f"KV is {kv}"
+    if form is not None:
+        said = f"KV is {kv} and packed in {form.bits} bits, but for each row's newest {form.group} tokens at most"
+    rest = f", and products are computed in {compute}; {said}"
     if packing.weights is not None:
         return f"the layers' weights are packed in {packing.weights.bits} bits{rest}"
     if packing.own and dtypes.note:
         return f"weights stay packed as the file has them{rest}"
-    return None
+    return said if form is not None else None
 
 
 def _converted(checkpoint: str | None, name: str, fast: bool) -> str:

@@ -7,14 +7,14 @@ from penstock.plan.load import Load
 from penstock.plan.policy import Policy
 from penstock.plan.shape import AttentionShape
 
-NATIVE_BITS = 16
+_UNPACKED_BYTES = 2  # of an element of KV that was packed
 
 
 class Attending:
-    """Attention under one policy. kv_part: bytes of KV as stored, as a part of them unpacked."""
+    """Attention under one policy."""
 
-    def __init__(self, machine: Machine, policy: Policy, kv_part: float) -> None:
-        self._machine, self._kv, self._kv_part = machine, policy.kv, kv_part
+    def __init__(self, machine: Machine, policy: Policy) -> None:
+        self._machine, self._kv = machine, policy.kv
         self._compute = machine.compute
         self._here = machine.processors[self._compute]
         beside = (policy.attention or self._compute) != self._compute and "cpu" in machine.processors
@@ -26,24 +26,27 @@ class Attending:
         for load in loads:
             for spans in load.spans:
                 flops = spans.pairs(layer.window) * layer.pair_flops
-                read = spans.keys(layer.window) * layer.kv_bytes
+                keys = spans.keys(layer.window)
                 on_cpu = self.away if spans.count == 1 else 0.0  # a prompt's keys are at hand where they were computed
-                here += (1 - on_cpu) * self._attend_s(self._here, flops, read, spans.count)
+                here += (1 - on_cpu) * self._attend_s(self._here, layer, flops, keys, spans.count)
                 if on_cpu:
-                    away += on_cpu * self._attend_s(self._machine.processors["cpu"], flops, read, spans.count)
+                    away += on_cpu * self._attend_s(self._machine.processors["cpu"], layer, flops, keys, spans.count)
         return here, away + self._staging_s(layer, loads)
 
     def past_bytes(self, layer: AttentionShape, loads: Sequence[Load]) -> float:
         """KV of earlier calls that one layer attends to, as it is stored."""
         past = sum(s.number * min(s.first, layer.window or s.first) for load in loads for s in load.spans)
-        return past * layer.kv_bytes * self._kv_part
+        return past * layer.kv_bytes
 
-    def _attend_s(self, processor: Processor, flops: float, kv_bytes: float, queries: float) -> float:
-        """Attention of spans alike to so many bytes of KV, which are unpacked as a whole before, where they are packed.
+    def _attend_s(
+        self, processor: Processor, layer: AttentionShape, flops: float, keys: float, queries: float
+    ) -> float:
+        """Attention of spans alike to so many keys with their values, which are unpacked before, where they are packed.
 
         Packing what is new passes over it about as often as unpacking what is old, so both count as one.
         """
-        unpack_s = kv_bytes / (NATIVE_BITS // 8) / processor.dequantise_per_s if self._kv_part < 1 else 0.0
+        unpack_s = keys * layer.packed_elements / processor.dequantise_per_s if layer.packed_elements else 0.0
+        kv_bytes = keys * (_UNPACKED_BYTES * layer.packed_elements or layer.kv_bytes)
         return unpack_s + max(flops / processor.attention.at(queries), kv_bytes / processor.kv_bytes_per_s)
 
     def _staging_s(self, layer: AttentionShape, loads: Sequence[Load]) -> float:

@@ -125,7 +125,7 @@ def _budgeted(case: Case) -> Machine:
 def _assumptions(case: Case, shape: OptShape) -> Iterator[str]:
     """What differs between a model and a job and what the equations take them for, a line each."""
     model = case.shape
-    kept = model.kv_bytes / shape.layers
+    kept = sum(2 * layer.packed_elements or layer.kv_bytes for layer in model.attention) / shape.layers
     if abs(shape.kv_bytes - kept) > _ALIKE * kept:
         yield (
             f"every head keeps keys and values of its own, {format_bytes(shape.kv_bytes)} a token and layer; "

@@ -12,16 +12,10 @@ _BELOW: tuple[Tier, ...] = ("cpu", "disk")  # tiers that may be other than the o
 
 
 class Carrying:
-    """What links carry for one model under one policy, as a mapping from lane to seconds.
+    """What links carry for one model under one policy, as a mapping from lane to seconds."""
 
-    kv_part: bytes of KV as stored, as a part of them unpacked.
-    """
-
-    def __init__(
-        self, shape: ModelShape, machine: Machine, policy: Policy, attending: Attending, kv_part: float
-    ) -> None:
+    def __init__(self, shape: ModelShape, machine: Machine, policy: Policy, attending: Attending) -> None:
         self._shape, self._policy, self._attending = shape, policy, attending
-        self._kv_part = kv_part
         self._links, self._compute = machine.links, machine.compute
         self._paths = {(tier, up): self._path(tier, up) for tier in _BELOW for up in (True, False)}
         self._kv_tiers = [tier for tier in _BELOW if policy.kv.of(tier) and tier != self._compute]
@@ -48,7 +42,7 @@ class Carrying:
             return moved
         past_bytes = self._attending.past_bytes(layer, loads)
         spans = [s for load in loads for s in load.spans]
-        new_bytes = sum(s.number * s.count for s in spans) * layer.kv_bytes * self._kv_part
+        new_bytes = sum(s.number * s.count for s in spans) * layer.kv_bytes
         for tier in self._kv_tiers:
             share = self._policy.kv.of(tier)
             self._add(moved, share * new_bytes, tier, up=False, kv=True)

@@ -11,7 +11,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 from penstock.machine.machine import Machine
-from penstock.plan.attending import NATIVE_BITS, Attending
+from penstock.plan.attending import Attending
 from penstock.plan.carrying import Carrying
 from penstock.plan.load import Load
 from penstock.plan.overlap import Busy, Overlap, Sweep, scaled, sums
@@ -19,7 +19,6 @@ from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.plan.shape import AttentionShape, ModelShape, distinct
 from penstock.plan.visits import Visits
 
-_GROUP = 64  # elements that share a scale and a zero, 16 bits each, where weights or KV are packed
 _WRITES = ("gpu→cpu", "cpu→disk")
 
 
@@ -29,11 +28,6 @@ class Priced:
 
     seconds: float
     lanes: Mapping[str, float]
-
-
-def packed(bits: int | None, native_bits: float) -> float:
-    """Bytes of something packed, as a part of its bytes unpacked: with a scale and a zero per group."""
-    return 1.0 if bits is None or bits >= native_bits else (bits + 2 * 16 / _GROUP) / native_bits
 
 
 class SweepCost:
@@ -67,9 +61,8 @@ class SweepCost:
     def _take(self, policy: Policy) -> None:
         """Take a policy, and forget what was priced under another."""
         self.policy = policy
-        kv_part = packed(policy.kv_bits, NATIVE_BITS)
-        self._attending = Attending(self.machine, policy, kv_part)
-        self._carrying = Carrying(self.shape, self.machine, policy, self._attending, kv_part)
+        self._attending = Attending(self.machine, policy)
+        self._carrying = Carrying(self.shape, self.machine, policy, self._attending)
         self._memo: dict[tuple[Load, ...], Priced] = {}
         self._outlines: dict[tuple[Load, ...], _Outlined] = {}
 

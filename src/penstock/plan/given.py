@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from penstock.plan.case import Case
-from penstock.plan.cost import packed
 from penstock.plan.placement import place_within, spread
 from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.plan.sizes import Cut, Sizes
@@ -24,11 +23,11 @@ def given_placement(case: Case) -> Placement:
     sizes = Sizes(case.shape.footprint, case.job, case.ledger, replace(asked, kv=kv), compute)
     rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or _rows_beside(case, sizes, batch, kv)
     cut = Cut(asked.slots or 2, batch, rows, asked.sweep_tokens or max(batch, rows))
-    kv_bytes = max(rows * _row_bytes(case, sizes), sizes.row_bytes(case.job.longest_tokens) * packed(case.kv_bits, 16))
+    kv_bytes = max(rows * _row_bytes(case, sizes), sizes.row_bytes(case.job.longest_tokens))
     homes = _homes(case, sizes.fixed(cut) + int(kv.of(compute) * kv_bytes))
     if static and asked.slots is None:
         cut = replace(cut, slots=_layer_slots(case, homes))
-    fixed = (_static_fixed(case, sizes, cut) if static else sizes.fixed(cut)) + rows * case.shape.footprint.state
+    fixed = (_static_fixed(case, sizes, cut) if static else sizes.fixed(cut)) + rows * case.shape.footprint.kept
     total = sum(case.shape.footprint.pages) or 1
     by_tier = {
         t: sum(n for n, h in zip(case.shape.footprint.pages, homes, strict=True) if h == t) / total for t in TIERS
@@ -58,7 +57,7 @@ def _rows_beside(case: Case, sizes: Sizes, batch: int, kv: Shares) -> int:
         each = kv.of(tier) * row
         if tier == case.compute:
             room -= sizes.fixed(Cut(case.asked.slots or 2, batch, 1, batch))
-            each += case.shape.footprint.state
+            each += case.shape.footprint.kept
         if each:
             held = min(held, int(room / each))
     return max(1, held)
@@ -66,7 +65,7 @@ def _rows_beside(case: Case, sizes: Sizes, batch: int, kv: Shares) -> int:
 
 def _row_bytes(case: Case, sizes: Sizes) -> float:
     """KV of a row of mean length, as it is stored."""
-    return sizes.row_bytes(case.job.mean_tokens) * packed(case.kv_bits, 16)
+    return sizes.row_bytes(case.job.mean_tokens)
 
 
 def _reserved_below(case: Case, sizes: Sizes, cut: Cut, tier: Tier) -> int:

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from penstock.machine.machine import Machine
 from penstock.plan.case import Case
-from penstock.plan.cost import packed
 from penstock.plan.gains import duals, gains
 from penstock.plan.others import runners_up
 from penstock.plan.plan import Plan
@@ -36,10 +35,8 @@ def decided(case: Case, machine: Machine, job: str, placement: Placement) -> Pla
 
 def priced(case: Case, machine: Machine, job: str, placement: Placement, notes: Sequence[str] = ()) -> Plan:
     """A placement as it was given, whether it fits or not, with what it would do if it did."""
-    # the scheduler counts blocks as they are unpacked; and new KV is on the compute tier only while its layer is
-    # computed, so none of it stays there between sweeps
-    part = packed(case.kv_bits, 16)
-    room = {tier: int(nbytes / part) for tier, nbytes in placement.kv.items()}
+    # new KV is on the compute tier only while its layer is computed, so none of it stays there between sweeps
+    room = dict(placement.kv)
     room[case.compute] = room.get(case.compute, 0) + 2 * sum(room.values())
     predicted = VirtualRun(case, replace(placement, kv=room)).predict(case.lengths)
     plan = Plan(

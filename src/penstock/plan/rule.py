@@ -66,7 +66,7 @@ def place(sizes: Sizes, cut: Cut) -> Placement:
     room = sizes.ledger.free(sizes.compute) - sizes.fixed(cut) - sizes.resident_asked()
     rows = sizes.rows_held(room, cut.rows)
     cut = replace(cut, rows=rows)
-    room -= rows * sizes.model.state
+    room -= rows * sizes.model.kept
     share = sizes.kv_share()
     full = rows * sizes.row_bytes(sizes.job.mean_tokens) + 2 * sizes.row_bytes(sizes.job.longest_tokens)
     tails = rows * 2 * sizes.model.kv_block + cut.batch * sizes.model.kv_block // sizes.model.block_tokens
@@ -99,7 +99,7 @@ def place(sizes: Sizes, cut: Cut) -> Placement:
         num_batches=sizes.asked.num_batches,
     )
     reserved = {tier: sum(_held_below(sizes, cut, tier).values()) for tier in _below(sizes.compute)}
-    reserved[sizes.compute] = sizes.fixed(cut) + rows * sizes.model.state
+    reserved[sizes.compute] = sizes.fixed(cut) + rows * sizes.model.kept
     return Placement(policy, tuple(homes), kv, sizes.staging(), reserved)
 
 

@@ -36,7 +36,8 @@ class PageShape:
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """One layer's attention. kv_bytes: of one token. pair_flops: of one query token with one key, all heads, both
+    """One layer's attention. kv_bytes: of one token, as it is kept. packed_elements: of one token where KV is packed,
+    else 0. pair_flops: of one query token with one key, all heads, both
     products. window: keys that a query reaches back to, itself included, or None. page: index of the page after which
     it runs."""
 
@@ -44,6 +45,7 @@ class AttentionShape:
     pair_flops: int
     window: int | None
     page: int
+    packed_elements: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,22 +125,23 @@ class Sizes:
 
     def row_least(self) -> int:
         """Room for KV and state without which no row can be run."""
-        return self.kv_least() + self.model.state
+        return self.kv_least() + self.model.kept
 
     def rows_held(self, room: int, rows: int) -> int:
-        """Of so many rows, those whose states fit beside their KV. UserError where a static group does not."""
-        state, share = self.model.state, self.kv_share()
-        if not state:
+        """Of so many rows, those whose states and open blocks fit beside their KV. UserError where a static group does
+        not."""
+        kept, share = self.model.kept, self.kv_share()
+        if not kept:
             return rows
         spare = room - self.kv_least()
         if self.asked.batch_size is not None:
-            if rows * state > spare:
+            if rows * kept > spare:
                 raise UserError(
-                    f"{rows} rows keep {format_bytes(rows * state)} of recurrent state on {self.compute}, where "
+                    f"{rows} rows keep {format_bytes(rows * kept)} beside their KV blocks on {self.compute}, where "
                     f"{format_bytes(max(spare, 0))} are left for it: make --batch-size or --num-batches smaller"
                 )
             return rows
-        return min(rows, max(1, spare // (state + int(share * self.row_bytes(self.job.mean_tokens)))))
+        return min(rows, max(1, spare // (kept + int(share * self.row_bytes(self.job.mean_tokens)))))
 
     def needed(self, cut: Cut) -> int:
         """Bytes of the compute tier without which nothing runs so."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.plan.case import Case
-from penstock.plan.cost import Priced, SweepCost, packed
+from penstock.plan.cost import Priced, SweepCost
 from penstock.plan.linear import Infeasible, Item, Lane, Optimum, Program, solve
 from penstock.plan.load import Load, Spans
 from penstock.plan.policy import TIERS, Policy, Shares, Tier
@@ -96,7 +96,7 @@ class Steady:
         footprint, row = self.case.shape.footprint, self.row_bytes(sizes)
         held = {tier: kv.of(tier) * row for tier in self._tiers}
         tail = (1 - kv.of(self.case.compute)) * footprint.kv_block
-        return held | {self.case.compute: kv.of(self.case.compute) * row + tail + footprint.state}
+        return held | {self.case.compute: kv.of(self.case.compute) * row + tail + footprint.kept}
 
     def _kv_taken(self, cut: Cut, kv: Shares) -> Mapping[Tier, float]:
         """Bytes of KV that the placement rule gives to the rows of a cut, as far as there are so many."""
@@ -105,7 +105,7 @@ class Steady:
         taken = {tier: kv.of(tier) * full for tier in self._tiers}
         tails = cut.rows * 2 * footprint.kv_block + cut.batch * footprint.kv_block / footprint.block_tokens
         here = kv.of(case.compute)
-        return taken | {case.compute: here * full + (tails if here < 1 else 0.0) + cut.rows * footprint.state}
+        return taken | {case.compute: here * full + (tails if here < 1 else 0.0) + cut.rows * footprint.kept}
 
     def placed(self, cut: Cut) -> Estimate | None:
         """The same, with weights, KV and activations where the linear program puts them; None where nothing fits."""
@@ -113,7 +113,7 @@ class Steady:
         sizes = self._sizes_of(case.asked.kv)
         rows = float(min(cut.rows, case.job.prompts))
         load = self._middle(cut, rows)
-        kv_bytes = int(rows * self.row_bytes(sizes) * packed(case.kv_bits, 16))
+        kv_bytes = int(rows * self.row_bytes(sizes))
         # wherever a row's KV rests, the blocks that it is written to are on the compute tier
         tails = int(rows * 2 * shape.footprint.kv_block)
         buffers = {(tier, case.compute): tails for tier in self._tiers if tier != case.compute}

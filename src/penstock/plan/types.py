@@ -14,7 +14,8 @@ class Footprint:
     pages: every page that streams or rests, in order. tables: indices of embedding pages, which are read by row when
     they do not rest in memory. core: always resident. call_bytes: per token of a call. logit_bytes: per row whose
     logits are wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row, kept on the
-    compute tier; where there is any, prompts are not cut. state_layer: the largest part of it at one layer.
+    compute tier; where there is any, prompts are not cut. state_layer: the largest part of it at one layer. open_block:
+    of a row's newest KV block where full ones are packed, kept there too.
     staged_layer: the largest block of a single layer. call_tokens: of one call, from which on products are no faster.
     """
 
@@ -29,6 +30,12 @@ class Footprint:
     state_layer: int = 0
     staged_layer: int = 0
     call_tokens: int = 1024
+    open_block: int = 0
+
+    @property
+    def kept(self) -> int:
+        """What a row keeps on the compute tier beside its blocks."""
+        return self.state + self.open_block
 
 
 @dataclass(frozen=True, slots=True)

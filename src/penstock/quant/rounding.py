@@ -7,7 +7,7 @@ keeps what has the least squared error. The same alternation as in HQQ (Badri an
 large language models, 2023), with squared errors and a search of ranges instead of its sparse norm.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,9 @@ from penstock.quant.grouped import PARAMETER_BYTES, Grouped
 
 RANGES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.80, 0.76, 0.72)  # of a group's own, tried as starts
 REFITS = 3
+KV_RANGES = (1.0, 0.9, 0.8)  # of keys and values, which are packed as they are computed: no time for more
 SMALLEST, SMALLEST_NORMAL, LARGEST = np.float32(2.0**-24), np.float32(2.0**-14), np.float32(65504.0)  # half precision
+_INLINE = 1 << 14  # elements that are packed before another thread has woken up
 # A scale that half precision cannot hold loses more than the format should: what is refused for it.
 COARSER, TOLERATED = np.float32(1.25), np.float32(2.0**-9)  # times the step; of the largest element, as bfloat16 does
 
@@ -30,20 +32,8 @@ def pack(values: npt.NDArray[np.float32], form: Grouped) -> npt.NDArray[np.uint8
 
     Raises ValueError for values that are not finite, and for such as half precision holds no scale or minimum for.
     """
-    import torch  # the number of threads that a run computes with
-
-    rows, columns = values.shape
-    packed = np.zeros((rows, form.row_bytes(columns)), np.uint8)
-    starts = np.array((1.0,) if form.plain else RANGES, np.float32)
-    threads = max(1, min(rows, torch.get_num_threads()))
-    cuts = [rows * part // threads for part in range(threads + 1)]
-    kernel, bad = _compiled(), np.zeros(rows, np.bool_)
-    values = np.ascontiguousarray(values, np.float32)
-
-    def work(start: int, stop: int) -> None:
-        kernel(values, packed, bad, form.bits, form.group, starts, 0 if form.plain else REFITS, start, stop)
-
-    in_threads(work, cuts)
+    starts, refits = ((1.0,), 0) if form.plain else (RANGES, REFITS)
+    packed, bad = _packed(values, form, starts, refits, exacting=True)
     if bad.any():
         row = int(bad.argmax())
         why = "too large or too small for half precision" if np.isfinite(values[row]).all() else "not finite"
@@ -51,8 +41,49 @@ def pack(values: npt.NDArray[np.float32], form: Grouped) -> npt.NDArray[np.uint8
     return packed
 
 
+def pack_kv(values: npt.NDArray[np.float32], form: Grouped) -> npt.NDArray[np.uint8]:
+    """``pack`` for keys or values of a run, quickly; a row that half precision does not hold comes back as NaN.
+
+    What is too small for its steps is rounded to them: next to other keys and values it is nothing.
+    """
+    packed, bad = _packed(values, form, KV_RANGES, 0, exacting=False)
+    if bad.any():
+        packed[bad] = 0xFF  # NaN as a scale, whatever the codes
+    return packed
+
+
+def _packed(
+    values: npt.NDArray[np.float32], form: Grouped, ranges: Sequence[float], refits: int, *, exacting: bool
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Packed rows, and which of them could not be packed. exacting: a scale may not be much coarser than its group."""
+    import torch  # the number of threads that a run computes with
+
+    rows, columns = values.shape
+    packed = np.zeros((rows, form.row_bytes(columns)), np.uint8)
+    starts = np.array(ranges, np.float32)
+    threads = max(1, min(rows, torch.get_num_threads())) if values.size > _INLINE else 1
+    cuts = [rows * part // threads for part in range(threads + 1)]
+    kernel, bad = _compiled(), np.zeros(rows, np.bool_)
+    values = np.ascontiguousarray(values, np.float32)
+
+    def work(start: int, stop: int) -> None:
+        kernel(values, packed, bad, form.bits, form.group, starts, refits, exacting, start, stop)
+
+    in_threads(work, cuts)
+    return packed, bad
+
+
 def _pack_rows(
-    values: Any, packed: Any, bad: Any, bits: int, group: int, starts: Any, refits: int, first: int, last: int
+    values: Any,
+    packed: Any,
+    bad: Any,
+    bits: int,
+    group: int,
+    starts: Any,
+    refits: int,
+    exacting: bool,
+    first: int,
+    last: int,
 ) -> None:
     columns = values.shape[1]
     levels = np.float32(2**bits - 1)
@@ -107,7 +138,7 @@ def _pack_rows(
                     if scale <= 0:
                         break
                     minimum = low + (s_x - scale * s_c) / number
-            coarse = best_scale / np.float32(2.0) > max(abs(low), abs(high)) * TOLERATED
+            coarse = exacting and best_scale / np.float32(2.0) > max(abs(low), abs(high)) * TOLERATED
             if max(abs(best_minimum), best_scale) > LARGEST or (
                 coarse and best_scale > COARSER * (high - low) / levels
             ):
