@@ -1,7 +1,7 @@
 """How fast packed weights are unpacked: every format, from memory into the nearest cache, with all threads.
 
-Gigabytes of bfloat16 output a second (two bytes a weight, whatever the kernel writes), beside reading the same bytes
-as torch copies them. Prints a Markdown table.
+Billions of weights a second, written as float32 and as bfloat16, beside reading the same bytes as torch copies them.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ import time
 import torch
 
 from penstock.compiled.threads import in_threads
+from penstock.compiled.vectors import STORED
 from penstock.quant.forms import LAYOUTS, Form
 from penstock.quant.unpacking import unpacker
 
 COLD_BYTES = 256 << 20  # walked over, so that nothing comes from cache
 PANEL_ROWS, COLUMNS = 256, 3072  # of a part
+DTYPES = (torch.float32, torch.bfloat16)
 
 
-def rates(form: Form, rounds: int) -> dict[str, float]:
-    """Weights per second, and bytes of packed rows per second, the median of some walks over COLD_BYTES."""
+def rate(form: Form, dtype: torch.dtype, rounds: int) -> float:
+    """Weights per second that are read, and written in a dtype: the median of some walks over COLD_BYTES."""
     part_bytes = PANEL_ROWS * form.row_bytes(COLUMNS)
     threads = torch.get_num_threads()
     count = COLD_BYTES // part_bytes // threads * threads
     parts = torch.zeros(count, PANEL_ROWS, form.row_bytes(COLUMNS), dtype=torch.uint8).numpy()
     # as products do it, into the nearest cache: all rows of a part are written to the same place
-    panels = torch.empty(threads, COLUMNS).as_strided((threads, PANEL_ROWS, COLUMNS), (COLUMNS, 0, 1)).numpy()
+    rows = torch.empty(threads, COLUMNS, dtype=dtype).view(STORED[dtype])
+    panels = rows.as_strided((threads, PANEL_ROWS, COLUMNS), (COLUMNS, 0, 1)).numpy()
     cuts = [count * thread // threads for thread in range(threads + 1)]
-    work = unpacker(form)
+    work = unpacker(form, panels.dtype.name)
     taken = []
 
     def walk(start: int, stop: int) -> None:
@@ -45,8 +48,7 @@ def rates(form: Form, rounds: int) -> dict[str, float]:
         in_threads(walk, cuts)
         taken.append(time.perf_counter() - start)
     taken = taken[1:]  # the first compiles
-    seconds = statistics.median(taken) / count
-    return {"weights_per_s": PANEL_ROWS * COLUMNS / seconds, "packed_bytes_per_s": part_bytes / seconds}
+    return PANEL_ROWS * COLUMNS * count / statistics.median(taken)
 
 
 def main() -> None:
@@ -54,7 +56,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = {form.name: rates(form, arguments.rounds) for form in LAYOUTS}
+    found = {
+        form.name: {
+            "packed_bits": 8 * form.record_bytes / form.group,
+            **{str(dtype).removeprefix("torch."): rate(form, dtype, arguments.rounds) for dtype in DTYPES},
+        }
+        for form in LAYOUTS
+    }
     copied = torch.zeros(COLD_BYTES, dtype=torch.uint8)
     target, taken = torch.empty(1 << 20, dtype=torch.uint8), []
     for part in itertools.islice(itertools.cycle(copied.split(1 << 20)), 3 * COLD_BYTES >> 20):
@@ -63,11 +71,13 @@ def main() -> None:
         taken.append(time.perf_counter() - start)
     reading = len(target) / statistics.median(taken)
     if arguments.json:
-        json.dump({"threads": torch.get_num_threads(), "read_bytes_per_s": reading, "forms": found}, sys.stdout)
+        json.dump({"threads": torch.get_num_threads(), "read_bytes_per_s": reading, "weights_per_s": found}, sys.stdout)
         return
-    print("| format | bf16 output GB/s | packed bytes GB/s |\n| --- | ---: | ---: |")
-    for name, rate in found.items():
-        print(f"| {name} | {2e-9 * rate['weights_per_s']:.1f} | {1e-9 * rate['packed_bytes_per_s']:.1f} |")
+    print("| format | float32, G weights/s | bfloat16, G weights/s | GB/s written | GB/s of packed rows |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, of in found.items():
+        each = 1e-9 * of["float32"], 1e-9 * of["bfloat16"]
+        print(f"| {name} | {each[0]:.1f} | {each[1]:.1f} | {2 * each[1]:.1f} | {of['packed_bits'] / 8 * each[1]:.1f} |")
     print(f"\n{torch.get_num_threads()} threads; torch copies {reading / 1e9:.1f} GB/s from memory into cache.")
 
 

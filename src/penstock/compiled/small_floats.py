@@ -25,13 +25,9 @@ class EightBits(Record):
         return [self._rounded(self.builder.fmul(_halves(self.emitter, codes, 4, 3), self._scale)) for codes in found]
 
     def _rounded(self, value: ir.Value) -> ir.Value:
-        """The nearest of bfloat16; of two as near the even one."""
-        builder = self.builder
-        words = ir.VectorType(_WORD, self.emitter.lanes)
-        bits = builder.bitcast(value, words)
-        odd = builder.and_(builder.lshr(bits, _all(words, 16)), _all(words, 1))
-        up = builder.add(builder.add(bits, _all(words, 0x7FFF)), odd)
-        return builder.bitcast(builder.and_(up, _all(words, 0xFFFF0000)), self.emitter.float)
+        """The nearest of bfloat16."""
+        bits = self.emitter.rounded(value)
+        return self.builder.bitcast(self.builder.and_(bits, _all(bits.type, 0xFFFF0000)), self.emitter.float)
 
 
 class FourBits(Record):

@@ -1,4 +1,4 @@
-"""Vector instructions for compiled kernels: loads that widen, stores, products and transposes of whole vectors.
+"""Vector instructions for compiled kernels: loads that widen, stores that round, products and transposes of vectors.
 
 Loops that a compiler vectorises by itself keep no tile of accumulators in registers; these are for the tiles that must.
 """
@@ -48,13 +48,35 @@ class Emitter:
             return value
         if kind == types.int16:
             return builder.fpext(value, self.float)
-        words = ir.IntType(32) if self.lanes == 1 else ir.VectorType(ir.IntType(32), self.lanes)
-        shift = ir.Constant(words, 16 if self.lanes == 1 else [16] * self.lanes)
-        return builder.bitcast(builder.shl(builder.zext(value, words), shift), self.float)
+        words = self._word_type(32)
+        return builder.bitcast(builder.shl(builder.zext(value, words), self._all(words, 16)), self.float)
 
-    def store(self, value: ir.Value, address: ir.Value) -> None:
-        """Floats to an address."""
-        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=4)
+    def store(self, value: ir.Value, address: ir.Value, kind: types.Type = types.float32) -> None:
+        """Floats to an address, as what is stored there: rounded to the nearest, of two as near to the even one."""
+        builder = self.builder
+        if kind == types.int16:
+            half = ir.HalfType()
+            value = builder.fptrunc(value, half if self.lanes == 1 else ir.VectorType(half, self.lanes))
+        elif kind == types.uint16:
+            value = self._high_halves(self.rounded(value))
+        builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=element_bytes(kind))
+
+    def rounded(self, value: ir.Value) -> ir.Value:
+        """The bits of floats rounded to bfloat16, in the high halves of words; the low halves mean nothing."""
+        builder, words = self.builder, self._word_type(32)
+        bits = builder.bitcast(value, words)
+        odd = builder.and_(builder.lshr(bits, self._all(words, 16)), self._all(words, 1))
+        up = builder.add(builder.add(bits, self._all(words, 0x7FFF)), odd)
+        return builder.select(builder.fcmp_unordered("uno", value, value), self._all(words, 0x7FC00000), up)
+
+    def _high_halves(self, words: ir.Value) -> ir.Value:
+        return self.builder.trunc(self.builder.lshr(words, self._all(words.type, 16)), self._word_type(16))
+
+    def _word_type(self, bits: int) -> ir.Type:
+        return ir.IntType(bits) if self.lanes == 1 else ir.VectorType(ir.IntType(bits), self.lanes)
+
+    def _all(self, words: ir.Type, value: int) -> ir.Constant:
+        return ir.Constant(words, value if self.lanes == 1 else [value] * self.lanes)
 
     def prefetch(self, address: ir.Value) -> None:
         """Begin to bring the cache line at an address into the second-level cache."""

@@ -134,7 +134,7 @@ def _multiply(rows, two, one, form, packed, weight, row_bytes, deep, out, panel,
             lines = (depth * row_bytes // in_features + LINE - 1) // LINE
             for n in range(first, last, ROWS):
                 for r in range(min(ROWS, last - n)):
-                    widen(weight, form, weight_at + (n + r) * stride, k, depth, panel_at + r * PANEL_STRIDE)
+                    widen(weight, panel, form, weight_at + (n + r) * stride, k, depth, panel_at + r * PANEL_STRIDE)
                 # the next panel's weights come while this one is multiplied
                 ahead, ahead_k = (n + ROWS, k) if n + ROWS < last else (first, k + deep)
                 if ahead_k >= in_features:

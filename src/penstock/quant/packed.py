@@ -8,8 +8,6 @@ import torch
 from penstock.quant.elements import elements
 from penstock.quant.forms import Form
 
-_CHUNK_ELEMENTS = 1 << 20  # widened at a time where the target is not float32
-
 
 @dataclass(frozen=True, slots=True)
 class Packed:
@@ -54,10 +52,4 @@ class Packed:
             return
         from penstock.quant.unpacking import unpack  # imports numba: only where something is packed
 
-        rows = len(flat) if target.dtype == torch.float32 else max(1, _CHUNK_ELEMENTS // max(1, self.columns))
-        for first in range(0, len(flat), rows):
-            part = flat[first : first + rows]
-            wide = part if target.dtype == torch.float32 else torch.empty(part.shape)
-            unpack(data[first : first + rows].numpy(), self.form, wide.numpy())
-            if wide is not part:
-                part.copy_(wide)
+        unpack(data, self.form, flat)
