@@ -7,7 +7,6 @@ widens a panel once for a tile of tokens.
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numba
 import numpy as np
@@ -108,15 +107,20 @@ def takes_few(x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
 
 
 def multiply_few(x: torch.Tensor, weights: Operand, out: torch.Tensor) -> None:
-    """Write x (T, in), at most MOST tokens, times weights (out, in) that ``takes_few`` to out (T, out), float32."""
+    """Write x (T, in), at most MOST tokens, times weights (out, in) that ``takes_few`` to out (T, out).
+
+    In float32, and rounded once where out is narrower.
+    """
     tokens, columns = x.shape
     together = 1 if tokens == 1 else TOGETHER  # two kernels to compile, not one for each number
     told = -(-tokens // together) * together
     kernel = _compiled(weights.kind, together, len(weights.form))
-    met = x.numpy()
+    met = x.float().numpy()
     if columns % BLOCK or tokens < told:
         met = np.pad(met, ((0, told - tokens), (0, -columns % BLOCK)))
-    results: Any = out.numpy() if tokens == told else np.empty((told, len(weights.array)), np.float32)
+    in_place = tokens == told and out.dtype == torch.float32
+    made = out if in_place else torch.empty(told, len(weights.array))
+    results = made.numpy()
     groups = -(-len(weights.array) // ROWS)
     threads = min(groups, torch.get_num_threads())
     parts = min(groups, threads * PARTS)
@@ -127,5 +131,5 @@ def multiply_few(x: torch.Tensor, weights: Operand, out: torch.Tensor) -> None:
         kernel(*lengths, weights.array, met, columns, results, start, stop)
 
     in_turn(work, cuts, threads)
-    if tokens < told:
-        out.numpy()[:] = results[:tokens]
+    if not in_place:
+        out.copy_(made[:tokens])

@@ -14,16 +14,13 @@ if TYPE_CHECKING:
     from penstock.engine.product_kernel import Multiplier
 
 _PANEL_BYTES = 12 << 20  # of widened weights or packed activations at a time: still in cache at the product
-# Up to so many tokens, packed weights meet 16-bit activations in float32 too: for fewer products than that, it takes
-# longer to write unpacked weights in 16 bits than 16-bit arithmetic gains.
-_IN_FLOAT32 = 64
 
 
 class Widening:
     """Products with weights stored in another dtype than they are computed in; holds the one scratch for all of them.
 
     On the CPU a compiled kernel widens while it multiplies in float32 and the scratch holds its activations; what the
-    kernel does not take is widened into the scratch, panel by panel.
+    kernel does not take is brought to the product's dtype in the scratch, panel by panel.
     """
 
     def __init__(self, compute: torch.dtype, device: torch.device) -> None:
@@ -32,20 +29,15 @@ class Widening:
 
     def _multiplied(self, x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor) -> bool:
         """Whether the compiled kernel takes such a product; if so, it is written to out."""
-        in_float32 = x.dtype == torch.float32 or (isinstance(weight, Packed) and len(x) <= _IN_FLOAT32)
-        if self._panel.device.type != "cpu" or not in_float32:
+        if self._panel.device.type != "cpu" or not (x.dtype == torch.float32 or isinstance(weight, Packed)):
             return False
         if self._multiplier is None:
             from penstock.engine.product_kernel import Multiplier  # imports numba: only where it is needed
 
             self._multiplier = Multiplier(self._panel.view(torch.float32))
-        wide = x.float()  # itself, where it is
-        if not self._multiplier.takes(wide, weight):
+        if not self._multiplier.takes(x, weight):
             return False
-        made = out if out.dtype == torch.float32 else torch.empty(out.shape)
-        self._multiplier.multiply(wide, weight, made)
-        if made is not out:
-            out.copy_(made)
+        self._multiplier.multiply(x, weight, out)
         return True
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor | Packed, bias: torch.Tensor | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Products of float32 activations with narrower weights on the CPU, widened inside the kernel.
+"""Products in float32 with narrower weights on the CPU, widened inside the kernel.
 
 A tile of rows of weights times tokens is held in registers; the rows are widened just before, into the nearest cache.
 So widening costs what the packing of any matrix product costs, and the weights are read from memory at half the bytes.
@@ -189,7 +189,10 @@ def _compiled_multiply(stored: str, form: int) -> Callable[..., None]:
 
 
 class Multiplier:
-    """Products of float32 activations with 16-bit or packed weights.
+    """Products in float32 with 16-bit or packed weights.
+
+    Where activations are float32, however many tokens there are. Those of 16 bits meet packed weights here while they
+    are few: for more, weights unpacked to 16 bits and a product in 16 bits take no longer, or less.
 
     packed: one long float32 tensor, scratch for activations in the order in which they are read.
     """
@@ -202,15 +205,15 @@ class Multiplier:
     def takes(self, x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
         """Whether there is compiled code for x (T, in), weight (out, in), and it is worth its start."""
         if isinstance(weight, Packed):
-            suits = True
+            suits = x.dtype == torch.float32 or takes_few(x, weight)
         else:
             narrow = weight.dtype in (torch.bfloat16, torch.float16) and weight.stride(1) == 1
-            suits = narrow and (takes_few(x, weight) or len(x) >= FEWEST)
+            suits = narrow and x.dtype == torch.float32 and (takes_few(x, weight) or len(x) >= FEWEST)
         fits = 0 < weight.shape[1] * TILE_TOKENS <= self._packed.size
-        return suits and fits and x.dtype == torch.float32 and x.device.type == "cpu"
+        return suits and fits and x.device.type == "cpu"
 
     def multiply(self, x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor) -> None:
-        """Write x (T, in) times weight (out, in) to out (T, out), float32; the last dimensions are contiguous.
+        """Write x (T, in) times weight (out, in) to out (T, out), of x's dtype; the last dimensions are contiguous.
 
         The tensor object that was packed last is not packed again: it must not have been changed meanwhile.
         """
