@@ -8,13 +8,14 @@ from penstock.profiling.place import Place
 
 def test_arithmetics_that_a_cpu_without_bf16_runs(place: Place) -> None:
     assert [kind.name for kind in place.arithmetics(short=True)] == ["float32<bfloat16", "float32<float16", "float32"]
-    assert "bfloat16" in [kind.name for kind in place.arithmetics()]
+    assert {"bfloat16", "float32<int4", "float32<int8"} <= {kind.name for kind in place.arithmetics()}
 
 
 def test_arithmetics_that_a_cpu_with_bf16_runs(place: Place) -> None:
     place = replace(place, cpu_bfloat16=True)
     assert [kind.name for kind in place.arithmetics(short=True)] == ["bfloat16"]
-    assert {"float32", "float32<bfloat16"} <= {kind.name for kind in place.arithmetics()}
+    names = {kind.name for kind in place.arithmetics()}
+    assert {"float32", "float32<bfloat16", "bfloat16<int4", "bfloat16<int8"} <= names
 
 
 def test_copies_exceed_the_cache_within_the_room(place: Place) -> None:

@@ -70,13 +70,13 @@ class Link:
 class Processor:
     """What one place computes.
 
-    products: FLOP/s of a linear layer by the tokens of a call, per arithmetic: ``bfloat16``, or ``float32<bfloat16``
-    where float32 activations meet weights that are stored in bfloat16 and widened inside the product, or
-    ``float32<int4`` where they are packed in so many bits and unpacked there. attention: FLOP/s by the query tokens of
-    a span (1 in decode), both products of it counted. kv_bytes_per_s: at which attention reads keys and values,
-    whatever the arithmetic. activation_bytes_per_s: at which everything else between two products (norms, rotary turns,
-    activation functions, residual sums) reads and writes its tensors. dequantise_per_s: elements of packed weights or
-    KV that are unpacked in a second.
+    products: FLOP/s of a linear layer by the tokens of a call, per arithmetic: ``bfloat16``, or
+    ``float32<bfloat16`` where float32 activations meet weights that are stored in bfloat16 and widened inside the
+    product, or ``float32<int4`` where they are packed in so many bits and unpacked there, as in ``bfloat16<int4``.
+    attention: FLOP/s by the query tokens of a span (1 in decode), both products of it counted. kv_bytes_per_s: at
+    which attention reads keys and values, whatever the arithmetic. activation_bytes_per_s: at which everything else
+    between two products (norms, rotary turns, activation functions, residual sums) reads and writes its tensors.
+    dequantise_per_s: elements of packed weights or KV that are unpacked in a second.
     visit_s: of a call at a page, whatever its size. sweep_s: of a sweep. row_s: of a sampled row besides its logits.
     logit_s: of one logit of a sampled row. expert_s: of an expert that tokens of a call are sent to, besides its
     products.

@@ -27,7 +27,7 @@ class Arithmetic:
     @property
     def name(self) -> str:
         """The key of ``Processor.products``: ``bfloat16``, or ``float32<bfloat16`` where weights are widened, and
-        ``float32<int4`` where they are unpacked."""
+        ``float32<int4`` or ``bfloat16<int4`` where they are unpacked."""
         compute, stored = str(self.compute).removeprefix("torch."), self.stored
         kept = f"int{stored.bits}" if isinstance(stored, Grouped) else str(stored).removeprefix("torch.")
         return compute if compute == kept else f"{compute}<{kept}"
@@ -69,8 +69,8 @@ class Place:
             wishes += [("float32", own) for own in checkpoints] + [("bfloat16", "bfloat16")]
         chosen = [self._chosen(*wish) for wish in wishes]
         made = [Arithmetic(p.compute, p.stored) for p in chosen]
-        if self.device.compute_tier == "cpu" and self.auto.compute == torch.float32:  # where a kernel unpacks
-            made += [Arithmetic(torch.float32, Grouped(bits)) for bits in BITS if not short]
+        if self.device.compute_tier == "cpu":  # where a kernel unpacks
+            made += [Arithmetic(self.auto.compute, Grouped(bits)) for bits in BITS if not short]
         return tuple(dict.fromkeys(made))
 
     def noise(self, count: int, dtype: torch.dtype) -> torch.Tensor:
