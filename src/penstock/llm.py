@@ -125,8 +125,9 @@ class LLM:
             random_weights=random_weights,
             progress=self._progress(f"fetching {model}"),
         )
-        computes = self._device.torch_device.type, probe.cpu_computes_bfloat16()
-        chosen = precision.choose(dtype, found.checkpoint_dtype, *computes, packing, found.packed_in)
+        kind, cpu_bfloat16 = self._device.torch_device.type, probe.cpu_computes_bfloat16()
+        packed_in = found.packed_in(kind)
+        chosen = precision.choose(dtype, found.checkpoint_dtype, kind, cpu_bfloat16, packing, packed_in)
         if chosen.note:
             self.note(chosen.note)
         self.tokenizer = tokenizer.load(found, trust_remote_code=trust_remote_code)

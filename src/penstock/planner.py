@@ -200,7 +200,8 @@ def _blueprint(model: str, question: Question, compute: Tier, cpu_bfloat16: bool
     found = planned_source(model, trusted)
     kind = "cuda" if compute == "gpu" else "cpu"
     packing = packing_of(question.weight_bits, question.lm_head_bits, question.kv_bits)
-    chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, cpu_bfloat16, packing, found.packed_in)
+    packed_in = found.packed_in(kind)
+    chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, cpu_bfloat16, packing, packed_in)
     return blueprint(found, chosen, trust_remote_code=trusted, one_group=compute == "gpu")
 
 

@@ -66,6 +66,10 @@ def test_what_is_packed_is_told_and_named():
     assert blocks.packing == own and blocks.name.endswith("+own")
     assert choose("auto", None, "cuda", False, packed_in=("float32",)).packing == Packing()  # computed in 16 bits
     assert choose("auto", None, "cpu", False, Packing(), packed_in=("float32",)).packing == Packing()
+    in_16_bits = choose("auto", None, "cpu", True, packed_in=("float32", "bfloat16"))
+    assert in_16_bits.note == (
+        "weights stay packed as the file has them, and products are computed in bfloat16; KV is bfloat16"
+    )
 
 
 @pytest.mark.parametrize(("device", "bf16"), [("cuda", False), ("cpu", True), ("cpu", False)])

@@ -7,7 +7,8 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CONFIG_MAPPING
+from tests.model import gguf_files
+from transformers import CONFIG_MAPPING, LlamaConfig
 
 from penstock.errors import UserError
 from penstock.model import hub
@@ -81,9 +82,9 @@ def test_how_a_checkpoint_is_quantised(tmp_path):
     write(tmp_path, quantization_config=written)
     found = resolve(str(tmp_path))
     assert found.quantized == Quantized("fp8", (128, 64), ("lm_head",))
-    assert (found.checkpoint_dtype, found.packed_in) == ("bfloat16", ("float32", "bfloat16"))
+    assert (found.checkpoint_dtype, found.packed_in("cpu")) == ("bfloat16", ("float32", "bfloat16"))
     write(tmp_path, quantization_config={"quant_method": "mxfp4"}, dtype="float16")
-    assert (resolve(str(tmp_path)).quantized, resolve(str(tmp_path)).packed_in) == (
+    assert (resolve(str(tmp_path)).quantized, resolve(str(tmp_path)).packed_in("cpu")) == (
         Quantized("mxfp4"),
         ("float32", "float16"),
     )
@@ -221,6 +222,13 @@ def test_gguf(tmp_path):
     assert (found.config.num_hidden_layers, found.config.hidden_size) == (3, 32)
     assert found.generation_config.eos_token_id == 7
     assert "takes a config.json" in refusal(path, random_weights=True)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("Q8_0", ("float32", "bfloat16")), ("F16", ()), ("Q5_0", ())])
+def test_blocks_of_gguf_run_as_they_are(tmp_path, kind, expected):
+    path = gguf_files.write(tmp_path / "m.gguf", "llama", LlamaConfig(), gguf_files.llama_shapes(), kind)
+    assert resolve(str(path)).packed_in("cpu") == expected
+    assert resolve(str(path)).packed_in("cuda") == expected[:1]  # which computes in 16 bits
 
 
 def test_broken_gguf(tmp_path):

@@ -15,7 +15,10 @@ from tests.parity.test_matrix import LANES, MARKED, PLACEMENTS, SHAPE
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from penstock.engine.build import blueprint
+from penstock.memory.buffers import view
 from penstock.model import gguf, precision, source
+from penstock.model.page_cache import fill
+from penstock.quant.packed import Packed
 
 WIDTHS = {
     "vocab_size": 100,
@@ -87,6 +90,30 @@ def test_all_matrices_of_pages_run_as_they_are_stored(subject, family):
     pieces = [piece for page in blueprint(found, chosen, page_bytes=PAGE_BYTES).layout.pages for piece in page.slices]
     assert {piece.dtype for piece in pieces} == {"q4_k", "q5_k", "q6_k", "q8_0"}
     assert {piece.dtype for piece in pieces if piece.param == "lm_head.weight"} == {"q6_k"}
+
+
+@each_family
+def test_unpacked_to_bfloat16_they_are_what_conversion_gives(subject, family):
+    found = source.resolve(str(subject(family)[0]))
+    assert "bfloat16" in found.packed_in("cpu")
+
+    def weights(asked: str) -> dict[str, torch.Tensor]:
+        chosen = precision.choose(asked, None, "cpu", True, packed_in=found.packed_in("cpu"))
+        plan = blueprint(found, chosen, page_bytes=PAGE_BYTES)
+        parts: dict[str, dict[int, torch.Tensor]] = {}
+        for page in plan.layout.pages:
+            buffer = torch.zeros(page.nbytes, dtype=torch.uint8)
+            fill(plan.sources, page, buffer)
+            for piece in page.slices:
+                part = view(buffer, piece)
+                assert isinstance(part, Packed) == (asked == "auto")
+                wide = part.wide(torch.bfloat16) if isinstance(part, Packed) else part
+                parts.setdefault(piece.param, {})[piece.start] = wide
+        return {name: torch.cat([rows[start] for start in sorted(rows)]) for name, rows in parts.items()}
+
+    packed, converted = weights("auto"), weights("bfloat16/bfloat16/bfloat16")  # the latter names nothing to pack
+    assert packed.keys() == converted.keys()
+    assert all(torch.equal(packed[name], converted[name]) for name in packed)
 
 
 @pytest.mark.parametrize("placement", MARKED)

@@ -102,7 +102,7 @@ def test_what_is_quantised_streams_so(checkpoint, method):
     found = source.resolve(str(path))
 
     def stored(dtype: str, packing: Packing | None = None) -> dict[str, set[str]]:
-        chosen = precision.choose(dtype, found.checkpoint_dtype, "cpu", True, packing, found.packed_in)
+        chosen = precision.choose(dtype, found.checkpoint_dtype, "cpu", True, packing, found.packed_in("cpu"))
         kinds: dict[str, set[str]] = {}
         for piece in (s for page in blueprint(found, chosen, page_bytes=PAGE_BYTES).layout.pages for s in page.slices):
             kinds.setdefault(piece.dtype, set()).add(piece.param.split(".")[-2])

