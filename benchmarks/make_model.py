@@ -89,6 +89,23 @@ SHAPES = {
         "vocab_size": 32768,
         "tie_word_embeddings": False,
     },
+    # 10.1 GB: twenty layers with the widths of gpt-oss-20b and a small vocabulary, experts in MXFP4
+    "gptoss": {
+        "model_type": "gpt_oss",
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": 20,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "sliding_window": 128,
+        "vocab_size": 49152,
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "quantization_config": {"quant_method": "mxfp4"},
+    },
 }
 COMMON = {
     "hidden_act": "silu",
@@ -101,12 +118,18 @@ COMMON = {
     "eos_token_id": 2,
     "torch_dtype": "bfloat16",
 }
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+}
+BLOCK = 32  # weights that share a scale in MXFP4: half as many bytes of codes
+EXPONENTS = range(119, 122)  # of these scales: weights of about initializer_range
 
 
 def config_of(shape: str, layers: int | None = None) -> dict:
     """The config.json of a shape, with another number of layers if given."""
-    config = COMMON | SHAPES[shape]
+    config: dict = COMMON | SHAPES[shape]
     config["architectures"] = [ARCHITECTURES[config["model_type"]]]
     if layers is not None:
         config["num_hidden_layers"] = layers
@@ -119,6 +142,22 @@ def mlp_shapes(prefix: str, hidden: int, inner: int) -> Shapes:
         f"{prefix}.up_proj.weight": (inner, hidden),
         f"{prefix}.down_proj.weight": (hidden, inner),
     }
+
+
+def gpt_oss_shapes(prefix: str, config: dict, matrices: Shapes) -> Shapes:
+    """What such a layer has besides: biases, sinks, and stacks of experts in MXFP4."""
+    experts, hidden, inner = config["num_local_experts"], config["hidden_size"], config["intermediate_size"]
+    shapes: Shapes = {
+        name.replace(".weight", ".bias"): shape[:1] for name, shape in matrices.items() if len(shape) == 2
+    }
+    shapes[f"{prefix}.self_attn.sinks"] = (config["num_attention_heads"],)
+    shapes |= {f"{prefix}.mlp.router.weight": (experts, hidden), f"{prefix}.mlp.router.bias": (experts,)}
+    for name, out, columns in (("gate_up_proj", 2 * inner, hidden), ("down_proj", hidden, inner)):
+        stack = f"{prefix}.mlp.experts.{name}"
+        shapes[f"{stack}_bias"] = (experts, out)
+        shapes[f"{stack}_blocks"] = (experts, out, columns // BLOCK, BLOCK // 2)
+        shapes[f"{stack}_scales"] = (experts, out, columns // BLOCK)
+    return shapes
 
 
 def layer_shapes(config: dict, layer: int) -> Shapes:
@@ -136,6 +175,8 @@ def layer_shapes(config: dict, layer: int) -> Shapes:
     }
     if config["model_type"] == "llama":
         return shapes | mlp_shapes(f"{prefix}.mlp", hidden, config["intermediate_size"])
+    if config["model_type"] == "gpt_oss":
+        return shapes | gpt_oss_shapes(prefix, config, shapes)
     shapes |= {f"{prefix}.self_attn.{name}_norm.weight": (head,) for name in "qk"}
     shapes[f"{prefix}.mlp.gate.weight"] = (config["num_experts"], hidden)
     for expert in range(config["num_experts"]):
@@ -159,7 +200,7 @@ def files_of(shapes: Iterator[tuple[str, tuple[int, ...]]]) -> list[Shapes]:
     files: list[Shapes] = [{}]
     filled = 0
     for key, shape in shapes:
-        size = 2 * math.prod(shape)
+        size = bytes_of(key, shape)
         if files[-1] and filled + size > FILE_BYTES:
             files.append({})
             filled = 0
@@ -168,10 +209,23 @@ def files_of(shapes: Iterator[tuple[str, tuple[int, ...]]]) -> list[Shapes]:
     return files
 
 
-def draw(shape: tuple[int, ...], sigma: float, random: torch.Generator) -> torch.Tensor:
-    """A bf16 tensor: ones for a norm, normal with deviation sigma for a matrix."""
+def is_bytes(key: str) -> bool:
+    """Whether a tensor is one of MXFP4's two; the others are bf16."""
+    return key.endswith(("_blocks", "_scales"))
+
+
+def bytes_of(key: str, shape: tuple[int, ...]) -> int:
+    """Of a tensor."""
+    return (1 if is_bytes(key) else 2) * math.prod(shape)
+
+
+def draw(key: str, shape: tuple[int, ...], sigma: float, random: torch.Generator) -> torch.Tensor:
+    """Random codes and scales; in bf16 ones for a norm, zeros for a bias, normal with deviation sigma for a matrix."""
+    if is_bytes(key):
+        low, high = (0, 256) if key.endswith("_blocks") else (EXPONENTS.start, EXPONENTS.stop)
+        return torch.randint(low, high, shape, dtype=torch.uint8, generator=random)
     if len(shape) == 1:
-        return torch.ones(shape, dtype=torch.bfloat16)
+        return (torch.ones if "norm" in key else torch.zeros)(shape, dtype=torch.bfloat16)
     return torch.empty(shape, dtype=torch.bfloat16).normal_(0, sigma, generator=random)
 
 
@@ -180,14 +234,18 @@ def write_file(path: Path, shapes: Shapes, sigma: float, random: torch.Generator
     header: dict = {"__metadata__": {"format": "pt"}}
     end = 0
     for key in sorted(shapes):
-        start, end = end, end + 2 * math.prod(shapes[key])
-        header[key] = {"dtype": "BF16", "shape": list(shapes[key]), "data_offsets": [start, end]}
+        start, end = end, end + bytes_of(key, shapes[key])
+        header[key] = {
+            "dtype": "U8" if is_bytes(key) else "BF16",
+            "shape": list(shapes[key]),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key in sorted(shapes):
-            draw(shapes[key], sigma, random).view(torch.uint8).numpy().tofile(file)
+            draw(key, shapes[key], sigma, random).view(torch.uint8).numpy().tofile(file)
 
 
 def make_model(shape: str, out: Path, layers: int | None = None) -> None:

@@ -126,7 +126,7 @@ class LLM:
             progress=self._progress(f"fetching {model}"),
         )
         computes = self._device.torch_device.type, probe.cpu_computes_bfloat16()
-        chosen = precision.choose(dtype, found.checkpoint_dtype, *computes, packing, found.kind == "gguf")
+        chosen = precision.choose(dtype, found.checkpoint_dtype, *computes, packing, found.packed_in)
         if chosen.note:
             self.note(chosen.note)
         self.tokenizer = tokenizer.load(found, trust_remote_code=trust_remote_code)

@@ -200,8 +200,7 @@ def _blueprint(model: str, question: Question, compute: Tier, cpu_bfloat16: bool
     found = planned_source(model, trusted)
     kind = "cuda" if compute == "gpu" else "cpu"
     packing = packing_of(question.weight_bits, question.lm_head_bits, question.kv_bits)
-    blocks = found.kind == "gguf"
-    chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, cpu_bfloat16, packing, blocks)
+    chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, cpu_bfloat16, packing, found.packed_in)
     return blueprint(found, chosen, trust_remote_code=trusted, one_group=compute == "gpu")
 
 

@@ -12,6 +12,7 @@ from penstock.errors import UserError
 from penstock.model.conversion import Converted, plan_parameters
 from penstock.model.parameter_source import Raw, read_runs
 from penstock.model.safetensors_index import SafetensorsIndex
+from penstock.model.stored import stored_sources
 
 SMALL = {
     "vocab_size": 48,
@@ -59,7 +60,7 @@ def skeleton(config) -> torch.nn.Module:
 
 
 def plan_of(directory: Path, config):
-    return plan_parameters(skeleton(config), SafetensorsIndex(directory))
+    return plan_parameters(skeleton(config), stored_sources(SafetensorsIndex(directory).tensors))
 
 
 def assert_equal_to_transformers(directory: Path, config) -> dict:

@@ -24,7 +24,8 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from penstock.errors import UserError
 from penstock.model.gguf import GgufParameter, plan_parameters, read_header
-from penstock.quant.ggml import KINDS, Ggml
+from penstock.quant.forms import named
+from penstock.quant.ggml import Ggml
 from penstock.quant.packed import Packed
 
 LLAMA = LlamaConfig(
@@ -117,7 +118,9 @@ def test_smollm2_is_bit_equal_to_transformers(monkeypatch: pytest.MonkeyPatch) -
         assert torch.equal(planned[name].load(), value), name
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize(
+    "kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"]
+)
 def test_every_quantisation_is_equal(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64} if kind.endswith("_K") else {}
     model = skeleton(LlamaConfig(**{**LLAMA.to_dict(), **widths}))
@@ -125,7 +128,7 @@ def test_every_quantisation_is_equal(kind: str, tmp_path: Path, monkeypatch: pyt
     path = write(tmp_path / "m.gguf", "llama", model.config, shapes, kind)
     assert_equal_rows(path, model, monkeypatch)
     forms = {source.form.name for source in plan_parameters(model, read_header(path)).values() if source.form}
-    assert forms == ({kind.lower()} if kind.lower() in KINDS else set())
+    assert forms == ({kind.lower()} if named(kind.lower()) else set())
 
 
 def test_kinds_may_be_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from penstock.model.layout import lay_out
 from penstock.model.pages import SECTOR
 from penstock.model.safetensors_index import SafetensorsIndex
 from penstock.model.skeleton import build_skeleton
+from penstock.model.stored import stored_sources
 
 SMALL = {
     "num_hidden_layers": 2,
@@ -39,7 +40,7 @@ def laid_out(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
     skeleton = build_skeleton(config, torch.float32)
-    sources = plan_parameters(skeleton, SafetensorsIndex(path))
+    sources = plan_parameters(skeleton, stored_sources(SafetensorsIndex(path).tensors))
     leaves = dissect(skeleton, config).leaves
     layout = lay_out(skeleton, leaves, sources, torch.bfloat16, torch.float32, page_bytes=PAGE_BYTES, core_bytes=100)
     return skeleton, sources, layout

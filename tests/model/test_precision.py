@@ -61,15 +61,23 @@ def test_what_is_packed_is_told_and_named():
         asked.note == "the layers' weights are packed in 4 bits, and products are computed in float32; KV is bfloat16"
     )
     assert asked.name == "bfloat16/float32/bfloat16+int4g64"
-    blocks = choose("auto", None, "cpu", False, blocks=True)
+    blocks = choose("auto", None, "cpu", False, packed_in=("float32",))
     assert blocks.note is not None and blocks.note.startswith("weights stay packed as the file has them")
     assert blocks.packing == own and blocks.name.endswith("+own")
-    assert choose("auto", None, "cuda", False, blocks=True).packing == Packing()  # computed in 16 bits
-    assert choose("auto", None, "cpu", False, Packing(), blocks=True).packing == Packing()
+    assert choose("auto", None, "cuda", False, packed_in=("float32",)).packing == Packing()  # computed in 16 bits
+    assert choose("auto", None, "cpu", False, Packing(), packed_in=("float32",)).packing == Packing()
+
+
+@pytest.mark.parametrize(("device", "bf16"), [("cuda", False), ("cpu", True), ("cpu", False)])
+def test_what_the_file_has_packed_stays_so_in_every_dtype_that_holds_it(device, bf16):
+    chosen = choose("auto", "bfloat16", device, bf16, packed_in=("float32", "bfloat16"))
+    assert chosen.packing == Packing(own=True)
+    assert (chosen.note or "").startswith("weights stay packed") == (device == "cpu" and not bf16)
+    assert choose("float16", "bfloat16", device, bf16, packed_in=("float32", "bfloat16")).packing == Packing()
 
 
 @pytest.mark.parametrize("name", ["int4g64", "int8g32-plain", "int4g64+head-int8g64", "head-int8g64+own", "own"])
 def test_a_job_that_goes_on_packs_as_it_began(name):
-    began = choose(f"bfloat16/float32/bfloat16+{name}", "bfloat16", "cpu", False, blocks=True)
+    began = choose(f"bfloat16/float32/bfloat16+{name}", "bfloat16", "cpu", False, packed_in=("float32",))
     assert began.packing.name == name
-    assert choose(began.name, "bfloat16", "cpu", False, blocks=True) == began
+    assert choose(began.name, "bfloat16", "cpu", False, packed_in=("float32",)) == began

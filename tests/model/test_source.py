@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING
 
 from penstock.errors import UserError
 from penstock.model import hub
+from penstock.model.quantized import Quantized
 from penstock.model.source import demo_file, resolve, text_config
 
 LLAMA = {
@@ -67,6 +68,25 @@ def test_random_weights_from_a_config_alone(name, tmp_path):
     found = resolve(str(tmp_path / name), random_weights=True)
     assert (found.kind, found.path, found.checkpoint_dtype) == ("random", tmp_path, "bfloat16")
     assert getattr(found.config, "quantization_config", None) is None
+    assert found.quantized == Quantized("fp8")
+
+
+def test_random_weights_of_a_format_that_is_not_read_are_in_16_bits(tmp_path):
+    write(tmp_path, weights=False, quantization_config={"quant_method": "gptq"})
+    assert resolve(str(tmp_path), random_weights=True).quantized is None
+
+
+def test_how_a_checkpoint_is_quantised(tmp_path):
+    written = {"quant_method": "fp8", "weight_block_size": [128, 64], "modules_to_not_convert": ["lm_head"]}
+    write(tmp_path, quantization_config=written)
+    found = resolve(str(tmp_path))
+    assert found.quantized == Quantized("fp8", (128, 64), ("lm_head",))
+    assert (found.checkpoint_dtype, found.packed_in) == ("bfloat16", ("float32", "bfloat16"))
+    write(tmp_path, quantization_config={"quant_method": "mxfp4"}, dtype="float16")
+    assert (resolve(str(tmp_path)).quantized, resolve(str(tmp_path)).packed_in) == (
+        Quantized("mxfp4"),
+        ("float32", "float16"),
+    )
 
 
 def test_no_weights_suggests_random_ones(tmp_path):
@@ -116,7 +136,15 @@ def test_hub_refuses_by_config_before_weights_come(tmp_path, monkeypatch):
         ({"model_type": "nonesuch"}, "knows no model type 'nonesuch'"),
         ({"model_type": None}, "names no model_type"),
         ({"model_type": "nonesuch", "auto_map": {"AutoConfig": "x.Y"}}, "--trust-remote-code"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "is stored in fp8, which is not read yet"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "is stored in gptq, which is not read yet"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "expert_dtype": "fp4"}},
+            "is stored in a kind of fp8, which is not read yet",
+        ),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128]}},
+            "is stored in a kind of fp8, which is not read yet",
+        ),
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "is stored in awq, which is not read yet"),
         ({"hidden_size": "wide"}, "got str (value: 'wide')"),
         ({"model_type": ["llama"]}, 'names no model_type but ["llama"]'),

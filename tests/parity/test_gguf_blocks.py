@@ -83,7 +83,7 @@ each_family = pytest.mark.parametrize(
 @each_family
 def test_all_matrices_of_pages_run_as_they_are_stored(subject, family):
     found = source.resolve(str(subject(family)[0]))
-    chosen = precision.choose("float32", None, "cpu", False, blocks=True)
+    chosen = precision.choose("float32", None, "cpu", False, packed_in=("float32",))
     pieces = [piece for page in blueprint(found, chosen, page_bytes=PAGE_BYTES).layout.pages for piece in page.slices]
     assert {piece.dtype for piece in pieces} == {"q4_k", "q5_k", "q6_k", "q8_0"}
     assert {piece.dtype for piece in pieces if piece.param == "lm_head.weight"} == {"q6_k"}

@@ -35,9 +35,11 @@ def unpacked(model, plan: Blueprint):
         for piece in (piece for page in plan.layout.pages for piece in page.slices):
             if (form := Grouped.named(piece.dtype)) is not None:
                 values = plan.sources[piece.param].load(piece.start, piece.stop).float()
+                values = values.transpose(-1, -2) if piece.turned else values
                 rows = torch.from_numpy(pack(values.reshape(-1, piece.shape[-1]).numpy(), form))
-                packed = Packed(form, piece.shape[-1], rows.view(*piece.shape[:-1], -1))
-                parameters[piece.param][piece.start : piece.stop] = packed.wide(torch.float32)
+                packed = Packed(form, piece.shape[-1], rows.view(*piece.shape[:-1], -1)).wide(torch.float32)
+                packed = packed.transpose(-1, -2) if piece.turned else packed
+                parameters[piece.param][piece.start : piece.stop] = packed
     return turned
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from penstock.compiled import superblocks
+from penstock.compiled import small_floats, superblocks
 from penstock.compiled.record import VECTORS, Record, Sixteen, Table
 from penstock.compiled.vectors import LANES, Emitter
 from penstock.quant.forms import LAYOUTS, Form
@@ -103,4 +103,6 @@ _RECORDS: dict[str, type[Record]] = {
     "q4_k": superblocks.FourBits,
     "q5_k": superblocks.FiveBits,
     "q6_k": superblocks.SixBits,
+    "fp8": small_floats.EightBits,
+    "mxfp4": small_floats.FourBits,
 }

@@ -34,6 +34,7 @@ from penstock.model.precision import Precision
 from penstock.model.safetensors_index import SafetensorsIndex
 from penstock.model.skeleton import build_skeleton, decoder_config, materialise_buffers
 from penstock.model.source import Source
+from penstock.model.stored import stored_sources
 from penstock.plan.types import Footprint, Placement
 from penstock.quant.forms import named
 from penstock.quant.grouped import Grouped
@@ -176,8 +177,9 @@ def _sources(source: Source, skeleton: Any) -> Mapping[str, ParameterSource]:
     if source.kind == "gguf":
         return gguf.plan_parameters(skeleton, gguf.read_header(source.path))
     if source.kind == "random":
-        return random_weights.plan_parameters(skeleton)
-    return plan_parameters(skeleton, SafetensorsIndex(source.path))
+        return random_weights.plan_parameters(skeleton, source.quantized)
+    stored = SafetensorsIndex(source.path).tensors
+    return plan_parameters(skeleton, stored_sources(stored, source.quantized, source.checkpoint_dtype or "bfloat16"))
 
 
 def assemble(

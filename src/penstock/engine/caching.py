@@ -26,6 +26,7 @@ def cache_pages(plan: Blueprint, disk_budget: int | None, progress: Progress | N
     files = [path] if kind == "gguf" else sorted(path.glob("*.safetensors")) if kind == "safetensors" else []
     converters = [f"{name} {metadata.version(name)}" for name in ("transformers", "gguf") if files]
     converters += [f"rounding {ROUNDING}"] if plan.packed_bytes else []
+    converters += [str(plan.source.quantized)] if plan.source.quantized else []
     key = page_cache.cache_key(files, missing, kind, *converters)
     about = {"model": plan.source.name, "stored": plan.precision.name}
     cached = page_cache.open_or_build(

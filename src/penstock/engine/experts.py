@@ -68,9 +68,10 @@ def _expert(module: Any, x: torch.Tensor, tensors: Mapping[str, Any]) -> torch.T
 
     def product(x: torch.Tensor, name: str) -> torch.Tensor:
         weight = tensors[name]
-        if module.is_transposed:
-            y = x @ (weight.wide(x.dtype) if isinstance(weight, Packed) else weight.to(x.dtype))
-        else:
+        y: torch.Tensor
+        if module.is_transposed and not isinstance(weight, Packed):
+            y = x @ weight.to(x.dtype)
+        else:  # packed experts are (out, in), whichever way their module has them
             y = widening.linear(x, weight, None)
         return y + tensors[name + "_bias"].to(x.dtype) if module.has_bias else y
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,25 +14,39 @@ if TYPE_CHECKING:
     from penstock.engine.product_kernel import Multiplier
 
 _PANEL_BYTES = 12 << 20  # of widened weights or packed activations at a time: still in cache at the product
+# Up to so many tokens, packed weights meet 16-bit activations in float32 too: for fewer products than that, it takes
+# longer to write unpacked weights in 16 bits than 16-bit arithmetic gains.
+_IN_FLOAT32 = 64
 
 
 class Widening:
     """Products with weights stored in another dtype than they are computed in; holds the one scratch for all of them.
 
-    On the CPU a compiled kernel widens while it multiplies and the scratch holds its activations; what the kernel does
-    not take is widened into the scratch, panel by panel.
+    On the CPU a compiled kernel widens while it multiplies in float32 and the scratch holds its activations; what the
+    kernel does not take is widened into the scratch, panel by panel.
     """
 
     def __init__(self, compute: torch.dtype, device: torch.device) -> None:
         self._panel = torch.empty(_PANEL_BYTES // compute.itemsize, dtype=compute, device=device)
+        self._multiplier: Multiplier | None = None
 
-    @cached_property
-    def _multiplier(self) -> "Multiplier | None":
-        if self._panel.device.type != "cpu" or self._panel.dtype != torch.float32:
-            return None
-        from penstock.engine.product_kernel import Multiplier  # imports numba: only where it is needed
+    def _multiplied(self, x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor) -> bool:
+        """Whether the compiled kernel takes such a product; if so, it is written to out."""
+        in_float32 = x.dtype == torch.float32 or (isinstance(weight, Packed) and len(x) <= _IN_FLOAT32)
+        if self._panel.device.type != "cpu" or not in_float32:
+            return False
+        if self._multiplier is None:
+            from penstock.engine.product_kernel import Multiplier  # imports numba: only where it is needed
 
-        return Multiplier(self._panel)
+            self._multiplier = Multiplier(self._panel.view(torch.float32))
+        wide = x.float()  # itself, where it is
+        if not self._multiplier.takes(wide, weight):
+            return False
+        made = out if out.dtype == torch.float32 else torch.empty(out.shape)
+        self._multiplier.multiply(wide, weight, made)
+        if made is not out:
+            out.copy_(made)
+        return True
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor | Packed, bias: torch.Tensor | None) -> torch.Tensor:
         """x (…, in) times weight (out, in) in x's dtype, however the weight is stored; exact widening."""
@@ -55,9 +68,7 @@ class Widening:
         """
         if isinstance(weight, torch.Tensor) and weight.dtype == x.dtype:
             out.copy_(nn.functional.linear(x, weight))
-        elif self._multiplier is not None and self._multiplier.takes(x, weight):
-            self._multiplier.multiply(x, weight, out)
-        else:
+        elif not self._multiplied(x, weight, out):
             self._by_panels(x, weight, out)
 
     def forget(self) -> None:

@@ -5,25 +5,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from penstock.errors import UserError
+from penstock.model.fp8_parameter import Fp8Parameter
 from penstock.model.parameter_source import ParameterSource, Raw, same_bytes
-from penstock.model.safetensors_index import StoredTensor
 from penstock.model.traced_bytes import NotBytesInOrder, Traced
 
 NAMED = 3  # names listed in a message before the rest is counted
-
-
-class Index(Protocol):
-    """The stored tensors of a checkpoint, by name."""
-
-    @property
-    def tensors(self) -> Mapping[str, StoredTensor]: ...
 
 
 class Shapes:
@@ -51,7 +44,7 @@ class Conversion:
     converter: Any
     first: str
     dtype: str
-    sources: Mapping[str, tuple[Raw, ...]]
+    sources: Mapping[str, tuple[ParameterSource, ...]]
     shapes: Shapes
 
     def run(self, tensors: Mapping[str, list[Any]]) -> dict[str, Any]:
@@ -80,24 +73,24 @@ class Converted:
         """Rows [start, stop) as a new tensor; reads all sources of the conversion, whatever the rows."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         sources = self.conversion.sources.items()
-        made = self.conversion.run({pattern: [raw.load().to(dtype) for raw in raws] for pattern, raws in sources})
+        made = self.conversion.run({pattern: [each.load().to(dtype) for each in stored] for pattern, stored in sources})
         tensor: torch.Tensor = made[self.name]
         whole = start is None and stop is None
         return tensor.contiguous() if whole else tensor[start:stop].clone(memory_format=torch.contiguous_format)
 
 
-def plan_parameters(model: Any, index: Index) -> dict[str, ParameterSource]:
+def plan_parameters(model: Any, stored: Mapping[str, ParameterSource]) -> dict[str, ParameterSource]:
     """How each parameter and persistent buffer of ``model`` is made; tied ones share one source.
 
-    model: a transformers model, on meta. Stored tensors that the model has no use for are ignored. Parameters that the
-    model's class allows to be missing (``_keys_to_ignore_on_load_missing``) are left out when they are. Raises
-    UserError for other missing tensors and for wrong shapes.
+    model: a transformers model, on meta. stored: a checkpoint's tensors by name; those that the model has no use for
+    are ignored. Parameters that the model's class allows to be missing (``_keys_to_ignore_on_load_missing``) are left
+    out when they are. Raises UserError for other missing tensors and for wrong shapes.
     """
     state = model.state_dict(keep_vars=True)
-    plan = _plan(model, state, index.tensors)
+    plan = _plan(model, state, stored)
     if any(name not in plan for name in state):
         # A text model's tensors inside a larger checkpoint, under a prefix that transformers does not know of.
-        inner = _under_base_prefix(model, state, index.tensors)
+        inner = _under_base_prefix(model, state, stored)
         plan = max(plan, _plan(model, state, inner), key=len) if inner else plan
     _tie(model, state, plan)
     _check(model, state, plan)
@@ -105,7 +98,7 @@ def plan_parameters(model: Any, index: Index) -> dict[str, ParameterSource]:
 
 
 def _plan(
-    model: Any, state: Mapping[str, torch.Tensor], stored: Mapping[str, StoredTensor]
+    model: Any, state: Mapping[str, torch.Tensor], stored: Mapping[str, ParameterSource]
 ) -> dict[str, ParameterSource]:
     """What can be made of the stored tensors, before ties (transformers: ``convert_and_load_state_dict_in_model``)."""
     transforms = get_model_conversion_mapping(model)
@@ -115,50 +108,64 @@ def _plan(
     base = model.base_model_prefix
     shapes = Shapes(model.config, state)
     plan: dict[str, ParameterSource] = {}
-    gathered: dict[str, tuple[Any, dict[str, list[Raw]]]] = {}
+    gathered: dict[str, tuple[Any, dict[str, list[ParameterSource]]]] = {}
     for key in sorted(stored, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, base, state)
         if name not in state and key in state:
             name, pattern = rename_source_key(key, [], [], base, state)
         if name not in state:
             continue
-        tensor = stored[key]
-        raw = Raw(tensor.shape, tensor.dtype, ((tensor.path, tensor.offset, tensor.nbytes),))
         if pattern is None:
-            plan.setdefault(name, raw)
+            plan.setdefault(name, stored[key])
         else:
             _, sources = gathered.setdefault(name, (by_pattern[pattern], {}))
-            sources.setdefault(pattern, []).append(raw)
+            sources.setdefault(pattern, []).append(stored[key])
     for name, (converter, sources) in gathered.items():
-        dtypes = {raw.dtype for raws in sources.values() for raw in raws}
+        dtypes = {each.dtype for parts in sources.values() for each in parts}
         dtype = dtypes.pop() if len(dtypes) == 1 else str(state[name].dtype).removeprefix("torch.")
-        frozen = {pattern: tuple(raws) for pattern, raws in sources.items()}
+        frozen = {pattern: tuple(parts) for pattern, parts in sources.items()}
         plan |= _outputs(Conversion(converter, name, dtype, frozen, shapes))
     return plan
 
 
 def _outputs(conversion: Conversion) -> dict[str, ParameterSource]:
     """The parameters that a conversion makes: as runs of file bytes where it only puts these in order."""
-    raws = [raw for raws in conversion.sources.values() for raw in raws]
     try:
-        if any(raw.dtype != conversion.dtype for raw in raws):
-            raise NotBytesInOrder("sources of several dtypes")
-        made = conversion.run({key: [Traced(raw) for raw in raws] for key, raws in conversion.sources.items()})
-        return {name: traced.raw for name, traced in made.items()}
+        return _ordered(conversion)
     except (NotBytesInOrder, TypeError):  # arithmetic on a stand-in is a TypeError
         pass
     except (ValueError, RuntimeError) as error:
         raise _unmade(conversion, error) from error
     dtype: torch.dtype = getattr(torch, conversion.dtype)
     metas = {
-        pattern: [torch.empty(raw.shape, dtype=dtype, device="meta") for raw in raws]
-        for pattern, raws in conversion.sources.items()
+        pattern: [torch.empty(each.shape, dtype=dtype, device="meta") for each in stored]
+        for pattern, stored in conversion.sources.items()
     }
     try:
         made = conversion.run(metas)
     except (ValueError, RuntimeError) as error:
         raise _unmade(conversion, error) from error
     return {name: Converted(name, tuple(meta.shape), conversion.dtype, conversion) for name, meta in made.items()}
+
+
+def _ordered(conversion: Conversion) -> dict[str, ParameterSource]:
+    """The parameters of a conversion that does nothing but put bytes in order; NotBytesInOrder where it does more."""
+    stored = [each for parts in conversion.sources.values() for each in parts]
+    if any(each.dtype != conversion.dtype for each in stored):
+        raise NotBytesInOrder("sources of several dtypes")
+    scaled = next((each for each in stored if isinstance(each, Fp8Parameter)), None)
+    kind = Raw if scaled is None else Fp8Parameter
+    made = conversion.run(
+        {pattern: [_traced(each, kind) for each in parts] for pattern, parts in conversion.sources.items()}
+    )
+    return {name: traced.raw if scaled is None else scaled.moved(traced.raw) for name, traced in made.items()}
+
+
+def _traced(source: ParameterSource, kind: type[Raw | Fp8Parameter]) -> Traced:
+    """A stand-in for the bytes of a source of that kind, or NotBytesInOrder."""
+    if not isinstance(source, kind):
+        raise NotBytesInOrder("sources of several kinds")
+    return Traced(source if isinstance(source, Raw) else source.codes)
 
 
 def _unmade(conversion: Conversion, error: Exception) -> UserError:
@@ -168,8 +175,8 @@ def _unmade(conversion: Conversion, error: Exception) -> UserError:
 
 
 def _under_base_prefix(
-    model: Any, state: Mapping[str, torch.Tensor], stored: Mapping[str, StoredTensor]
-) -> dict[str, StoredTensor]:
+    model: Any, state: Mapping[str, torch.Tensor], stored: Mapping[str, ParameterSource]
+) -> dict[str, ParameterSource]:
     """The stored tensors under the prefix that most names of the base model have there, renamed to the model's own.
 
     Names outside the base model (the head) lose whatever stands before them. Empty where no such prefix is found.

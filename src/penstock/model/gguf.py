@@ -12,7 +12,7 @@ from penstock.errors import UserError
 from penstock.model.gguf_header import GgufFile, GgufTensor, read_header
 from penstock.model.gguf_rows import Array, RowRule, Rules, applied, probe, row_rule
 from penstock.model.parameter_source import Run
-from penstock.quant.ggml import KINDS, Ggml
+from penstock.quant.forms import Form, named
 
 __all__ = ["GgufFile", "GgufParameter", "plan_parameters", "read_header"]
 
@@ -47,13 +47,13 @@ class GgufParameter:
         return self.rows.kind != "whole"
 
     @property
-    def form(self) -> Ggml | None:
+    def form(self) -> Form | None:
         """The format that its rows lie in and can run in, unchanged; None where there is none."""
         kind, *others = {tensor.kind.name.lower() for tensor in self.tensors}
-        if others or kind not in KINDS or not (self.rows.joined or self.rows.order is not None):
+        if others or not (self.rows.joined or self.rows.order is not None):
             return None
         lines = sum(prod(tensor.shape[:-1]) for tensor in self.tensors)
-        return Ggml(kind) if len(self.shape) > 1 and lines == prod(self.shape[:-1]) else None
+        return named(kind) if len(self.shape) > 1 and lines == prod(self.shape[:-1]) else None
 
     def packed(self, start: int, stop: int) -> Array:
         """Rows [start, stop) as they are stored, uint8 (stop - start, …, bytes of a row); only where it has a form."""

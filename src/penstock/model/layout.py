@@ -102,6 +102,12 @@ class _Planner:
         self.model, self.sources, self.stored, self.compute = model, sources, stored, compute
         self.page_bytes, self.core_bytes = PAGE_BYTES, core_bytes
         self.experts: dict[str, dict[str, str]] = {}
+        self._transposed = {
+            f"{name}.{attribute}"
+            for name, module in model.named_modules()
+            if holds_experts(module) and module.is_transposed
+            for attribute in module._parameters
+        }
         self._layers = _layer_list(model)
         self._forms, self._own = packing.forms(model, self._layers), packing.own
 
@@ -120,13 +126,23 @@ class _Planner:
 
     def form_of(self, param: str) -> Form | None:
         """How a parameter's page slice is packed; None where it is not."""
-        own: Form | None = getattr(self.sources[param], "form", None) if self._own else None
+        source = self.sources[param]
+        own: Form | None = getattr(source, "form", None) if self._own else None
+        if getattr(source, "turned", False) != (param in self._transposed):
+            own = None  # rows along the wrong dimension
         return self._forms.get(param, own)
+
+    def turns(self, param: str) -> bool:
+        """Whether a slice has a parameter's last two dimensions the other way round: packed experts' rows run along in.
+
+        So the kernels take experts that transformers multiplies from the other side.
+        """
+        return param in self._transposed and self.form_of(param) is not None
 
     def bytes_of(self, piece: Piece) -> int:
         """Of a page's slice."""
         form = self.form_of(piece.param)
-        return self._wide_bytes(piece) if form is None else form.nbytes(self._shape(piece))
+        return self._wide_bytes(piece) if form is None else form.nbytes(self._laid(piece))
 
     def stays(self, piece: Piece) -> bool:
         """Whether a matrix is so small that it stays resident; the same however many bits an element has."""
@@ -137,6 +153,11 @@ class _Planner:
 
     def _shape(self, piece: Piece) -> tuple[int, ...]:
         return (piece.stop - piece.start, *self.sources[piece.param].shape[1:])
+
+    def _laid(self, piece: Piece) -> tuple[int, ...]:
+        """The shape of a piece as its slice has it."""
+        shape = self._shape(piece)
+        return (*shape[:-2], shape[-1], shape[-2]) if self.turns(piece.param) else shape
 
     def whole(self, param: str) -> Piece:
         return Piece(param, 0, self.sources[param].shape[0])
@@ -232,7 +253,8 @@ class _Planner:
             kind = str(self.dtype_of(piece.param)).removeprefix("torch.") if form is None else form.name
             runs = (self._raw(piece) or []) if raw else []
             at = -(-at // SECTOR) * SECTOR + runs[0][1] % SECTOR if runs else -(-at // 64) * 64
-            slices.append(Slice(piece.param, piece.start, piece.stop, self._shape(piece), kind, at, nbytes))
+            part = piece.param, piece.start, piece.stop
+            slices.append(Slice(*part, self._laid(piece), kind, at, nbytes, self.turns(piece.param)))
             run_at = at
             for path, offset, length in runs:
                 extents.append(Extent(str(path), offset, length, run_at))
@@ -245,9 +267,8 @@ class _Planner:
         """Byte runs of a piece in files, or None where it has to be converted."""
         source, form = self.sources[piece.param], self.form_of(piece.param)
         if form is not None:
-            runs: list[Run] | None = None
-            if form == getattr(source, "form", None):
-                runs = source.packed_extents(piece.start, piece.stop)  # type: ignore[attr-defined]  # it has that form
+            found = getattr(source, "packed_extents", None) if form == getattr(source, "form", None) else None
+            runs: list[Run] | None = None if found is None else found(piece.start, piece.stop)
             return runs
         if getattr(torch, source.dtype) != self.dtype_of(piece.param):
             return None

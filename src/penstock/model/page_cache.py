@@ -24,7 +24,7 @@ from penstock.model.page_file import checksum, forget, write
 from penstock.model.pages import Extent, Page, Slice
 from penstock.model.parameter_source import ParameterSource
 from penstock.quant.forms import named
-from penstock.quant.ggml import Ggml
+from penstock.quant.grouped import Grouped
 
 FORMAT = 1
 INDEX, PAGES, ABOUT = "index.json", "pages.bin", "about"
@@ -203,10 +203,12 @@ def _chunks(source: ParameterSource, slice_: Slice, chunk_bytes: int) -> Iterato
 
 def _converted(source: ParameterSource, slice_: Slice, start: int, stop: int) -> npt.NDArray[np.uint8]:
     form = named(slice_.dtype)
-    if isinstance(form, Ggml):
+    if form is not None and not isinstance(form, Grouped):
         stored: npt.NDArray[np.uint8] = source.packed(start, stop)  # type: ignore[attr-defined]  # it has such a form
         return np.ascontiguousarray(stored).reshape(-1)
     values = (source.load(start, stop) if source.shape else source.load()).detach()
+    if slice_.turned:
+        values = values.transpose(-1, -2)
     if form is not None:
         from penstock.quant.rounding import pack  # imports numba: only where something is packed
 

@@ -23,7 +23,8 @@ class Slice:
     """A parameter, or the part [start, stop) of its first dimension, at a byte offset of its page.
 
     shape: the view's own shape. dtype: torch's name of what is stored (``bfloat16``), or that of a packed format
-    (``int4g64``).
+    (``int4g64``). turned: the last two dimensions are the other way round than the parameter's; packed experts lie so
+    that rows run along what a product sums over.
     """
 
     param: str
@@ -33,6 +34,7 @@ class Slice:
     dtype: str
     offset: int
     nbytes: int
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

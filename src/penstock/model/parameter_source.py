@@ -24,8 +24,9 @@ class ParameterSource(Protocol):
 
     What a source may have besides: ``extents(start, stop)``, the runs of file bytes that rows consist of, where nothing
     has to be converted; ``by_rows``, false where ``load`` of a few rows costs as much as of all; and ``form``, a packed
-    format that it is stored in, with ``packed(start, stop)``, its rows as they are stored (uint8), and
-    ``packed_extents(start, stop)``, where these lie in files, or None.
+    format that it is stored in, with ``packed(start, stop)``, its rows in that format (uint8). Such a one may have
+    ``packed_extents(start, stop)``, where these lie in files, or None, and ``turned``, true where they run along the
+    last dimension but one.
     """
 
     @property

@@ -1,5 +1,6 @@
 """Which dtypes a run stores, computes and keeps KV in, and what to say about it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -38,20 +39,20 @@ def choose(
     device: str,
     cpu_bfloat16: bool,
     packing: Packing | None = None,
-    blocks: bool = False,
+    packed_in: Collection[str] = (),
 ) -> Precision:
     """The dtypes for what ``--dtype`` asks, a checkpoint's own dtype (None: it has none) and ``cuda`` or ``cpu``.
 
     asked: also a ``Precision.name``, which a job that goes on brings with it. packing: what is asked to be packed.
-    blocks: the checkpoint's matrices may be packed already; they stay so where float32 is computed, which is exact.
+    packed_in: where the checkpoint's matrices are packed already, the dtypes to compute in with which they stay so
+    (``Source.packed_in``).
 
     Widening 16-bit weights to float32 is exact, so a float32 run streams the 16-bit bytes as they are.
     """
     asked, _, stored_packing = asked.partition("+")
     packing = packing or Packing.named(stored_packing) or Packing(own=not stored_packing and "/" not in asked)
     dtypes = _dtypes(asked, checkpoint, device, cpu_bfloat16)
-    own = packing.own and blocks and dtypes.compute == torch.float32
-    packing = replace(packing, own=own)
+    packing = replace(packing, own=packing.own and str(dtypes.compute).removeprefix("torch.") in packed_in)
     return replace(dtypes, packing=packing, note=_packed(packing, dtypes) or dtypes.note)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import UserError
+from penstock.model.parameter_source import Raw
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -50,6 +51,11 @@ class StoredTensor:
     path: str
     offset: int
     nbytes: int
+
+    @property
+    def raw(self) -> Raw:
+        """Its bytes as a parameter's."""
+        return Raw(self.shape, self.dtype, ((self.path, self.offset, self.nbytes),))
 
 
 class SafetensorsIndex:

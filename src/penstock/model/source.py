@@ -4,6 +4,7 @@ import json
 import re
 import struct
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Gener
 
 from penstock.errors import UserError, first_line
 from penstock.model import gguf_config, hub
+from penstock.model.quantized import READ, Quantized
 from penstock.model.safetensors_index import SafetensorsIndex
 
 DEMO = "demo"
@@ -42,7 +44,7 @@ class Source:
     name: what to print. kind: what its weights come from. path: the directory of the files, or the GGUF file; for
     random weights the directory of config.json. config: of the text model, for ``AutoModelForCausalLM.from_config``.
     checkpoint_dtype: torch's name of the dtype that most bytes are stored in (of the config for random weights), where
-    there is one.
+    there is one; of a quantised checkpoint, what transformers makes of it. quantized: how it is.
     """
 
     name: str
@@ -51,6 +53,14 @@ class Source:
     config: Any
     generation_config: GenerationConfig | None
     checkpoint_dtype: str | None
+    quantized: Quantized | None = None
+
+    @property
+    def packed_in(self) -> Collection[str]:
+        """Dtypes that hold every element of matrices that the files have packed, where these run as they are."""
+        if self.kind == "gguf":
+            return ("float32",)
+        return ("float32", str(self.checkpoint_dtype)) if self.quantized else ()
 
 
 def resolve(
@@ -132,12 +142,13 @@ def text_config(config: Any) -> Any:
 def _directory(
     directory: Path, name: str, trust_remote_code: bool, random_weights: bool, config_name: str = "config.json"
 ) -> Source:
-    whole = _read_config(directory, trust_remote_code, random_weights, config_name)
+    whole, quantized = _read_config(directory, trust_remote_code, random_weights, config_name)
     config = text_config(whole)
     generation = _generation_config(directory, whole)
     if random_weights:
         dtype = str(config.dtype).removeprefix("torch.") if config.dtype is not None else None
-        return Source(name, "random", directory, config, generation, dtype)
+        dtype = dtype or ("bfloat16" if quantized else None)
+        return Source(name, "random", directory, config, generation, dtype, quantized)
     pickles = [path for pattern in PICKLES for path in sorted(directory.glob(pattern))]
     if pickles and not any(directory.glob("*.safetensors*")):
         raise _pickles(directory, pickles[0])
@@ -145,7 +156,9 @@ def _directory(
     for tensor in SafetensorsIndex(directory).tensors.values():
         stored[tensor.dtype] += tensor.nbytes
     dtype = stored.most_common(1)[0][0] if stored else None
-    return Source(name, "safetensors", directory, config, generation, dtype)
+    if quantized is not None:
+        dtype = str(config.dtype or "bfloat16").removeprefix("torch.")
+    return Source(name, "safetensors", directory, config, generation, dtype, quantized)
 
 
 def _gguf(path: Path, name: str, random_weights: bool) -> Source:
@@ -167,8 +180,14 @@ def _gguf(path: Path, name: str, random_weights: bool) -> Source:
     return Source(name, "gguf", path, text_config(whole), GenerationConfig.from_model_config(whole), None)
 
 
-def _read_config(directory: Path, trust_remote_code: bool, random_weights: bool, name: str = "config.json") -> Any:
-    """The directory's config, whole; UserError where it is missing, broken, foreign or of a quantised checkpoint."""
+def _read_config(
+    directory: Path, trust_remote_code: bool, random_weights: bool, name: str = "config.json"
+) -> tuple[Any, Quantized | None]:
+    """The directory's config, whole, and how its checkpoint is quantised.
+
+    UserError where it is missing, broken, foreign or of a checkpoint that is quantised in a way that is not read;
+    random weights are in 16 bits then.
+    """
     path = directory / name
     try:
         written = json.loads(path.read_bytes())
@@ -187,28 +206,31 @@ def _read_config(directory: Path, trust_remote_code: bool, random_weights: bool,
         if model_type is None:
             raise UserError(f"{path} names no model_type, so it is no config of a transformers model.")
         raise UserError(f"{path}: transformers {transformers.__version__} knows no model type {model_type!r}.")
-    if not random_weights:
-        _refuse_quantized(directory, written)
+    quantized = _quantized(directory, written, random_weights)
     target = directory if name == "config.json" else path  # remote code is looked for beside a directory's config
     try:
         config = AutoConfig.from_pretrained(str(target), trust_remote_code=trust_remote_code, local_files_only=True)
     except UNREADABLE_CONFIG as error:
         raise UserError(f"{path} is no valid config of a {model_type}: {first_line(error)}") from error
     for part in {id(part): part for part in (config, config.get_text_config(decoder=True))}.values():
-        if random_weights and hasattr(part, "quantization_config"):
+        if hasattr(part, "quantization_config"):  # nothing that is built from it is quantised
             del part.quantization_config
-    return config
+    return config, quantized
 
 
-def _refuse_quantized(directory: Path, written: dict[str, Any]) -> None:
+def _quantized(directory: Path, written: dict[str, Any], random_weights: bool) -> Quantized | None:
     for part in (written, written.get("text_config")):
         if not isinstance(part, dict):
             continue
         quantization = part.get("quantization_config") or part.get("compression_config")
         if quantization:
+            if (quantized := Quantized.written(quantization)) is not None or random_weights:
+                return quantized
             named = quantization.get("quant_method") if isinstance(quantization, dict) else None
             method = named or "an unnamed quantised format"
-            raise UserError(f"{directory} is stored in {method}, which is not read yet; take a 16-bit checkpoint.")
+            kind = f"a kind of {method}" if method in READ else method
+            raise UserError(f"{directory} is stored in {kind}, which is not read yet; take a 16-bit checkpoint.")
+    return None
 
 
 def _generation_config(directory: Path, config: Any) -> GenerationConfig:

@@ -6,6 +6,7 @@ import torch
 
 from penstock.quant.forms import Form
 from penstock.quant.grouped import BLOCK
+from penstock.quant.mxfp4 import ELEMENTS, EXPONENT_SHIFT, SMALLEST
 
 
 def elements(form: Form, data: torch.Tensor, columns: int) -> torch.Tensor:
@@ -78,6 +79,17 @@ def _bits(stored: torch.Tensor, shifts: Sequence[int], number: int) -> torch.Ten
     return moved & (1 << number) - 1
 
 
+def _fp8(records: torch.Tensor) -> torch.Tensor:
+    scales = records[..., :4].contiguous().view(torch.float32)
+    codes = records[..., 4:].contiguous().view(torch.float8_e4m3fn)
+    return (codes.float() * scales).bfloat16().float()
+
+
+def _mxfp4(records: torch.Tensor) -> torch.Tensor:
+    scales = (records[..., :1].int() << EXPONENT_SHIFT).clamp_(min=SMALLEST).view(torch.float32)
+    return torch.tensor(ELEMENTS, device=records.device)[_nibbles(records[..., 1:]).long()] * scales
+
+
 def _halves(stored: torch.Tensor) -> torch.Tensor:
     """Numbers in half precision as float32."""
     return stored.contiguous().view(torch.float16).float()
@@ -98,4 +110,6 @@ _UNPACKED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "q4_k": _q4_k,
     "q5_k": _q5_k,
     "q6_k": _q6_k,
+    "fp8": _fp8,
+    "mxfp4": _mxfp4,
 }

@@ -1,18 +1,20 @@
 """All formats that packed weights run in, by name and by number."""
 
+from penstock.quant.fp8 import Fp8
 from penstock.quant.ggml import KINDS, Ggml
 from penstock.quant.grouped import BITS, GROUPS, Grouped
+from penstock.quant.mxfp4 import Mxfp4
 
-Form = Grouped | Ggml
+Form = Grouped | Ggml | Fp8 | Mxfp4
 
-_GGML = tuple(Ggml(kind) for kind in KINDS)
+_STORED: tuple[Form, ...] = (*(Ggml(kind) for kind in KINDS), Fp8(), Mxfp4())
 # The order is compiled into kernels, which know a format by its place here.
-LAYOUTS: tuple[Form, ...] = (*(Grouped(bits, group) for bits in BITS for group in GROUPS), *_GGML)
+LAYOUTS: tuple[Form, ...] = (*(Grouped(bits, group) for bits in BITS for group in GROUPS), *_STORED)
 
 
 def named(name: str) -> Form | None:
     """The format that a page's slice calls so; None for a dtype."""
-    return next((form for form in _GGML if form.name == name), None) or Grouped.named(name)
+    return next((form for form in _STORED if form.name == name), None) or Grouped.named(name)
 
 
 def number(form: Form) -> int:
