@@ -51,7 +51,14 @@ def test_losses_are_those_of_transformers(spoken, how):
 
 
 def test_packed_beside_whole(spoken):
-    how = {"dtype": "float32", "weight_bits": 4, "lm_head_bits": None, "plain": True, "unchecked": True}
+    how = {
+        "dtype": "float32",
+        "weight_bits": 4,
+        "lm_head_bits": None,
+        "kv_bits": None,
+        "plain": True,
+        "unchecked": True,
+    }
     whole, fitted, plain = compare(str(spoken), TEXT, 120, 60, **how)
     assert whole["ratio"] == 1 and whole["agreement"] == 1
     assert fitted["name"] == "float32+int4g64" and plain["name"] == "float32+int4g64-plain"
@@ -65,3 +72,12 @@ def test_texts_that_are_too_short_and_windows_too_long(spoken):
             windows_of(llm, "ab", 40, 40)
         with pytest.raises(UserError, match="--window 128: the model's context holds 128 tokens"):
             windows_of(llm, TEXT, 200, 128)
+
+
+def test_packed_kv_beside_whole(spoken):
+    asked = {"weight_bits": None, "lm_head_bits": None, "kv_bits": 4, "plain": True}
+    whole, packed = compare(str(spoken), TEXT, 240, 120, **asked, dtype="float32", unchecked=True)
+    assert packed["name"] == "float32+kv-int4g64" and packed["bytes"] == whole["bytes"]
+    assert abs(packed["ratio"] - 1) > 1e-4
+    _, alike = compare(str(spoken), TEXT, 240, 60, **asked, dtype="float32", unchecked=True)
+    assert alike["ratio"] == pytest.approx(1, abs=1e-6)  # no window fills a block

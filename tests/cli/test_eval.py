@@ -39,16 +39,17 @@ def test_the_table(asked, capsys):
     assert said[0] == "the reference that Python ships with: 1,024 tokens in windows of 512"
     assert said[2].split() == ["bfloat16", "256", "MiB", "12.346"]
     assert said[3].split() == ["bfloat16+int4g64", "64", "MiB", "14.000", "1.1340x", "87.5%"]
-    assert asked["weight_bits"] == 4 and asked["plain"] and asked["lm_head_bits"] is None
+    assert asked["weight_bits"] == 4 and asked["plain"]
+    assert asked["lm_head_bits"] is None and asked["kv_bits"] is None
     assert "assert" in asked["text"] and len(asked["text"]) > 100_000
 
 
 def test_a_text_of_ones_own_as_json(asked, capsys, tmp_path):
     path = tmp_path / "book.txt"
     path.write_text("Call me Ishmael.")
-    assert main(["eval", "demo", "-i", str(path), "--json"]) == 0
+    assert main(["eval", "demo", "-i", str(path), "--kv-bits", "8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == ROWS
-    assert asked["text"] == "Call me Ishmael."
+    assert asked["text"] == "Call me Ishmael." and asked["kv_bits"] == 8
 
 
 @pytest.mark.parametrize(

@@ -173,11 +173,12 @@ class _Steps:
 
 def _warm_up(place: Place, form: Form) -> None:
     """Run everything once in small: kernels are compiled, which takes seconds once and is no matter of speed."""
-    # narrower matrices take no kernel; one token and a few have kernels of their own where weights are narrower
-    for tokens in (1, 8, 16):
+    # narrower matrices take no kernel; one token and a few have kernels of their own where weights are packed
+    for tokens in (1, 4, 16):
         products.measure_products(place, place.arithmetics(form.auto_only), (tokens,), 0.0, 512)
     attention.measure_attention(place, 0.0, rows=2, keys=(4, 8), spans=(4,))
     traffic.measure_traffic(place, 0.0, tokens=4, hidden=64, ffn=64)
+    unpacking.measure_unpacking(place, 0.0, elements=1 << 14)
 
 
 def _processor(place: Place, form: Form, steps: _Steps, places: int, extra: dict[str, float]) -> Processor:

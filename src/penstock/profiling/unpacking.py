@@ -1,27 +1,29 @@
-"""Elements of 4 bits unpacked per second, as torch does it: what a plan with packed weights or KV has to pay."""
+"""Elements of 4 bits unpacked per second, as the engine does it: the price of packed KV, and of weights that no product
+unpacks."""
 
 import torch
 
 from penstock.profiling.place import Place
 from penstock.profiling.timing import median_s
+from penstock.quant.grouped import Grouped
+from penstock.quant.packed import Packed
 
 ELEMENTS = 4 << 20  # of a matrix
-GROUP = 64  # elements that share a scale and a zero, as plans count their bytes
+_COLUMNS = 4096
+_FORM = Grouped(4)
 
 
 @torch.inference_mode()
 def measure_unpacking(place: Place, budget_s: float, elements: int = ELEMENTS) -> float:
-    """Elements per second, in the dtype that products are computed in; two to a byte, a scale and a zero per group."""
-    groups = elements // GROUP
-    packed = place.noise(groups * GROUP // 4, torch.float16).view(torch.uint8).view(groups, GROUP // 2)
-    scale, zero = (place.noise(groups, torch.float16).view(groups, 1, 1) for _ in range(2))
-    wide = place.device.alloc(elements * place.auto.compute.itemsize).view(place.auto.compute)
-    target = wide.view(groups, GROUP // 2, 2)
+    """Elements per second, into the dtype that products are computed in."""
+    rows = max(1, elements // _COLUMNS)
+    # whatever bytes: unpacking takes as long for any numbers that are finite, which zeros are
+    data = place.device.alloc(rows * _FORM.row_bytes(_COLUMNS)).zero_().view(rows, -1)
+    packed = Packed(_FORM, _COLUMNS, data)
+    target = torch.empty(packed.shape, dtype=place.auto.compute, device=data.device)
 
     def unpack() -> None:
-        target[..., 0].copy_(packed & 15)
-        target[..., 1].copy_(packed >> 4)
-        target.mul_(scale).add_(zero)
+        packed.write(target)
         place.settle()
 
-    return elements / median_s(unpack, budget_s)
+    return rows * _COLUMNS / median_s(unpack, budget_s)
