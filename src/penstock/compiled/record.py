@@ -33,6 +33,8 @@ class Record:
     A layout derives from it: made, it emits what the record's blocks share, and ``block`` the rest.
     """
 
+    in_bfloat16 = False  # whether that holds every element
+
     def __init__(self, emitter: Emitter, address: ir.Value) -> None:
         self.emitter, self.builder, self.address = emitter, emitter.builder, address
 

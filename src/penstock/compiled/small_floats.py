@@ -14,6 +14,8 @@ _HALF_BIAS, _HALF_MANTISSA = 15, 10  # of half precision, which holds all such f
 class EightBits(Record):
     """scale · code, rounded to bfloat16; a code has a sign, four bits of exponent and three of mantissa."""
 
+    in_bfloat16 = True
+
     def __init__(self, emitter: Emitter, address: ir.Value) -> None:
         super().__init__(emitter, address)
         place = self.builder.inttoptr(address, ir.FloatType().as_pointer())
@@ -32,6 +34,8 @@ class EightBits(Record):
 
 class FourBits(Record):
     """2^(scale - 127) · code; a code has a sign, two bits of exponent and one of mantissa."""
+
+    in_bfloat16 = True
 
     def __init__(self, emitter: Emitter, address: ir.Value) -> None:
         super().__init__(emitter, address)

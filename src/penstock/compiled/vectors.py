@@ -51,14 +51,20 @@ class Emitter:
         words = self._word_type(32)
         return builder.bitcast(builder.shl(builder.zext(value, words), self._all(words, 16)), self.float)
 
-    def store(self, value: ir.Value, address: ir.Value, kind: types.Type = types.float32) -> None:
-        """Floats to an address, as what is stored there: rounded to the nearest, of two as near to the even one."""
+    def store(
+        self, value: ir.Value, address: ir.Value, kind: types.Type = types.float32, in_bfloat16: bool = False
+    ) -> None:
+        """Floats to an address, as what is stored there: rounded to the nearest, of two as near to the even one.
+
+        in_bfloat16: that holds them as they are.
+        """
         builder = self.builder
         if kind == types.int16:
             half = ir.HalfType()
             value = builder.fptrunc(value, half if self.lanes == 1 else ir.VectorType(half, self.lanes))
         elif kind == types.uint16:
-            value = self._high_halves(self.rounded(value))
+            bits = builder.bitcast(value, self._word_type(32)) if in_bfloat16 else self.rounded(value)
+            value = builder.trunc(builder.lshr(bits, self._all(bits.type, 16)), self._word_type(16))
         builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=element_bytes(kind))
 
     def rounded(self, value: ir.Value) -> ir.Value:
@@ -68,9 +74,6 @@ class Emitter:
         odd = builder.and_(builder.lshr(bits, self._all(words, 16)), self._all(words, 1))
         up = builder.add(builder.add(bits, self._all(words, 0x7FFF)), odd)
         return builder.select(builder.fcmp_unordered("uno", value, value), self._all(words, 0x7FC00000), up)
-
-    def _high_halves(self, words: ir.Value) -> ir.Value:
-        return self.builder.trunc(self.builder.lshr(words, self._all(words.type, 16)), self._word_type(16))
 
     def _word_type(self, bits: int) -> ir.Type:
         return ir.IntType(bits) if self.lanes == 1 else ir.VectorType(ir.IntType(bits), self.lanes)

@@ -54,4 +54,4 @@ def _unpack(
         for block in blocks:
             place = single.at(target, (number, nbytes * form.group), (block, nbytes * BLOCK))
             for v, value in enumerate(found.block(block)):
-                wide.store(value, single.at(place, (v, nbytes * LANES)), made)
+                wide.store(value, single.at(place, (v, nbytes * LANES)), made, found.in_bfloat16)
