@@ -192,7 +192,7 @@ class Multiplier:
     """Products in float32 with 16-bit or packed weights.
 
     Where activations are float32, however many tokens there are. Those of 16 bits meet packed weights here while they
-    are few: for more, weights unpacked to 16 bits and a product in 16 bits take no longer, or less.
+    are few: for more, weights unpacked to 16 bits and a product in 16 bits take about as long, or half.
 
     packed: one long float32 tensor, scratch for activations in the order in which they are read.
     """
