@@ -63,6 +63,7 @@ def test_flags_reach_the_engine_by_the_names_of_python(engine: Engine) -> None:
         "dtype": "float32",
         "weight_bits": 4,
         "lm_head_bits": 8,
+        "kv_bits": 8,
         "device": "emulated",
         "gpu_memory": "1GiB",
         "cpu_memory": "2GiB",
