@@ -176,9 +176,9 @@ def widened_seconds(shape: tuple[int, int], tokens: int, least_seconds: float) -
 def unpacked_per_second(bits: int) -> float:
     """Weights per second that the kernel unpacks, from memory to a panel in cache, with all threads."""
     from penstock.quant.grouped import Grouped
-    from unpack import rates
+    from unpack import rate
 
-    return rates(Grouped(bits), 5)["weights_per_s"]
+    return rate(Grouped(bits), torch.float32, 5)
 
 
 def call_sizes(tokens: int) -> list[int]:

@@ -167,7 +167,10 @@ def test_a_plan_packs_kv_and_a_run_does_as_it_says(long_context, tmp_path):
     assert packed.memory["cpu"].kv < 0.6 * whole.memory["cpu"].kv
     free = plan_of_free_bits(str(long_context), Question(**asked), {"kv_bits": (8, 4)})
     assert free.predicted.total_tok_s >= packed.predicted.total_tok_s
-    assert "KV" in free.notes[0] and "penstock eval" in free.notes[1]
+    assert "KV in" in free.notes[0] and "penstock eval" in free.notes[0]
+    both = plan_of_free_bits(str(long_context), Question(**asked), {"weight_bits": (8,), "kv_bits": (8,)})
+    assert both.notes[0].count("tok/s with") == 3
+    assert both.predicted.total_tok_s >= free.predicted.total_tok_s * 0.99
 
 
 def test_jobs_know_how_their_kv_is_packed(long_context, tmp_path):

@@ -38,7 +38,7 @@ def test_plain_rounding_errs_by_half_a_step_and_fitting_by_no_more_in_all(form, 
         group = values[:, first : first + form.group].astype(np.float64)
         span = group.max(1) - group.min(1)
         # scale and minimum are rounded to half precision: 2^-12 of each, or 2^-24 and, of the scale, up
-        step = span * (1 + 2**-11) / form.levels + 2**-24
+        step = span * (1 + 2**-11) / (2**form.bits - 1) + 2**-24
         ends = (span + np.abs(group.min(1))) * 2**-11 + 2**-24
         assert (lost[:, first : first + form.group].max(1) <= step / 2 + ends).all()
     fitted = packed(values, Grouped(form.bits, form.group)).wide(torch.float32).numpy()

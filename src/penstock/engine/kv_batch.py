@@ -88,9 +88,10 @@ class KVBatch:
             return None
         chosen = portion.chosen
         spans = [(self.spans[i].first, self.spans[i].count) for i in chosen]
+        samples = [self.spans[i].samples for i in chosen]
         places = [self.store.open.place(self.rows[i].id) for i in chosen]
         own, device = self._local_ids(chosen, group), self.store.device.torch_device
-        return OpenSpans.build(self.store.block_tokens, spans, places, own, portion.ids, device)
+        return OpenSpans.build(self.store.block_tokens, spans, samples, places, own, portion.ids, device)
 
     def _split(self, group: int) -> Iterator[Portion]:
         """One portion for the rows on the compute tier, and as many as staging room demands for the others."""

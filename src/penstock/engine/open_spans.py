@@ -9,7 +9,7 @@ in the same block.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -37,6 +37,10 @@ class LongSpans:
     def base(self) -> int:
         """The first position of the block that they begin in."""
         return self.first // self.size * self.size
+
+    def part(self, spans: slice) -> "LongSpans":
+        """Some of them."""
+        return replace(self, tokens=self.tokens[spans], places=self.places[spans], filled=self.filled[spans])
 
     def by_block(self) -> Iterator[tuple[int, int, int]]:
         """The blocks that their queries are in: which of theirs it is, and its queries from .. to."""
@@ -87,26 +91,38 @@ class OpenSpans:
         cls,
         size: int,
         spans: Sequence[tuple[int, int]],
+        samples: Sequence[bool],
         places: Sequence[int],
         own: Sequence[Sequence[int]],
         read: Sequence[Sequence[int]],
         device: torch.device,
     ) -> "OpenSpans":
         """Of spans ``(first, count)`` over blocks of ``size`` tokens. places: their rows' open blocks. own, read: their
-        rows' packed blocks, by ids on the compute tier and in the arena they are attended in; -1: not there."""
+        rows' packed blocks, by ids on the compute tier and in the arena they are attended in; -1: not there. samples:
+        which end with a drawn token. One token of a prompt that goes on in the next call counts as a long span: that
+        call may write to the open block before all layers of this one have read it.
+
+        Raises ValueError where a block that becomes full is not on the compute tier.
+        """
 
         def indices(values: Sequence[int]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.int64, device=device)
 
         index = [first // size for first, _ in spans]
-        single = [i for i, (_, count) in enumerate(spans) if count == 1]
+        single = [i for i, (_, count) in enumerate(spans) if count == 1 and samples[i]]
         full = [i for i in single if spans[i][0] % size == size - 1]
-        opened = [[-1] * index[i] + [places[i]] if spans[i][1] == 1 else [] for i in range(len(spans))]
+        opened: list[list[int]] = [[] for _ in spans]
+        for i in single:
+            opened[i] = [-1] * index[i] + [places[i]]
+        if any(
+            own[i][b] < 0 for i, (first, count) in enumerate(spans) for b in range(index[i], (first + count) // size)
+        ):
+            raise ValueError("a block that new keys fill is not here")
         starts = [0]
         alike: dict[tuple[int, int], list[int]] = {}
         for i, (first, count) in enumerate(spans):
             starts.append(starts[-1] + count)
-            if count > 1:
+            if i not in single:
                 alike.setdefault((first, count), []).append(i)
         longs = [
             LongSpans(

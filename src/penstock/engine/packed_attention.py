@@ -53,7 +53,9 @@ def _own(
     Block after block: its queries see it as it is, and then it is put in its place as it was packed.
     """
     if low is not None and not bool((low == low[:1]).all()):
-        raise RuntimeError("rows at the same positions see different keys")
+        apart = [slice(at, at + 1) for at in range(len(q))]  # rows at the same positions see different keys
+        found = [_own(q[i], here, long.part(i), (wide[0][i], wide[1][i]), low[i], scaling, softcap) for i in apart]
+        return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
     keys, values = (part.to(q.dtype, copy=True) for part in wide)
     positions = torch.arange(long.base, long.first + long.count, device=q.device)
     parts: list[Result] = []

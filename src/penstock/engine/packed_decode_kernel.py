@@ -20,9 +20,10 @@ from numba.extending import intrinsic
 
 from penstock.compiled.codes import layout, record
 from penstock.compiled.record import VECTORS, records
+from penstock.compiled.softmax import LOG2_E, UNSEEN, fold
 from penstock.compiled.threads import in_threads
 from penstock.compiled.vectors import LANES, WIDE, Emitter, Integer
-from penstock.engine.decode_kernel import HEADS, INLINE_BYTES, LOG2_E, UNSEEN, fold
+from penstock.engine.decode_kernel import HEADS, INLINE_BYTES
 from penstock.memory.kv_form import PackedBlocks
 from penstock.quant.forms import number
 from penstock.quant.grouped import BLOCK

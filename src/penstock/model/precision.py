@@ -50,6 +50,8 @@ def choose(
     Widening 16-bit weights to float32 is exact, so a float32 run streams the 16-bit bytes as they are.
     """
     asked, _, stored_packing = asked.partition("+")
+    if stored_packing and Packing.named(stored_packing) is None:
+        raise UserError(f"--dtype {asked}+{stored_packing}: {stored_packing} is no packing")
     packing = packing or Packing.named(stored_packing) or Packing(own=not stored_packing and "/" not in asked)
     dtypes = _dtypes(asked, checkpoint, device, cpu_bfloat16)
     packing = replace(packing, own=packing.own and str(dtypes.compute).removeprefix("torch.") in packed_in)

@@ -49,11 +49,6 @@ class Grouped:
         return f"int{self.bits}"
 
     @property
-    def levels(self) -> int:
-        """The largest code."""
-        return int(2**self.bits - 1)
-
-    @property
     def record_bytes(self) -> int:
         """Of a whole group."""
         return PARAMETER_BYTES + self.group * self.bits // 8

@@ -138,6 +138,9 @@ def _pack_rows(
                     if scale <= 0:
                         break
                     minimum = low + (s_x - scale * s_c) / number
+            if not least < np.float32(np.inf):  # not even its error is a number
+                bad[row] = True
+                continue
             coarse = exacting and best_scale / np.float32(2.0) > max(abs(low), abs(high)) * TOLERATED
             if max(abs(best_minimum), best_scale) > LARGEST or (
                 coarse and best_scale > COARSER * (high - low) / levels
