@@ -48,7 +48,7 @@ def shape(plan: Blueprint) -> dict[str, Any]:
         "dtype": {
             "stored": kinds.most_common(1)[0][0] if kinds else _name(plan.precision.stored),
             "compute": _name(plan.precision.compute),
-            "kv": _name(plan.precision.kv),
+            "kv": plan.kv.packed.name if plan.kv.packed else _name(plan.precision.kv),
         },
     }
 

@@ -5,7 +5,7 @@ import torch
 
 from penstock.errors import UserError
 from penstock.model.packing import Packing
-from penstock.model.precision import choose
+from penstock.model.precision import Precision, choose
 from penstock.quant.grouped import Grouped
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -80,7 +80,23 @@ def test_what_the_file_has_packed_stays_so_in_every_dtype_that_holds_it(device, 
     assert choose("float16", "bfloat16", device, bf16, packed_in=("float32", "bfloat16")).packing == Packing()
 
 
-@pytest.mark.parametrize("name", ["int4g64", "int8g32-plain", "int4g64+head-int8g64", "head-int8g64+own", "own"])
+def test_a_job_that_packed_nothing_goes_on_so():
+    whole = choose("auto", "bfloat16", "cpu", True, Packing(), packed_in=("bfloat16",))
+    assert whole.name == "bfloat16"
+    again = choose(Precision.again(whole.name), "bfloat16", "cpu", True, packed_in=("bfloat16",))
+    assert again.name == "bfloat16" and not again.packing.own
+    assert choose("auto", "bfloat16", "cpu", True, packed_in=("bfloat16",)).packing.own
+
+
+def test_a_packing_of_no_name_is_refused():
+    with pytest.raises(UserError, match=r"--dtype bfloat16\+int3g64: int3g64 is no packing"):
+        choose("bfloat16+int3g64", "bfloat16", "cpu", True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["int4g64", "int8g32-plain", "int4g64+head-int8g64", "head-int8g64+own", "own", "kv-int4g64", "int8g64+kv-int4g64"],
+)
 def test_a_job_that_goes_on_packs_as_it_began(name):
     began = choose(f"bfloat16/float32/bfloat16+{name}", "bfloat16", "cpu", False, packed_in=("float32",))
     assert began.packing.name == name

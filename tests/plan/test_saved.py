@@ -90,7 +90,7 @@ def without(*place: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (set_at("penstock_plan", 7), "is of form 7, and 1 is read"),
+        (set_at("penstock_plan", 7), "is of form 7, and 2 is read"),
         (without("penstock_plan"), "is no saved plan"),
         (without("placement", "kv"), "placement.kv is missing"),
         (set_at("placement", "extra", 1), "placement.extra is not known"),
@@ -128,7 +128,7 @@ def test_edited_files_are_told_in_one_line(
     ("data", "message"),
     [
         (b"", "is no whole plan"),
-        (b'{"penstock_plan": 1, "mod', "is no whole plan: Unterminated string"),
+        (b'{"penstock_plan": 2, "mod', "is no whole plan: Unterminated string"),
         (b"\xff\xfe", "not UTF-8"),
         (b"[1]", "is no saved plan"),
         (b"[" * 100_000, "is no saved plan"),

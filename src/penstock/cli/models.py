@@ -72,6 +72,8 @@ def _table(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
     yield "computes in", dtype["compute"]
     yield "KV", f"{format_bytes(facts['kv_bytes_per_token'])} per token in {dtype['kv']}"
+    if facts["open_kv_bytes_per_row"]:
+        yield "", f"and {format_bytes(facts['open_kv_bytes_per_row'])} per row for its newest block, not packed"
     if facts["state_bytes_per_row"]:
         yield "state", f"{format_bytes(facts['state_bytes_per_row'])} per row"
     holds = facts["holds"]

@@ -107,10 +107,13 @@ def run_batch(
             if done is not None and job.stored is not None:
                 resuming = _resuming(done.answered, done.errors, retry_errors, job.stored)
                 display.show({"kind": "note", "text": resuming})
-            dtype = how["dtype"] if job.stored is None or how["dtype"] != "auto" else str(job.stored["dtype"])
 
             from penstock.batch import run_batch as answer
             from penstock.llm import LLM
+            from penstock.model.precision import Precision
+
+            goes_on = job.stored is not None and how["dtype"] == "auto"
+            dtype = Precision.again(str(job.stored["dtype"])) if job.stored and goes_on else how["dtype"]
 
             with LLM(model, **{**how, "dtype": dtype}, on_event=display.show) as llm:
                 run = answer(llm, source, out, wish, job, done, stop_)

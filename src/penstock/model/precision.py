@@ -32,6 +32,11 @@ class Precision:
         dtypes = names[0] if len(set(names)) == 1 else "/".join(names)
         return f"{dtypes}+{self.packing.name}" if self.packing.name else dtypes
 
+    @staticmethod
+    def again(name: str) -> str:
+        """What ``choose`` is asked for the precision of that name: of one dtype alone, that nothing else is packed."""
+        return name if "/" in name or "+" in name else "/".join([name] * 3)
+
 
 def choose(
     asked: str,

@@ -19,7 +19,7 @@ from penstock.plan.policy import TIERS, Admission, Policy, Shares, Tier
 from penstock.plan.types import Placement
 from penstock.units import format_bytes
 
-FORMAT = 1
+FORMAT = 2  # raised where a plan of before would be run with other bytes than it says
 _LONGEST_SHOWN = 40
 
 
@@ -214,7 +214,7 @@ class _Expected(_Table):
 
 
 class _Record(_Table):
-    penstock_plan: Literal[1]
+    penstock_plan: Literal[2]
     model: _Identity
     machine: str
     job: str
