@@ -7,6 +7,7 @@ from importlib import metadata
 from penstock.engine.build import Blueprint
 from penstock.errors import UserError
 from penstock.model import page_cache
+from penstock.quant.forms import named
 from penstock.quant.grouped import ROUNDING
 from penstock.units import format_bytes
 
@@ -25,7 +26,8 @@ def cache_pages(plan: Blueprint, disk_budget: int | None, progress: Progress | N
     path, kind = plan.source.path, plan.source.kind
     files = [path] if kind == "gguf" else sorted(path.glob("*.safetensors")) if kind == "safetensors" else []
     converters = [f"{name} {metadata.version(name)}" for name in ("transformers", "gguf") if files]
-    converters += [f"rounding {ROUNDING}"] if plan.packed_bytes else []
+    packed = any(named(piece.dtype) for page in missing for piece in page.slices)
+    converters += [f"rounding {ROUNDING}"] if packed else []
     converters += [str(plan.source.quantized)] if plan.source.quantized else []
     key = page_cache.cache_key(files, missing, kind, *converters)
     about = {"model": plan.source.name, "stored": plan.precision.name}

@@ -8,7 +8,8 @@ from math import prod
 BLOCK = 32  # elements whose codes lie together; a row's last block is filled up
 BITS = (4, 8)
 GROUPS = (32, 64, 128)
-ROUNDING = 2  # how codes are chosen and groups lie: raised with a change, so that page caches are built anew
+# How codes are chosen, and how rows of any packed format lie: raised with a change, so that page caches are built anew.
+ROUNDING = 2
 PARAMETER_BYTES = 4  # of a group: its scale and its minimum, in half precision
 _NAME = re.compile(r"int(\d+)g(\d+)(-plain)?")
 
