@@ -111,7 +111,7 @@ def test_a_job_goes_on_as_it_began(model, tmp_path):
 
 
 def test_a_plan_packs_and_is_run_as_it_is(model, tmp_path):
-    asked = {"prompt_len": 8, "gen_len": 4, "num_prompts": 4, "dtype": "float32", "cpu_memory": 2 << 30}
+    asked = {"prompt_len": 8, "gen_len": 4, "num_prompts": 4, "dtype": "float32", "cpu_memory": 16 << 30}
     whole, packed = (make_plan(str(model), Question(**asked, weight_bits=bits)) for bits in (None, 4))
     assert packed.policy.weight_bits == 4 and packed.fits
     assert packed.memory["cpu"].weights < 0.5 * whole.memory["cpu"].weights
@@ -119,7 +119,7 @@ def test_a_plan_packs_and_is_run_as_it_is(model, tmp_path):
 
 
 def test_bits_that_are_free_are_chosen_for_speed(model):
-    asked = {"prompt_len": 8, "gen_len": 4, "num_prompts": 4, "dtype": "float32", "cpu_memory": 2 << 30}
+    asked = {"prompt_len": 8, "gen_len": 4, "num_prompts": 4, "dtype": "float32", "cpu_memory": 16 << 30}
     speeds = {
         bits: make_plan(str(model), Question(**asked, weight_bits=bits)).predicted.total_tok_s for bits in (None, 8, 4)
     }
@@ -161,7 +161,7 @@ def test_the_memory_of_packed_kv_is_counted_with_its_open_blocks(long_context):
 
 
 def test_a_plan_packs_kv_and_a_run_does_as_it_says(long_context, tmp_path):
-    asked = {"prompt_len": 80, "gen_len": 4, "num_prompts": 40, "dtype": "float32", "cpu_memory": 2 << 30}
+    asked = {"prompt_len": 80, "gen_len": 4, "num_prompts": 40, "dtype": "float32", "cpu_memory": 16 << 30}
     whole, packed = (make_plan(str(long_context), Question(**asked, kv_bits=bits)) for bits in (None, 4))
     assert packed.policy.kv_bits == 4 and packed.fits
     assert packed.memory["cpu"].kv < 0.6 * whole.memory["cpu"].kv

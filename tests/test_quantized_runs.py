@@ -54,7 +54,7 @@ def test_a_config_alone_weighs_what_its_checkpoint_would(checkpoint, tmp_path):
     facts, bare = describe(str(checkpoint)), describe(str(tmp_path), random_weights=True)
     assert (facts["dtype"], facts["pages"]) == (bare["dtype"], bare["pages"])
     assert facts["bytes"] == pytest.approx(bare["bytes"], rel=0.05), "pages that lie as files do have gaps"
-    asked = {"prompt_len": 8, "gen_len": 4, "num_prompts": 4, "dtype": "float32", "cpu_memory": 2 << 30}
+    asked = {"prompt_len": 8, "gen_len": 4, "num_prompts": 4, "dtype": "float32", "cpu_memory": 16 << 30}
     plans = [make_plan(str(path), Question(**asked)) for path in (checkpoint, tmp_path)]
     assert plans[0].memory["cpu"].weights == pytest.approx(plans[1].memory["cpu"].weights, rel=0.05)
 

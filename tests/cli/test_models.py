@@ -15,6 +15,7 @@ FACTS: dict[str, Any] = {
     "pages": 61,
     "page_bytes_max": 56_623_104,
     "kv_bytes_per_token": 23_040,
+    "open_kv_bytes_per_row": 0,
     "state_bytes_per_row": 0,
     "core_bytes": 262_144,
     "dtype": {"stored": "bfloat16", "compute": "float32", "kv": "bfloat16"},

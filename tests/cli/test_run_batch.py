@@ -177,7 +177,7 @@ def test_a_second_start_says_what_is_done_and_goes_on_with_its_settings(
     assert main(["run-batch", "demo", *files]) == 0
     told = "2 answered before (1 error, --retry-errors runs them again); going on with max_tokens 5, stop ['a']"
     assert capsys.readouterr().err.splitlines()[0] == told
-    assert engine.asked["dtype"] == "float32"
+    assert engine.asked["dtype"] == "float32/float32/float32"
     assert batch.asked[2:] == (SETTINGS, 3)
     assert main(["run-batch", "demo", *files, "--retry-errors", "--dtype", "bfloat16"]) == 0
     assert "(1 error, which run again)" in capsys.readouterr().err

@@ -42,7 +42,9 @@ class Grouped:
     def named(cls, name: str) -> "Grouped | None":
         """The format of that name; None where it is none's."""
         found = _NAME.fullmatch(name)
-        return cls(int(found[1]), int(found[2]), found[3] is not None) if found else None
+        if found is None or int(found[1]) not in BITS or int(found[2]) not in GROUPS:
+            return None
+        return cls(int(found[1]), int(found[2]), found[3] is not None)
 
     @property
     def record(self) -> str:
