@@ -7,9 +7,10 @@ import torch
 from penstock.engine.few_kernel import MOST, ROWS, takes_few
 from penstock.engine.linear import Widening
 from penstock.engine.product_kernel import CHUNK, DEPTH
-from penstock.quant.grouped import BITS, BLOCK, GROUPS, Grouped
+from penstock.quant.grouped import BITS, GROUPS, Grouped
 from penstock.quant.packed import Packed
 from penstock.quant.rounding import pack
+from penstock.quant.rows import BLOCK
 
 SHAPES = [  # out, in
     (1, 5),

@@ -9,7 +9,7 @@ from penstock.compiled import small_floats, superblocks
 from penstock.compiled.record import VECTORS, Record, Sixteen, Table
 from penstock.compiled.vectors import LANES, Emitter
 from penstock.quant.forms import LAYOUTS, Form
-from penstock.quant.grouped import BLOCK
+from penstock.quant.rows import BLOCK
 
 
 def layout(number: Any) -> Form:

@@ -8,7 +8,7 @@ from numba.core import cgutils
 
 from penstock.compiled.vectors import LANES, Emitter
 from penstock.quant.forms import Form
-from penstock.quant.grouped import BLOCK
+from penstock.quant.rows import BLOCK
 
 VECTORS = BLOCK // LANES  # of a block
 _LOOKED_UP = 16  # lanes of a vector that a table of all 4-bit codes fits into

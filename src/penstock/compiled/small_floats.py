@@ -4,8 +4,8 @@ from llvmlite import ir
 
 from penstock.compiled.record import Record, Table
 from penstock.compiled.vectors import Emitter
-from penstock.quant.grouped import BLOCK
 from penstock.quant.mxfp4 import EXPONENT_SHIFT, SMALLEST
+from penstock.quant.rows import BLOCK
 
 _WORD = ir.IntType(32)
 _HALF_BIAS, _HALF_MANTISSA = 15, 10  # of half precision, which holds all such floats: subnormal ones cost nothing there

@@ -4,7 +4,7 @@ from llvmlite import ir
 
 from penstock.compiled.record import Record, Table
 from penstock.compiled.vectors import Emitter
-from penstock.quant.grouped import BLOCK
+from penstock.quant.rows import BLOCK
 
 _BYTES = ir.VectorType(ir.IntType(8), BLOCK)  # where codes of a block are put together: a quarter of their vectors
 _SIXTEEN = 16  # numbers that a superblock has, whatever the layout

@@ -8,7 +8,7 @@ from penstock.compiled.codes import layout, record
 from penstock.compiled.record import records
 from penstock.compiled.vectors import LANES, Emitter, Integer, element_bytes, pieces
 from penstock.quant.forms import Form
-from penstock.quant.grouped import BLOCK
+from penstock.quant.rows import BLOCK
 
 
 @intrinsic

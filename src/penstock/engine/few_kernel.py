@@ -20,8 +20,8 @@ from penstock.compiled.record import VECTORS, Record, records
 from penstock.compiled.threads import in_turn
 from penstock.compiled.vectors import LANES, Emitter, Integer
 from penstock.engine.operand import Operand
-from penstock.quant.grouped import BLOCK
 from penstock.quant.packed import Packed
+from penstock.quant.rows import BLOCK
 
 MOST = 8  # tokens
 TOGETHER = 4  # of them

@@ -26,7 +26,7 @@ from penstock.compiled.vectors import LANES, WIDE, Emitter, Integer
 from penstock.engine.decode_kernel import HEADS, INLINE_BYTES
 from penstock.memory.kv_form import PackedBlocks
 from penstock.quant.forms import number
-from penstock.quant.grouped import BLOCK
+from penstock.quant.rows import BLOCK
 
 
 @intrinsic

@@ -9,9 +9,9 @@ import torch
 from penstock.errors import UserError
 from penstock.model.parameter_source import Raw
 from penstock.model.safetensors_index import StoredTensor
-from penstock.quant.grouped import BLOCK
 from penstock.quant.mxfp4 import Mxfp4
 from penstock.quant.packed import Packed
+from penstock.quant.rows import BLOCK
 
 _FORM = Mxfp4()
 

@@ -12,8 +12,8 @@ from torch import nn
 from penstock.model.packing import holds_experts
 from penstock.model.quantized import Quantized
 from penstock.quant.fp8 import Fp8
-from penstock.quant.grouped import BLOCK
 from penstock.quant.mxfp4 import Mxfp4
+from penstock.quant.rows import BLOCK
 
 _SIGMA = 0.02
 _POOL = (1 << 22) + 12289  # noise drawn once; a length that no row width divides, so that rows differ

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from penstock.quant.forms import Form
-from penstock.quant.grouped import BLOCK
 from penstock.quant.mxfp4 import ELEMENTS, EXPONENT_SHIFT, SMALLEST
+from penstock.quant.rows import BLOCK
 
 
 def elements(form: Form, data: torch.Tensor, columns: int) -> torch.Tensor:

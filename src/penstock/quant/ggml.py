@@ -3,11 +3,9 @@
 The layouts are those of ggml (ggml-common.h: block_q4_0, …, block_q6_K); ``gguf`` reads them back.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
-from penstock.quant.grouped import BLOCK
+from penstock.quant.rows import BLOCK, Rows
 
 SUPERBLOCK = 256
 _BLOCKS = {  # elements, bytes, bits of a code
@@ -22,7 +20,7 @@ KINDS = tuple(_BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
-class Ggml:
+class Ggml(Rows):
     """One of ggml's formats, ``kind`` as GGUF calls it in lower case.
 
     q4_0: scale · (code - 8). q4_1: scale · code + minimum. q8_0: scale · code, which has a sign. Four-bit codes lie as
@@ -43,11 +41,6 @@ class Ggml:
         return self.kind
 
     @property
-    def record(self) -> str:
-        """What lies so: the layout of a block."""
-        return self.kind
-
-    @property
     def bits(self) -> int:
         """Of a code."""
         return _BLOCKS[self.kind][2]
@@ -61,18 +54,3 @@ class Ggml:
     def record_bytes(self) -> int:
         """Of a block."""
         return _BLOCKS[self.kind][1]
-
-    @property
-    def cut_short(self) -> bool:
-        """Whether the last block of a row may have fewer elements."""
-        return False
-
-    def row_bytes(self, columns: int) -> int:
-        """Of a row of so many elements, which are whole blocks."""
-        if columns % self.group:
-            raise ValueError(f"{columns} elements are no whole blocks of {self.kind}")
-        return columns // self.group * self.record_bytes
-
-    def nbytes(self, shape: Sequence[int]) -> int:
-        """Of an array whose last dimension is the rows'."""
-        return prod(shape[:-1]) * self.row_bytes(shape[-1])

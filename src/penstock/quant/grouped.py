@@ -1,11 +1,10 @@
 """Group-wise integers: what a matrix looks like with a few bits an element, and how many bytes that takes."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
-BLOCK = 32  # elements whose codes lie together; a row's last block is filled up
+from penstock.quant.rows import Rows
+
 BITS = (4, 8)
 GROUPS = (32, 64, 128)
 # How codes are chosen, and how rows of any packed format lie: raised with a change, so that page caches are built anew.
@@ -15,7 +14,7 @@ _NAME = re.compile(r"int(\d+)g(\d+)(-plain)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Grouped:
+class Grouped(Rows):
     """Unsigned integers of ``bits`` bits; ``group`` neighbours in a row share a scale and a minimum.
 
     An element is minimum + scale · code. A row is a run of bytes of its own: for each group its scale, its minimum
@@ -60,13 +59,3 @@ class Grouped:
     def cut_short(self) -> bool:
         """Whether the last group of a row may have fewer elements."""
         return True
-
-    def row_bytes(self, columns: int) -> int:
-        """Of a row of so many elements."""
-        whole, rest = divmod(columns, self.group)
-        last = PARAMETER_BYTES + -(-rest // BLOCK) * BLOCK * self.bits // 8 if rest else 0
-        return whole * self.record_bytes + last
-
-    def nbytes(self, shape: Sequence[int]) -> int:
-        """Of an array whose last dimension is the rows'."""
-        return prod(shape[:-1]) * self.row_bytes(shape[-1])

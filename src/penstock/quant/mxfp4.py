@@ -1,17 +1,15 @@
 """Rows of MXFP4 as they run: blocks of 32 elements, a byte of scale and 16 bytes of codes each."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
-from penstock.quant.grouped import BLOCK
+from penstock.quant.rows import BLOCK, Rows
 
 ELEMENTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # of the codes
 EXPONENT_SHIFT, SMALLEST = 23, 0x00400000  # a scale's byte is a float32's exponent; 0 is 2^-127, which is subnormal
 
 
 @dataclass(frozen=True, slots=True)
-class Mxfp4:
+class Mxfp4(Rows):
     """Four-bit floats (E2M1) of which 32 neighbours in a row share a power of two (E8M0), which lies before them.
 
     An element is 2^(scale - 127) · ELEMENTS[code]: exact in bfloat16. Codes lie as those of ``Grouped`` do, so that a
@@ -22,11 +20,6 @@ class Mxfp4:
     def name(self) -> str:
         """As a page's slice has it for its dtype."""
         return "mxfp4"
-
-    @property
-    def record(self) -> str:
-        """What lies so: the layout of a block."""
-        return self.name
 
     @property
     def bits(self) -> int:
@@ -42,18 +35,3 @@ class Mxfp4:
     def record_bytes(self) -> int:
         """Of a block."""
         return 1 + BLOCK // 2
-
-    @property
-    def cut_short(self) -> bool:
-        """Whether the last block of a row may have fewer elements."""
-        return False
-
-    def row_bytes(self, columns: int) -> int:
-        """Of a row of so many elements, which are whole blocks."""
-        if columns % BLOCK:
-            raise ValueError(f"{columns} elements are no whole blocks of {self.name}")
-        return columns // BLOCK * self.record_bytes
-
-    def nbytes(self, shape: Sequence[int]) -> int:
-        """Of an array whose last dimension is the rows'."""
-        return prod(shape[:-1]) * self.row_bytes(shape[-1])

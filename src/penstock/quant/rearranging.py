@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.quant.fp8 import SCALE_BYTES, Fp8
-from penstock.quant.grouped import BLOCK
 from penstock.quant.mxfp4 import Mxfp4
+from penstock.quant.rows import BLOCK
 
 Bytes = npt.NDArray[np.uint8]
 
