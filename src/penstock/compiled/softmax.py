@@ -66,3 +66,27 @@ def fold(scores, sums, top, total, h, count, dv, cap, twice):
     if fade != np.float32(1.0):
         for d in range(dv):
             sums[h, d] *= fade
+
+
+@numba.njit(inline="always")
+def begin(q, token, factor, group, width, first, last, queries, sums, top, total):
+    """Set out on a token's heads first ≤ h < last, each kv head's filled up to ``width``: scaled queries, empty sums."""
+    for h in range(first, last):
+        top[h], total[h] = UNSEEN, 0.0
+        for d in range(sums.shape[1]):
+            sums[h, d] = 0.0
+        head = h // width * group + h % width
+        for d in range(queries.shape[1]):
+            queries[h, d] = q[token, head, d] * factor if h % width < group else np.float32(0.0)
+
+
+@numba.njit(inline="always", fastmath={"reassoc", "contract", "nsz", "arcp"})
+def end(out, lse, token, group, width, first, last, sums, top, total):
+    """Write what these heads' values come to, and the log-sum-exp of their scores; -inf without any key."""
+    for h in range(first, last):
+        if h % width < group:
+            head = h // width * group + h % width
+            inverse = np.float32(1.0) / total[h] if total[h] > 0 else np.float32(0.0)
+            lse[token, head] = (top[h] + math.log2(total[h])) / LOG2_E if total[h] > 0 else -np.inf
+            for d in range(out.shape[2]):
+                out[token, head, d] = sums[h, d] * inverse

@@ -5,7 +5,6 @@ of accumulators in registers while each stored element is read and widened once 
 Importing this module imports numba (about half a second); what it compiles is kept on disk for the next process.
 """
 
-import math
 from collections.abc import Callable
 from functools import cache
 
@@ -18,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from penstock.compiled.softmax import LOG2_E, UNSEEN, fold
+from penstock.compiled.softmax import LOG2_E, begin, end, fold
 from penstock.compiled.threads import in_threads
 from penstock.compiled.vectors import LANES, STORED, WIDE, Emitter, Integer, element_bytes, pieces
 
@@ -144,13 +143,8 @@ def _decode(
         token, low, length = tokens[row], lowest[tokens[row]], lengths[row]
         head_from = max(start - row * kv_heads, 0)
         head_to = min(stop - row * kv_heads, kv_heads)
-        for h in range(head_from * width, head_to * width):
-            top[h], total[h] = UNSEEN, 0.0
-            for d in range(dv):
-                sums[h, d] = 0.0
-            head = h // width * group + h % width
-            for d in range(dk):
-                queries[h, d] = q[token, head, d] * factor if h % width < group else np.float32(0.0)
+        heads = head_from * width, head_to * width
+        begin(q, token, factor, group, width, heads[0], heads[1], queries, sums, top, total)
 
         for index in range(low // block_tokens, (length + block_tokens - 1) // block_tokens):
             block = table[row, index]
@@ -166,7 +160,7 @@ def _decode(
                 for h in range(head * width, (head + 1) * width, len(tile)):
                     query, score = queries_at + h * 4 * dk, scores_at + h * stride
                     score_tile(tile, k, query, keys, count, dk, score, stride, ahead)
-            for h in range(head_from * width, head_to * width):
+            for h in range(heads[0], heads[1]):
                 fold(scores, sums, top, total, h, count, dv, cap, twice)
             for head in range(head_from, head_to):
                 values = v_at + block * v.strides[0] + head * v.strides[1] + first * v.strides[2]
@@ -175,13 +169,7 @@ def _decode(
                     weight, total_at = scores_at + h * stride, sums_at + h * 4 * dv
                     weigh_tile(tile, v, weight, stride, values, count, dv, total_at, ahead)
 
-        for h in range(head_from * width, head_to * width):
-            if h % width < group:
-                head = h // width * group + h % width
-                inverse = np.float32(1.0) / total[h] if total[h] > 0 else np.float32(0.0)
-                lse[token, head] = (top[h] + math.log2(total[h])) / LOG2_E if total[h] > 0 else -np.inf
-                for d in range(dv):
-                    out[token, head, d] = sums[h, d] * inverse
+        end(out, lse, token, group, width, heads[0], heads[1], sums, top, total)
 
 
 @cache
@@ -227,7 +215,7 @@ def decode(
     tokens (R,): the rows' places in the call; lengths (R,): keys of each row; lowest (T,): first key of each token.
     """
     group = q.shape[1] // k_arena.shape[1]
-    tile = -(-group // -(-group // HEADS))
+    tile = tile_of(group)
     kernel = _compiled(str(STORED[k_arena.dtype]).removeprefix("torch."), tile)
     k, v = (arena.view(STORED[arena.dtype]).numpy() for arena in (k_arena, v_arena))
     shared = ((0,) * tile, q.numpy(), k, v, table, tokens, lengths, lowest, scaling, softcap or 0.0)
@@ -239,9 +227,22 @@ def decode(
         kernel(*shared, *results, *scratch, np.empty(heads, np.float32), np.empty(heads, np.float32), start, stop)
 
     keys = np.maximum(lengths - lowest[tokens], 1)
-    kv_heads = k.shape[1]
-    key_bytes = kv_heads * (k.shape[3] + v.shape[3]) * k.itemsize
-    parts = 1 if keys.sum() * key_bytes < INLINE_BYTES else torch.get_num_threads()
-    ends = np.cumsum(np.repeat(keys, kv_heads))
+    in_parts(attend_part, keys, k.shape[1], k.shape[1] * (k.shape[3] + v.shape[3]) * k.itemsize)
+
+
+def tile_of(group: int) -> int:
+    """Query heads that a kernel takes together, of ``group`` that share a kv head."""
+    return -(-group // -(-group // HEADS))
+
+
+def in_parts(
+    attend_part: Callable[[int, int], None], reads: npt.NDArray[np.int64], kv_heads: int, read_bytes: int
+) -> None:
+    """Attend for all (row, kv head) pairs, by threads that each read about as much.
+
+    reads (R,): what each row reads, keys or blocks, of ``read_bytes`` each over all heads.
+    """
+    parts = 1 if reads.sum() * read_bytes < INLINE_BYTES else torch.get_num_threads()
+    ends = np.cumsum(np.repeat(reads, kv_heads))
     cuts = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts).tolist(), len(ends)]
     in_threads(attend_part, cuts)

@@ -4,7 +4,6 @@ Of keys a row is a channel and vectors run along tokens, so that scores need no 
 token and vectors run along channels.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -20,10 +19,9 @@ from numba.extending import intrinsic
 
 from penstock.compiled.codes import layout, record
 from penstock.compiled.record import VECTORS, records
-from penstock.compiled.softmax import LOG2_E, UNSEEN, fold
-from penstock.compiled.threads import in_threads
+from penstock.compiled.softmax import LOG2_E, begin, end, fold
 from penstock.compiled.vectors import LANES, WIDE, Emitter, Integer
-from penstock.engine.decode_kernel import HEADS, INLINE_BYTES
+from penstock.engine.decode_kernel import in_parts, tile_of
 from penstock.memory.kv_form import PackedBlocks
 from penstock.quant.forms import number
 from penstock.quant.rows import BLOCK
@@ -141,13 +139,8 @@ def _decode(
         token, low = tokens[row], lowest[tokens[row]]
         head_from = max(start - row * kv_heads, 0)
         head_to = min(stop - row * kv_heads, kv_heads)
-        for h in range(head_from * width, head_to * width):
-            top[h], total[h] = UNSEEN, 0.0
-            for d in range(sums.shape[1]):
-                sums[h, d] = 0.0
-            head = h // width * group + h % width
-            for d in range(dk):
-                queries[h, d] = q[token, head, d] * factor if h % width < group else np.float32(0.0)
+        heads = head_from * width, head_to * width
+        begin(q, token, factor, group, width, heads[0], heads[1], queries, sums, top, total)
 
         for index in range(low // size, table.shape[1]):
             block = table[row, index]
@@ -160,7 +153,7 @@ def _decode(
                     query, score = queries_at + h * 4 * dk, scores_at + h * stride
                     score_packed(tile, form, query, keys, dk, k.strides[2], score, stride)
             seen = scores[:, first:]
-            for h in range(head_from * width, head_to * width):
+            for h in range(heads[0], heads[1]):
                 fold(seen, sums, top, total, h, size - first, sums.shape[1], cap, twice)
             for head in range(head_from, head_to):
                 values = v_at + block * v.strides[0] + head * v.strides[1] + first * v.strides[2]
@@ -170,13 +163,7 @@ def _decode(
                         tile, form, weights, stride, values, size - first, dv, v.strides[2], sums_of, sums.strides[0]
                     )
 
-        for h in range(head_from * width, head_to * width):
-            if h % width < group:
-                head = h // width * group + h % width
-                inverse = np.float32(1.0) / total[h] if total[h] > 0 else np.float32(0.0)
-                lse[token, head] = (top[h] + math.log2(total[h])) / LOG2_E if total[h] > 0 else -np.inf
-                for d in range(dv):
-                    out[token, head, d] = sums[h, d] * inverse
+        end(out, lse, token, group, width, heads[0], heads[1], sums, top, total)
 
 
 @cache
@@ -220,7 +207,7 @@ def decode(
     """
     kv_heads, size = k_blocks.shape[1:3]
     group = q.shape[1] // kv_heads
-    tile = -(-group // -(-group // HEADS))
+    tile = tile_of(group)
     form = number(k_blocks.rows.form)
     kernel = _compiled(form, tile)
     k, v = k_blocks.rows.data.numpy(), v_blocks.rows.data.numpy()
@@ -233,9 +220,4 @@ def decode(
         sums = (np.empty(heads, np.float32), np.empty(heads, np.float32))
         kernel((0,) * tile, (0,) * (form + 1), *shared, out.numpy(), lse.numpy(), *scratch, *sums, start, stop)
 
-    blocks = np.maximum((table >= 0).sum(1), 1)
-    block_bytes = k[0].nbytes + v[0].nbytes
-    parts = 1 if blocks.sum() * block_bytes < INLINE_BYTES else torch.get_num_threads()
-    ends = np.cumsum(np.repeat(blocks, kv_heads))
-    cuts = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts).tolist(), len(ends)]
-    in_threads(attend_part, cuts)
+    in_parts(attend_part, np.maximum((table >= 0).sum(1), 1), kv_heads, k[0].nbytes + v[0].nbytes)
