@@ -22,7 +22,7 @@ from penstock.errors import UserError
 from penstock.generation import Event, Prepared, Run, Surroundings
 from penstock.jobs.terms import Wish
 from penstock.machine import probe
-from penstock.memory.allocator import give_back_at_once
+from penstock.memory.allocator import keep_little
 from penstock.memory.clock import MOST_TRACED, Clock, check_trace
 from penstock.memory.device import Device, open_device
 from penstock.memory.offload import make_offload, offload_root, remove_offload
@@ -101,7 +101,7 @@ class LLM:
             packing = packing_of_plan(self._saved, packing)
         if trace is not None:
             check_trace(trace)
-        give_back_at_once()
+        keep_little()
         asked_bytes: dict[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
         asked_budget = {t: None if b is None else parse_bytes(b, f"--{t}-memory") for t, b in asked_bytes.items()}
         self._event: Event = on_event or _log

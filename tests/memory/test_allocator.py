@@ -1,5 +1,9 @@
 """Free heap goes back to the system when the process nears its budget, and not again and again."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from penstock.memory import allocator
@@ -53,3 +57,25 @@ def test_a_c_library_without_trimming_is_left_alone(process, monkeypatch):
     monkeypatch.setattr(allocator, "_malloc_trim", lambda: None)
     process.resident_bytes = 1 << 40
     HeapWatch(1).look()
+
+
+MANY_SHAPES = """
+import torch
+from penstock.machine.limits import resident_bytes
+from penstock.memory.allocator import keep_little
+
+keep_little()
+torch.set_num_threads(1)
+weight = torch.ones(256, 256, dtype=torch.bfloat16)
+before = resident_bytes()
+for tokens in range(9, 409):
+    torch.ones(tokens, 256, dtype=torch.bfloat16) @ weight
+print(resident_bytes() - before)
+"""
+
+
+def test_products_of_many_shapes_are_not_all_kept():
+    names = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}  # those of this process are set by now
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    run = subprocess.run([sys.executable, "-c", MANY_SHAPES], env=environment, capture_output=True, check=True)
+    assert int(run.stdout) < 40 * MIB

@@ -1,6 +1,7 @@
-"""Telling the C library to give memory back, so that a budget counts what is in use and not what once was."""
+"""Telling libraries to give memory back, so that a budget counts what is in use and not what once was."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 
@@ -8,10 +9,28 @@ from penstock.machine.limits import resident_bytes
 
 _MMAP_THRESHOLD, _ARENA_MAX, _TRIM_THRESHOLD = -3, -8, -1  # glibc's malloc.h
 _MAPPED_BYTES = 9 << 20
+_PRODUCTS = "32"  # shapes of products that are kept ready: a sweep has about a dozen
 _STEP_BYTES = 16 << 20  # that a heap grows by before it is tried again
 
 
-def give_back_at_once() -> None:
+def keep_little() -> None:
+    """Have the C library and torch's products hold on to little that is not in use, from now on."""
+    _give_back_at_once()
+    _remember_few_products()
+
+
+def _remember_few_products() -> None:
+    """Keep few shapes of products ready.
+
+    oneDNN and torch's layer over it each keep 1,024, of 0.3 MiB and more: a product in bfloat16 of as many different
+    numbers of tokens as experts or ragged prompts bring takes half a GiB. To prepare one again is lost in its noise.
+    They read these variables at their first product; a user's own values stand.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, _PRODUCTS)
+
+
+def _give_back_at_once() -> None:
     """Map every allocation of 9 MiB or more by itself, so that freeing it returns its memory.
 
     glibc would raise that limit to 32 MiB as it goes, and what large activations leave in its heap is not given back:

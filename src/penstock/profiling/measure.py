@@ -12,7 +12,7 @@ import torch
 from penstock.errors import UserError
 from penstock.machine.limits import free_disk_bytes, memory_limit_bytes
 from penstock.machine.machine import Link, LinkName, Machine, Processor
-from penstock.memory.allocator import give_back_at_once
+from penstock.memory.allocator import keep_little
 from penstock.memory.device import CpuDevice, Device, open_device
 from penstock.memory.offload import offload_root
 from penstock.model.pages import Extent
@@ -107,7 +107,7 @@ def measure_profile(
     that matrices and KV may take, by default a quarter of what is free. What takes longer than it should shortens what
     comes after it. Raises UserError where a disk cannot be measured.
     """
-    give_back_at_once()
+    keep_little()
     started, extra, rooms = time.perf_counter(), dict[str, float](), rooms or {}
     with ExitStack() as opened:
         cpu, device = Place.of(CpuDevice(), rooms.get("cpu")), open_device("auto")
