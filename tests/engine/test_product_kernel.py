@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from penstock.compiled import pairs
 from penstock.engine.linear import Widening
 from penstock.engine.product_kernel import CHUNK, DEPTH, FEWEST, ROWS, TILE_TOKENS, Multiplier
 
@@ -78,7 +79,8 @@ def test_what_cannot_be_multiplied_is_not_taken() -> None:
     assert multiplier.takes(x, weight)
     assert multiplier.takes(x[:1], weight)
     assert not multiplier.takes(x[:1, 1:], weight[:, 1:]), "few tokens, and rows of no whole blocks"
-    assert not multiplier.takes(x.bfloat16(), weight)
+    assert multiplier.takes(x.bfloat16(), weight) == pairs.HERE
+    assert not multiplier.takes(x.half(), weight.half()), "torch multiplies these"
     assert not multiplier.takes(x, weight.float())
     assert not multiplier.takes(torch.randn(FEWEST, 8), weight.T)
     assert not multiplier.takes(torch.randn(FEWEST, 65), torch.randn(8, 65).bfloat16())

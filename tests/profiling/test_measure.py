@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.engine import few_kernel
+from penstock.engine import few
 from penstock.engine.linear import Widening
 from penstock.memory.device import CpuDevice
 from penstock.model.pages import Extent
@@ -115,5 +115,5 @@ def test_warming_up_runs_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(CpuDevice(), cpu_bfloat16=False, cache_bytes=1 << 16, room_bytes=1 << 26)
     measure._warm_up(place, TINY)
     tokens = {tokens for tokens, _ in ran}  # of which one, a few and many take kernels of their own
-    assert 1 in tokens and any(1 < t <= few_kernel.MOST for t in tokens) and max(tokens) > few_kernel.MOST
+    assert 1 in tokens and any(1 < t <= few.MOST for t in tokens) and max(tokens) > few.MOST
     assert all(width >= 512 for _, width in ran)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.quant.blocks import blocks
 
-from penstock.engine.few_kernel import MOST, ROWS
+from penstock.engine.few import MOST
+from penstock.engine.few_kernel import ROWS
 from penstock.engine.linear import Widening
 from penstock.engine.product_kernel import CHUNK
 from penstock.quant.elements import elements

@@ -39,11 +39,7 @@ class FourBits(Record):
 
     def __init__(self, emitter: Emitter, address: ir.Value) -> None:
         super().__init__(emitter, address)
-        builder, byte = self.builder, ir.IntType(8)
-        stored = builder.load(builder.inttoptr(address, byte.as_pointer()), typ=byte, align=1)
-        bits, least = builder.shl(builder.zext(stored, _WORD), _WORD(EXPONENT_SHIFT)), _WORD(SMALLEST)
-        bits = builder.select(builder.icmp_unsigned("<", bits, least), least, bits)
-        scale = emitter.spread(builder.bitcast(bits, ir.FloatType()))
+        builder, scale = self.builder, power_of_two(emitter, address)
 
         def element(codes: ir.Value) -> ir.Value:
             whole = builder.fptosi(codes, ir.VectorType(_WORD, emitter.lanes))
@@ -56,6 +52,15 @@ class FourBits(Record):
         codes = self.codes(self.emitter.at(self.address, (1, 1), (index, BLOCK // 2)), BLOCK // 2)
         high = [self.builder.lshr(each, _all(each.type, 4)) for each in codes]
         return [self._table.of(each) for each in codes + high]
+
+
+def power_of_two(emitter: Emitter, address: ir.Value) -> ir.Value:
+    """2^(scale - 127) of the byte at an address, in all lanes."""
+    builder, byte = emitter.builder, ir.IntType(8)
+    stored = builder.load(builder.inttoptr(address, byte.as_pointer()), typ=byte, align=1)
+    bits, least = builder.shl(builder.zext(stored, _WORD), _WORD(EXPONENT_SHIFT)), _WORD(SMALLEST)
+    bits = builder.select(builder.icmp_unsigned("<", bits, least), least, bits)
+    return emitter.spread(builder.bitcast(bits, ir.FloatType()))
 
 
 def _halves(emitter: Emitter, codes: ir.Value, exponent: int, mantissa: int) -> ir.Value:

@@ -13,6 +13,7 @@ from numba.core import cgutils
 
 WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)  # what is absent is listed too, as False
 LANES = 16 if WIDE else 8
+LINE = 64  # bytes of a cache line, to which vectors are aligned
 
 # Stored elements travel as integers of their size where numpy has no such type: uint16 holds bfloat16, int16 float16.
 STORED = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
@@ -87,6 +88,11 @@ class Emitter:
         kind = ir.FunctionType(ir.VoidType(), [place, flag, flag, flag])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
         self.builder.call(function, [self.builder.inttoptr(address, place), flag(0), flag(2), flag(1)])
+
+    def prefetch_all(self, address: ir.Value, count: int) -> None:
+        """Begin to bring so many bytes: the line that each LINE of them begins in."""
+        for first in range(0, count, LINE):
+            self.prefetch(self.at(address, (first, 1)))
 
     def spread(self, scalar: ir.Value) -> ir.Value:
         """One float in all lanes."""

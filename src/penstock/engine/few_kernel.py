@@ -1,8 +1,7 @@
-"""Products of a few tokens with 16-bit or packed weights on the CPU: one pass over the weights, held by memory.
+"""Products of a few tokens with 16-bit or packed weights, in float32 on the CPU: one pass over the weights.
 
 No element is written: weights become vectors in registers, and each meets up to four tokens; for more, rows that are in
-the nearest cache are gone over again. Where there are so many that this costs more than writing, ``product_kernel``
-widens a panel once for a tile of tokens.
+the nearest cache are gone over again.
 """
 
 from collections.abc import Callable
@@ -10,23 +9,21 @@ from functools import cache
 
 import numba
 import numpy as np
+import numpy.typing as npt
 import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from torch import nn
 
 from penstock.compiled.codes import layout_of, record
 from penstock.compiled.record import VECTORS, Record, records
-from penstock.compiled.threads import in_turn
 from penstock.compiled.vectors import LANES, Emitter, Integer
 from penstock.engine.operand import Operand
-from penstock.quant.packed import Packed
 from penstock.quant.rows import BLOCK
 
-MOST = 8  # tokens
-TOGETHER = 4  # of them
+TILES = 1, 4  # tokens that are multiplied together: two kernels to compile, not one for each number
 ROWS = 4  # of weights together, so that sums do not wait for each other
-PARTS = 8  # of a product for each thread, to be taken in turn
 
 
 @intrinsic
@@ -34,7 +31,8 @@ def multiply_rows(context, weight, rows, tokens, form, row, stride, columns, x, 
     """Write to ``out`` (tokens, rows) the products of rows of weights with ``x`` (tokens, columns), float32; addresses.
 
     As many rows and tokens as the tuples are long, stored as ``weight`` and ``form`` tell (``codes.layout_of``). x ends
-    with zeros up to a whole block.
+    with zeros up to a whole block. The rows that lie next are brought into the cache meanwhile: a row ends too soon for
+    the processor to run ahead.
     """
     stored, row_range, token_range = layout_of(weight, form), range(rows.count), range(tokens.count)
 
@@ -43,6 +41,7 @@ def multiply_rows(context, weight, rows, tokens, form, row, stride, columns, x, 
         wide, single = Emitter(builder, LANES), Emitter(builder, 1)
         apart = 2 if tokens.count == 1 else 1  # sums of each row and token that do not wait for each other
         totals = [[[wide.zero() for _ in range(apart)] for _ in token_range] for _ in row_range]
+        ahead = builder.mul(stride, stride.type(rows.count))
 
         def add(groups: list[Record], index: ir.Value | int, place: ir.Value) -> None:
             """A block of every row; ``place``: of its first column in x."""
@@ -57,7 +56,10 @@ def multiply_rows(context, weight, rows, tokens, form, row, stride, columns, x, 
 
         for number, blocks in records(builder, stored, columns):
             address = single.at(row, (number, stored.record_bytes))
-            group = [record(wide, stored, single.at(address, (r, stride))) for r in row_range]
+            places = [single.at(address, (r, stride)) for r in row_range]
+            for place in places:
+                single.prefetch_all(single.at(place, (ahead, 1)), stored.record_bytes)
+            group = [record(wide, stored, place) for place in places]
             for block in blocks:
                 add(group, block, single.at(x, (number, 4 * stored.group), (block, 4 * BLOCK)))
         for t in token_range:
@@ -101,35 +103,19 @@ def _compiled(stored: str, tokens: int, form: int) -> Callable[..., None]:
     return compiled
 
 
-def takes_few(x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
-    """Whether tokens x (T, in) are so few, and the rows of weights, 16-bit or packed, are read by whole blocks."""
-    return len(x) <= MOST and (isinstance(weight, Packed) or weight.shape[1] % BLOCK == 0)
+def tile_of(tokens: int) -> int:
+    """Tokens that are multiplied together, of so many."""
+    return 1 if tokens == 1 else TILES[-1]
 
 
-def multiply_few(x: torch.Tensor, weights: Operand, out: torch.Tensor) -> None:
-    """Write x (T, in), at most MOST tokens, times weights (out, in) that ``takes_few`` to out (T, out).
+def work(x: torch.Tensor, weights: Operand, out: npt.NDArray[np.float32]) -> Callable[[int, int], None]:
+    """What writes the products of x (T, in) with rows start ≤ n < stop of weights to those columns of out (T', n).
 
-    In float32, and rounded once where out is narrower.
+    T' is T filled up to whole tiles.
     """
-    tokens, columns = x.shape
-    together = 1 if tokens == 1 else TOGETHER  # two kernels to compile, not one for each number
-    told = -(-tokens // together) * together
-    kernel = _compiled(weights.kind, together, len(weights.form))
-    met = x.float().numpy()
-    if columns % BLOCK or tokens < told:
-        met = np.pad(met, ((0, told - tokens), (0, -columns % BLOCK)))
-    in_place = tokens == told and out.dtype == torch.float32
-    made = out if in_place else torch.empty(told, len(weights.array))
-    results = made.numpy()
-    groups = -(-len(weights.array) // ROWS)
-    threads = min(groups, torch.get_num_threads())
-    parts = min(groups, threads * PARTS)
-    cuts = [min(groups * part // parts * ROWS, len(weights.array)) for part in range(parts + 1)]
-    lengths = (0,) * ROWS, (0,), (0,) * together, weights.form
-
-    def work(thread: int, start: int, stop: int) -> None:
-        kernel(*lengths, weights.array, met, columns, results, start, stop)
-
-    in_turn(work, cuts, threads)
-    if not in_place:
-        out.copy_(made[:tokens])
+    columns, missing = x.shape[1], (0, -x.shape[1] % BLOCK, 0, len(out) - len(x))
+    met = (nn.functional.pad(x, missing) if any(missing) else x).float().contiguous().numpy()
+    tile = tile_of(len(x))
+    kernel = _compiled(weights.kind, tile, len(weights.form))
+    lengths = (0,) * ROWS, (0,), (0,) * tile, weights.form
+    return lambda start, stop: kernel(*lengths, weights.array, met, columns, out, start, stop)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import nn
@@ -19,32 +19,29 @@ _PANEL_BYTES = 12 << 20  # of widened weights or packed activations at a time: s
 class Widening:
     """Products with weights stored in another dtype than they are computed in; holds the one scratch for all of them.
 
-    On the CPU a compiled kernel widens while it multiplies in float32 and the scratch holds its activations; what the
-    kernel does not take is brought to the product's dtype in the scratch, panel by panel.
+    On the CPU a compiled kernel widens while it multiplies in float32 and the scratch holds its activations, or
+    multiplies few tokens in pairs; what it does not take is brought to the product's dtype in the scratch, by panels.
     """
 
     def __init__(self, compute: torch.dtype, device: torch.device) -> None:
         self._panel = torch.empty(_PANEL_BYTES // compute.itemsize, dtype=compute, device=device)
         self._multiplier: Multiplier | None = None
 
-    def _multiplied(self, x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor) -> bool:
-        """Whether the compiled kernel takes such a product; if so, it is written to out."""
-        if self._panel.device.type != "cpu" or not (x.dtype == torch.float32 or isinstance(weight, Packed)):
-            return False
+    def _kernel(self, x: torch.Tensor, weight: torch.Tensor | Packed) -> "Multiplier | None":
+        """What is compiled for such a product, if anything."""
+        if self._panel.device.type != "cpu" or (_alike(weight, x) and x.dtype != torch.bfloat16):
+            return None
         if self._multiplier is None:
             from penstock.engine.product_kernel import Multiplier  # imports numba: only where it is needed
 
             self._multiplier = Multiplier(self._panel.view(torch.float32))
-        if not self._multiplier.takes(x, weight):
-            return False
-        self._multiplier.multiply(x, weight, out)
-        return True
+        return self._multiplier if self._multiplier.takes(x, weight) else None
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor | Packed, bias: torch.Tensor | None) -> torch.Tensor:
         """x (…, in) times weight (out, in) in x's dtype, however the weight is stored; exact widening."""
-        if isinstance(weight, torch.Tensor) and weight.dtype == x.dtype:
-            return nn.functional.linear(x.contiguous(), weight, bias)
         flat = x.reshape(-1, weight.shape[1]).contiguous()
+        if _alike(weight, x) and self._kernel(flat, weight) is None:
+            return nn.functional.linear(x.contiguous(), weight, bias)
         out = x.new_empty((len(flat), len(weight)))
         self.write(flat, weight, out)
         self.forget()
@@ -58,9 +55,12 @@ class Widening:
         The same tensor object may be given again with other weights, which spares a pass over it, as long as it has not
         been changed; ``forget`` when it is done with.
         """
-        if isinstance(weight, torch.Tensor) and weight.dtype == x.dtype:
+        kernel = self._kernel(x, weight)
+        if kernel is not None:
+            kernel.multiply(x, weight, out)
+        elif _alike(weight, x):
             out.copy_(nn.functional.linear(x, weight))
-        elif not self._multiplied(x, weight, out):
+        else:
             self._by_panels(x, weight, out)
 
     def forget(self) -> None:
@@ -84,6 +84,11 @@ class Widening:
             else:
                 panel.copy_(part)
             torch.mm(flat, panel.T, out=out[:, first:stop])
+
+
+def _alike(weight: torch.Tensor | Packed, x: torch.Tensor) -> TypeGuard[torch.Tensor]:
+    """Whether torch multiplies them as they are."""
+    return isinstance(weight, torch.Tensor) and weight.dtype == x.dtype
 
 
 @dataclass(frozen=True, slots=True)

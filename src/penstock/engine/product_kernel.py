@@ -20,9 +20,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from penstock.compiled.threads import in_threads, in_turn
-from penstock.compiled.vectors import LANES, WIDE, Emitter, Integer
+from penstock.compiled.vectors import LANES, LINE, WIDE, Emitter, Integer
 from penstock.compiled.widen import widen
-from penstock.engine.few_kernel import multiply_few, takes_few
+from penstock.engine.few import multiply_few, takes_few
 from penstock.engine.operand import Operand
 from penstock.quant.packed import Packed
 
@@ -36,7 +36,6 @@ BAND_STRIDE = 4 * (CHUNK + 16)
 FEWEST = 4  # tokens: for fewer, widening first and one product of a vector is faster, where the few are not taken
 AHEAD = 2  # rows of weights prefetched during a tile
 PARTS = 8  # of a product for each thread, to be taken in turn
-LINE = 64  # bytes of a cache line, to which vectors are aligned
 
 
 @intrinsic
@@ -204,11 +203,9 @@ class Multiplier:
 
     def takes(self, x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
         """Whether there is compiled code for x (T, in), weight (out, in), and it is worth its start."""
-        if isinstance(weight, Packed):
-            suits = x.dtype == torch.float32 or takes_few(x, weight)
-        else:
-            narrow = weight.dtype in (torch.bfloat16, torch.float16) and weight.stride(1) == 1
-            suits = narrow and x.dtype == torch.float32 and (takes_few(x, weight) or len(x) >= FEWEST)
+        narrow = isinstance(weight, Packed) or (weight.dtype.itemsize == 2 and weight.stride(1) == 1)
+        many = x.dtype == torch.float32 and (isinstance(weight, Packed) or len(x) >= FEWEST)
+        suits = narrow and (many or takes_few(x, weight))
         fits = 0 < weight.shape[1] * TILE_TOKENS <= self._packed.size
         return suits and fits and x.device.type == "cpu"
 
@@ -217,10 +214,10 @@ class Multiplier:
 
         The tensor object that was packed last is not packed again: it must not have been changed meanwhile.
         """
-        operand = Operand.of(weight)
         if takes_few(x, weight):
-            multiply_few(x, operand, out)
+            multiply_few(x, weight, out)
             return
+        operand = Operand.of(weight)
         tokens, results = x.numpy(), out.numpy()
         tiles = -(-len(tokens) // TILE_TOKENS)
         at_once = self._packed.size // (tokens.shape[1] * TILE_TOKENS)  # tiles that there is room for

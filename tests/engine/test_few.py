@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.engine.few_kernel import MOST, ROWS, takes_few
+from penstock.compiled import pairs
+from penstock.engine.few import MOST, MOST_PAIRS, STEP, multiply_few, takes_few
+from penstock.engine.few_kernel import ROWS
 from penstock.engine.linear import Widening
 from penstock.engine.product_kernel import CHUNK, DEPTH
+from penstock.quant.ggml import Ggml
 from penstock.quant.grouped import BITS, GROUPS, Grouped
+from penstock.quant.mxfp4 import Mxfp4
 from penstock.quant.packed import Packed
 from penstock.quant.rounding import pack
 from penstock.quant.rows import BLOCK
@@ -63,8 +67,58 @@ def test_results_may_lie_in_wider_rows():
         assert not out[:, 40:].any()
 
 
-def test_bfloat16_computes_by_panels():
-    packed = weights(Grouped(8), (30, 100))
+def in_bfloat16(form, rows: int, columns: int) -> torch.Tensor | Packed:
+    """Weights of any format, elements of some size: bytes are drawn, and their scales are put right."""
+    if form is None:
+        return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).bfloat16()
+    if isinstance(form, Grouped):
+        return weights(form, (rows, columns))
+    codes = torch.randint(0, 256, (rows, form.row_bytes(columns)), dtype=torch.uint8)
+    scales = codes.view(rows, -1, form.record_bytes)
+    if form.name == "mxfp4":
+        scales[..., 0] = torch.randint(120, 128, scales.shape[:-1])
+    else:
+        halves = torch.randn(*scales.shape[:-1], 2).half().view(torch.uint8)
+        scales[..., : form.record_bytes - 16] = halves[..., : form.record_bytes - 16]
+    return Packed(form, columns, codes)
+
+
+PAIRED = [None, *(Grouped(4, group) for group in GROUPS), Ggml("q4_0"), Ggml("q4_1"), Mxfp4()]
+
+
+@pytest.mark.parametrize("form", [*PAIRED, Grouped(8)], ids=lambda form: form.name if form else "bfloat16")
+@pytest.mark.parametrize("shape", [(1, 32), (STEP + 1, 96), (100, DEPTH + 32), (30, 2 * DEPTH)])
+def test_bfloat16_activations(form, shape):
+    """Pairs where the CPU multiplies them, float32 otherwise; results are rounded once."""
+    weight = in_bfloat16(form, *shape)
+    wide = (weight.wide(torch.float32) if isinstance(weight, Packed) else weight.float()).double()
+    widening = Widening(torch.bfloat16, torch.device("cpu"))
+    for tokens in [*range(MOST + 2), MOST_PAIRS, MOST_PAIRS + 1]:
+        x = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(tokens)).bfloat16()
+        got = widening.linear(x, weight, None)
+        assert got.dtype == torch.bfloat16
+        expected = x.double() @ wide.T
+        size = wide.square().sum(1).sqrt()  # of what is summed
+        assert ((got.double() - expected).abs() <= 0.01 * expected.abs() + 0.02 * size).all()
+
+
+@pytest.mark.parametrize("form", PAIRED, ids=lambda form: form.name if form else "bfloat16")
+@pytest.mark.parametrize("columns", [32, 96, DEPTH])
+def test_sums_of_pairs_are_as_exact_as_float32(form, columns):
+    if not pairs.HERE:
+        pytest.skip("this CPU does not multiply pairs of bfloat16")
+    weight = in_bfloat16(form, 19, columns)
+    wide = (weight.wide(torch.float32) if isinstance(weight, Packed) else weight.float()).double()
+    for tokens in (1, 3, 4, 7, MOST_PAIRS):
+        x, out = torch.randn(tokens, columns).bfloat16(), torch.zeros(tokens, 19)
+        assert takes_few(x, weight)
+        multiply_few(x, weight, out)
+        expected = x.double() @ wide.T
+        assert torch.allclose(out.double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+def test_bfloat16_of_a_row_that_is_no_whole_blocks():
+    packed = weights(Grouped(4), (30, 100))
     x = torch.randn(5, 100).bfloat16()
     got = Widening(torch.bfloat16, torch.device("cpu")).linear(x, packed, None)
     assert torch.allclose(got.float(), x.float() @ packed.wide(torch.float32).T, rtol=2e-2, atol=0.2)

@@ -1,0 +1,54 @@
+"""Products of few tokens on the CPU: one pass over the weights, held by memory, and nothing widened is written.
+
+For more tokens, ``product_kernel`` widens a panel once for a tile of them, or unpacked weights meet torch's product.
+"""
+
+import torch
+
+from penstock.compiled.pairs import in_pairs
+from penstock.compiled.threads import in_turn
+from penstock.compiled.vectors import STORED
+from penstock.engine import few_kernel, pair_kernel
+from penstock.engine.operand import Operand
+from penstock.quant.packed import Packed
+from penstock.quant.rows import BLOCK
+
+MOST, MOST_PAIRS = 8, 16  # tokens, in float32 and where pairs are multiplied
+PARTS = 8  # of a product for each thread, to be taken in turn
+STEP = 8  # rows of weights that a part is whole multiples of, as are those of all tiles
+_PART_BYTES = 256 << 10  # of weights: less is not worth a call
+
+
+def _paired(x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
+    """Whether they are multiplied in pairs: activations of bfloat16, and weights that it holds as they are stored."""
+    record = weight.form.record if isinstance(weight, Packed) else str(STORED[weight.dtype]).removeprefix("torch.")
+    return x.dtype == torch.bfloat16 and in_pairs(record)
+
+
+def takes_few(x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
+    """Whether tokens x (T, in) are so few, and the rows of weights, 16-bit or packed, are read by whole blocks.
+
+    Where both have 16 bits torch's own product is the other choice, and only pairs are faster.
+    """
+    paired = _paired(x, weight)
+    read = isinstance(weight, Packed) or (weight.shape[1] % BLOCK == 0 and (paired or x.dtype != weight.dtype))
+    return read and len(x) <= (MOST_PAIRS if paired else MOST)
+
+
+def multiply_few(x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor) -> None:
+    """Write x (T, in) times weight (out, in) that ``takes_few`` to out (T, out), summed in float32.
+
+    Rounded once where out is narrower.
+    """
+    kernel = pair_kernel if _paired(x, weight) else few_kernel
+    weights, tokens, tile = Operand.of(weight), len(x), kernel.tile_of(len(x))
+    filled_up = -(-tokens // tile) * tile
+    in_place = tokens == filled_up and out.dtype == torch.float32
+    made = out if in_place else torch.empty(filled_up, len(weights.array))
+    work = kernel.work(x, weights, made.numpy())
+    rows = len(weights.array)
+    parts = max(1, min(torch.get_num_threads() * PARTS, rows // STEP, rows * weights.row_bytes // _PART_BYTES))
+    cuts = [min(-(-rows // STEP) * part // parts * STEP, rows) for part in range(parts + 1)]
+    in_turn(lambda _, start, stop: work(start, stop), cuts, min(parts, torch.get_num_threads()))
+    if not in_place:
+        out.copy_(made[:tokens])
