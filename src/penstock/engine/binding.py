@@ -1,6 +1,7 @@
 """Tying a skeleton's modules to pages: each asks for its page when it runs, and finds its weights there."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,16 @@ from penstock.engine.experts import ExpertGroup, use_groups
 from penstock.engine.linear import ChunkedLinear, RowChunk, Widening
 from penstock.model.layout import Layout
 from penstock.quant.packed import Packed
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A weight of a module; skeleton: what stands there while no page is held."""
+
+    module: nn.Module
+    attribute: str
+    key: tuple[str, int]
+    skeleton: torch.Tensor | None
 
 
 class Binding:
@@ -24,7 +35,7 @@ class Binding:
     def __init__(self, model: nn.Module, layout: Layout, compute: torch.dtype, device: torch.device) -> None:
         self.compute = compute
         self._widening = Widening(compute, device)
-        self._users: dict[int, list[tuple[nn.Module, str, tuple[str, int]]]] = {}
+        self._leaves: dict[int, list[_Leaf]] = {}
         experts = {param for names in layout.experts.values() for param in names.values()}
         for name, names in layout.experts.items():
             self._bind_experts(model.get_submodule(name), names, layout)
@@ -50,24 +61,23 @@ class Binding:
         use_groups(module, parts, self._widening)
 
     def _bind_leaf(self, module: nn.Module, attribute: str, page: int, key: tuple[str, int]) -> None:
-        users = self._users.setdefault(page, [])
-        users.append((module, attribute, key))
+        self._leaves.setdefault(page, []).append(_Leaf(module, attribute, key, module._parameters[attribute]))
         if "forward" in vars(module):
             return  # it asks for its page already: for another matrix, or since an earlier engine
         vars(module)["forward"] = _holding(module, page, self._widening)
 
     def bind(self, page: int, views: Views) -> None:
         """Give the modules of a page their weights; those that cannot take a stored dtype get a widened copy."""
-        for module, attribute, key in self._users.get(page, ()):
-            view = views[key]
-            if not _widens_itself(module):
+        for leaf in self._leaves.get(page, ()):
+            view = views[leaf.key]
+            if not _widens_itself(leaf.module):
                 view = view.wide(self.compute) if isinstance(view, Packed) else view.to(self.compute)
-            module._parameters[attribute] = view  # type: ignore[assignment]  # a view of a slot, not a Parameter
+            leaf.module._parameters[leaf.attribute] = view  # type: ignore[assignment]  # a view of a slot, no Parameter
 
-    def unbind(self, page: int, views: Views) -> None:
+    def unbind(self, page: int) -> None:
         """Take the weights of a page back."""
-        for module, attribute, key in self._users.get(page, ()):
-            module._parameters[attribute] = views[key].to("meta")  # type: ignore[assignment]  # as above
+        for leaf in self._leaves.get(page, ()):
+            leaf.module._parameters[leaf.attribute] = leaf.skeleton  # type: ignore[assignment]  # mypy knows Parameters
 
 
 def _widens_itself(module: nn.Module) -> bool:

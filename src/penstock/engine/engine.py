@@ -194,7 +194,7 @@ class Engine:
                 self.model.binding.bind(at, views)
                 self._serve(at, views, waiting, drawn)
             finally:  # an interruption must not keep the slot
-                self.model.binding.unbind(at, views)
+                self.model.binding.unbind(at)
                 self.pager.release(at)
             self.heap.look()
             order.append(at)

@@ -50,10 +50,11 @@ def available_bytes(root: str | Path = "/") -> int:
 
 def resident_bytes(root: str | Path = "/") -> int:
     """Physical memory of this process now, libraries and other mapped files included."""
-    statm = Path(root, "proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return psutil.Process().memory_info().rss
+    try:
+        with open(f"{root}/proc/self/statm", "rb", buffering=0) as statm:  # a sweep asks after every page: no Path
+            return int(statm.read(256).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        return psutil.Process().memory_info().rss
 
 
 def peak_resident_bytes(root: str | Path = "/") -> int:

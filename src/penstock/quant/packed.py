@@ -34,10 +34,6 @@ class Packed:
         """The part that an index of the first dimension chooses."""
         return replace(self, data=self.data[rows])
 
-    def to(self, device: torch.device | str) -> "Packed":
-        """The same on another device."""
-        return replace(self, data=self.data.to(device))
-
     def wide(self, dtype: torch.dtype) -> torch.Tensor:
         """All elements, in a dtype; exact in float32."""
         made = torch.empty(self.shape, dtype=dtype, device=self.device)
