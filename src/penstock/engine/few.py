@@ -13,7 +13,7 @@ from penstock.engine.operand import Operand
 from penstock.quant.packed import Packed
 from penstock.quant.rows import BLOCK
 
-MOST, MOST_PAIRS = 8, 16  # tokens, in float32 and where pairs are multiplied
+MOST, MOST_PAIRS = 8, 24  # tokens, in float32 and where pairs are multiplied
 PARTS = 8  # of a product for each thread, to be taken in turn
 STEP = 8  # rows of weights that a part is whole multiples of, as are those of all tiles
 _PART_BYTES = 256 << 10  # of weights: less is not worth a call
