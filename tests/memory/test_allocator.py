@@ -25,6 +25,7 @@ def process(monkeypatch):
 
     process = Process()
     monkeypatch.setattr(allocator, "_malloc_trim", lambda: process.trim)
+    monkeypatch.setattr(allocator, "_PAUSE_S", 0.0)
     monkeypatch.setattr(allocator, "resident_bytes", lambda: process.resident_bytes)
     return process
 
@@ -45,6 +46,15 @@ def test_what_is_in_use_is_not_tried_again_until_it_has_grown(process):
     process.resident_bytes += 17 * MIB
     watch.look()
     assert process.trims == 2
+
+
+def test_two_looks_are_apart(process, monkeypatch):
+    monkeypatch.setattr(allocator, "_PAUSE_S", 60.0)
+    watch = HeapWatch(100 * MIB)
+    watch.look()
+    process.resident_bytes = 101 * MIB
+    watch.look()
+    assert process.trims == 0
 
 
 def test_without_a_budget_nothing_is_watched(process):

@@ -7,9 +7,8 @@ import torch
 
 from penstock.compiled.pairs import in_pairs
 from penstock.compiled.threads import in_turn
-from penstock.compiled.vectors import STORED
 from penstock.engine import few_kernel, pair_kernel
-from penstock.engine.operand import Operand
+from penstock.engine.operand import Operand, kind
 from penstock.quant.packed import Packed
 from penstock.quant.rows import BLOCK
 
@@ -21,8 +20,7 @@ _PART_BYTES = 256 << 10  # of weights: less is not worth a call
 
 def _paired(x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
     """Whether they are multiplied in pairs: activations of bfloat16, and weights that it holds as they are stored."""
-    record = weight.form.record if isinstance(weight, Packed) else str(STORED[weight.dtype]).removeprefix("torch.")
-    return x.dtype == torch.bfloat16 and in_pairs(record)
+    return x.dtype == torch.bfloat16 and in_pairs(weight.form.record if isinstance(weight, Packed) else kind(weight))
 
 
 def takes_few(x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
@@ -32,7 +30,7 @@ def takes_few(x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
     """
     paired = _paired(x, weight)
     read = isinstance(weight, Packed) or (weight.shape[1] % BLOCK == 0 and (paired or x.dtype != weight.dtype))
-    return read and len(x) <= (MOST_PAIRS if paired else MOST)
+    return read and x.shape[0] <= (MOST_PAIRS if paired else MOST)
 
 
 def multiply_few(x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor) -> None:
@@ -41,7 +39,8 @@ def multiply_few(x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tens
     Rounded once where out is narrower.
     """
     kernel = pair_kernel if _paired(x, weight) else few_kernel
-    weights, tokens, tile = Operand.of(weight), len(x), kernel.tile_of(len(x))
+    weights, tokens = Operand.of(weight), x.shape[0]
+    tile = kernel.tile_of(tokens)
     filled_up = -(-tokens // tile) * tile
     in_place = tokens == filled_up and out.dtype == torch.float32
     made = out if in_place else torch.empty(filled_up, len(weights.array))

@@ -113,9 +113,9 @@ def work(x: torch.Tensor, weights: Operand, out: npt.NDArray[np.float32]) -> Cal
 
     T' is T filled up to whole tiles.
     """
-    columns, missing = x.shape[1], (0, -x.shape[1] % BLOCK, 0, len(out) - len(x))
+    columns, missing = x.shape[1], (0, -x.shape[1] % BLOCK, 0, len(out) - x.shape[0])
     met = (nn.functional.pad(x, missing) if any(missing) else x).float().contiguous().numpy()
-    tile = tile_of(len(x))
+    tile = tile_of(x.shape[0])
     kernel = _compiled(weights.kind, tile, len(weights.form))
     lengths = (0,) * ROWS, (0,), (0,) * tile, weights.form
     return lambda start, stop: kernel(*lengths, weights.array, met, columns, out, start, stop)

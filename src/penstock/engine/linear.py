@@ -40,14 +40,15 @@ class Widening:
     def linear(self, x: torch.Tensor, weight: torch.Tensor | Packed, bias: torch.Tensor | None) -> torch.Tensor:
         """x (…, in) times weight (out, in) in x's dtype, however the weight is stored; exact widening."""
         flat = x.reshape(-1, weight.shape[1]).contiguous()
-        if _alike(weight, x) and self._kernel(flat, weight) is None:
+        kernel = self._kernel(flat, weight)
+        if kernel is None and _alike(weight, x):
             return nn.functional.linear(x.contiguous(), weight, bias)
-        out = x.new_empty((len(flat), len(weight)))
-        self.write(flat, weight, out)
+        out = x.new_empty((flat.shape[0], weight.shape[0]))
+        self._write(kernel, flat, weight, out)
         self.forget()
         if bias is not None:
             out += bias
-        return out.view(*x.shape[:-1], len(weight))
+        return out.view(*x.shape[:-1], weight.shape[0])
 
     def write(self, x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor) -> None:
         """Write x (T, in) times weight (out, in) to out (T, out), whose rows may lie apart; x is contiguous.
@@ -55,7 +56,11 @@ class Widening:
         The same tensor object may be given again with other weights, which spares a pass over it, as long as it has not
         been changed; ``forget`` when it is done with.
         """
-        kernel = self._kernel(x, weight)
+        self._write(self._kernel(x, weight), x, weight, out)
+
+    def _write(
+        self, kernel: "Multiplier | None", x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor
+    ) -> None:
         if kernel is not None:
             kernel.multiply(x, weight, out)
         elif _alike(weight, x):

@@ -10,15 +10,19 @@ from penstock.compiled.vectors import STORED
 from penstock.quant.forms import number
 from penstock.quant.packed import Packed
 
+_KINDS = {dtype: str(stored).removeprefix("torch.") for dtype, stored in STORED.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """Rows of weights. row_bytes: of one, without what may lie between rows. group: elements that are read together.
+    """Rows of weights. kind: numba's name of their elements. row_bytes: of a row, without what may lie between them.
 
-    form: as ``compiled.codes.layout`` takes it; its length is compiled into a kernel, and means nothing for dtypes.
+    group: elements that are read together. form: as ``compiled.codes.layout`` takes it; its length is compiled into a
+    kernel, and means nothing for dtypes.
     """
 
     array: npt.NDArray[Any]
+    kind: str
     row_bytes: int
     group: int
     form: tuple[int, ...]
@@ -28,11 +32,11 @@ class Operand:
         """Weights (out, in) on the cpu; no bytes are copied."""
         if isinstance(weight, Packed):
             data = weight.data.numpy()
-            return cls(data, data.shape[1], weight.form.group, (0,) * (number(weight.form) + 1))
+            return cls(data, "uint8", data.shape[1], weight.form.group, (0,) * (number(weight.form) + 1))
         array = weight.view(STORED[weight.dtype]).numpy()
-        return cls(array, array.shape[1] * array.itemsize, 1, (0,))
+        return cls(array, kind(weight), array.shape[1] * array.itemsize, 1, (0,))
 
-    @property
-    def kind(self) -> str:
-        """numba's name of its elements."""
-        return self.array.dtype.name
+
+def kind(weight: torch.Tensor) -> str:
+    """numba's name of what a tensor's elements travel as."""
+    return _KINDS[weight.dtype]

@@ -166,8 +166,8 @@ def work(x: torch.Tensor, weights: Operand, out: npt.NDArray[np.float32]) -> Cal
 
     T' is T filled up to whole tiles.
     """
-    tile = tile_of(len(x))
-    columns, missing = x.shape[1], (0, -x.shape[1] % BLOCK, 0, len(out) - len(x))
+    tile = tile_of(x.shape[0])
+    columns, missing = x.shape[1], (0, -x.shape[1] % BLOCK, 0, len(out) - x.shape[0])
     met = (nn.functional.pad(x, missing) if any(missing) else x.contiguous()).view(torch.uint16).numpy()
     sums = np.empty((len(out), met.shape[1] // BLOCK, SUMS), np.float32)
     _compiled_sum()(met, columns, sums)

@@ -204,7 +204,7 @@ class Multiplier:
     def takes(self, x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
         """Whether there is compiled code for x (T, in), weight (out, in), and it is worth its start."""
         narrow = isinstance(weight, Packed) or (weight.dtype.itemsize == 2 and weight.stride(1) == 1)
-        many = x.dtype == torch.float32 and (isinstance(weight, Packed) or len(x) >= FEWEST)
+        many = x.dtype == torch.float32 and (isinstance(weight, Packed) or x.shape[0] >= FEWEST)
         suits = narrow and (many or takes_few(x, weight))
         fits = 0 < weight.shape[1] * TILE_TOKENS <= self._packed.size
         return suits and fits and x.device.type == "cpu"

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Callable
 
 from penstock.machine.limits import resident_bytes
@@ -11,6 +12,7 @@ _MMAP_THRESHOLD, _ARENA_MAX, _TRIM_THRESHOLD = -3, -8, -1  # glibc's malloc.h
 _MAPPED_BYTES = 9 << 20
 _PRODUCTS = "32"  # shapes of products that are kept ready: a sweep has about a dozen
 _STEP_BYTES = 16 << 20  # that a heap grows by before it is tried again
+_PAUSE_S = 0.003  # between two looks: a page of one row takes a third of that, and a look a fiftieth
 
 
 def keep_little() -> None:
@@ -60,10 +62,15 @@ class HeapWatch:
     def __init__(self, above_bytes: int | None) -> None:
         self._above_bytes = self._next_bytes = above_bytes
         self._trim = _malloc_trim()
+        self._again = 0.0  # the time from which on it looks
 
     def look(self) -> None:
-        """Give memory back if there is too much of it; takes some microseconds if not."""
-        if self._next_bytes is None or self._trim is None or resident_bytes() <= self._next_bytes:
+        """Give memory back if there is too much of it, at most every few milliseconds."""
+        now = time.monotonic()
+        if self._next_bytes is None or self._trim is None or now < self._again:
+            return
+        self._again = now + _PAUSE_S
+        if resident_bytes() <= self._next_bytes:
             return
         self._trim(0)
         # what is in use is not given back: no trying again and again

@@ -1,5 +1,7 @@
 """All formats that packed weights run in, by name and by number."""
 
+from functools import cache
+
 from penstock.quant.fp8 import Fp8
 from penstock.quant.ggml import KINDS, Ggml
 from penstock.quant.grouped import BITS, GROUPS, Grouped
@@ -17,6 +19,7 @@ def named(name: str) -> Form | None:
     return next((form for form in _STORED if form.name == name), None) or Grouped.named(name)
 
 
+@cache
 def number(form: Form) -> int:
     """The place of a format's layout among LAYOUTS; however its codes were chosen, they are read alike."""
     return LAYOUTS.index(Grouped(form.bits, form.group) if isinstance(form, Grouped) else form)
