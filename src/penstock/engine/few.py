@@ -12,10 +12,10 @@ from penstock.engine.operand import Operand, kind
 from penstock.quant.packed import Packed
 from penstock.quant.rows import BLOCK
 
-MOST, MOST_PAIRS = 8, 24  # tokens, in float32 and where pairs are multiplied
+MOST, MOST_PAIRS = 8, 32  # tokens, in float32 and where pairs are multiplied
 PARTS = 8  # of a product for each thread, to be taken in turn
 STEP = 8  # rows of weights that a part is whole multiples of, as are those of all tiles
-_PART_BYTES = 256 << 10  # of weights: less is not worth a call
+_PART_BYTES = 1 << 20  # of weights: for less a thread takes longer to wake than the product
 
 
 def _paired(x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
