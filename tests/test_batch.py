@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from penstock import LLM, SamplingParams, UserError
 from penstock.engine.engine import Engine
 from penstock.jobs.errors import JobStopped
-from penstock.outlook import Outlook
 from penstock.plan.types import Job
 from penstock.schedule import scheduler
 
@@ -392,14 +391,18 @@ def test_a_disk_of_kv_that_is_full(model: Path, small_disk: Path, tmp_path: Path
 def test_an_answer_that_memory_cut_is_an_error(model: Path, tmp_path: Path) -> None:
     lines = [*requests(5), {"custom_id": "long", "prompt_token_ids": [5, 6], "max_tokens": 400}]
     source, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
-    with LLM(str(model), rows=2, **HOW) as made:
-        made.run(iter(()), made_job(64), Outlook(0))  # an engine with room for rows of 64 tokens
-        prepared = made._prepared
-        made._prepared = lambda job: prepared(made_job(64))  # type: ignore[method-assign]
+
+    class Cramped(LLM):
+        """It lays out memory for rows of 64 tokens, whatever the job."""
+
+        def run(self, items: Any, job: Job, *more: Any) -> Any:
+            return super().run(items, made_job(64), *more)
+
+    with Cramped(str(model), rows=2, **HOW) as made:
         run = made.run_batch(source, out, PARAMS)
-        assert (run["answered"], run["errors"]) == (5, 1)
-        assert read(out)["long"]["error"]["code"] == "too_long"
-        made._prepared = prepared  # type: ignore[method-assign]
+    assert (run["answered"], run["errors"]) == (5, 1)
+    assert read(out)["long"]["error"]["code"] == "too_long"
+    with LLM(str(model), rows=2, **HOW) as made:
         assert made.run_batch(source, out, PARAMS, retry_errors=True)["answered"] == 6
 
 

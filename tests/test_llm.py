@@ -14,6 +14,7 @@ from tests.parity import families
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from penstock import LLM, SamplingParams, UserError
+from penstock.plan.types import Job
 
 CONTEXT = 64
 GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
@@ -231,10 +232,15 @@ def test_what_the_model_asks_for_and_is_not_done_is_said(spoken, tmp_path):
 
 def test_answers_that_memory_cut_are_told(mute):
     notes, prompt = [], {"prompt_token_ids": [5, 6, 7]}
-    with make(mute, rows=1, on_event=lambda event: notes.append(event.get("text"))) as model:
-        model.generate(prompt, GREEDY)
-        prepared = model._ready
-        model._prepared = lambda job: prepared  # an engine with room for no more than that
+
+    class Cramped(LLM):
+        """It lays out memory for rows of 9 tokens, whatever the job."""
+
+        def run(self, items, job, *more):
+            return super().run(items, Job(1, 9, 9, 3), *more)
+
+    how = {"dtype": "float32", "page_bytes": 20_000, "unchecked": True}
+    with Cramped(str(mute), rows=1, on_event=lambda event: notes.append(event.get("text")), **how) as model:
         (cut,) = tokens(model.generate(prompt, SamplingParams(max_tokens=400, temperature=0, ignore_eos=True)))
     assert 6 <= len(cut) < 400
     assert notes[-1].startswith("memory for KV was full before max_tokens of 1 answer: give more memory")

@@ -1,31 +1,25 @@
 """``LLM``: a model, its budgets and its placement, ready to generate."""
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from weakref import finalize, ref
+from weakref import ref
 
 from penstock.asked import Shared, asked_for
 from penstock.batch import run_batch
-from penstock.budgets import Budgets
 from penstock.encoding import Encoder, Item, Prompt, job_of
-from penstock.engine.build import Blueprint, assemble, blueprint
-from penstock.engine.caching import cache_pages
+from penstock.engine.build import Blueprint, blueprint
 from penstock.engine.selfcheck import require_exact
 from penstock.errors import UserError
-from penstock.generation import Event, Prepared, Run, Surroundings
+from penstock.generation import Run, Surroundings
 from penstock.jobs.terms import Wish
 from penstock.machine import probe
 from penstock.memory.allocator import give_back_at_once
-from penstock.memory.clock import MOST_TRACED, Clock, check_trace
-from penstock.memory.device import Device, open_device
-from penstock.memory.offload import make_offload, offload_root, remove_offload
+from penstock.memory.clock import check_trace
 from penstock.model import precision, source, tokenizer
 from penstock.model.fingerprint import fingerprint
 from penstock.model.packing import packing_of
@@ -34,8 +28,9 @@ from penstock.outputs import RequestOutput
 from penstock.placing import Placing, packing_of_plan, saved_plan
 from penstock.plan.policy import Tier
 from penstock.plan.types import Job, Ledger
+from penstock.preparing import Prepared, prepare, with_pages
+from penstock.runtime import Event, Runtime
 from penstock.sampling import SamplingParams, unheeded
-from penstock.units import format_bytes, parse_bytes
 
 READ_AHEAD = 1024  # prompts of a stream that wait for room at most
 
@@ -102,30 +97,20 @@ class LLM:
         if trace is not None:
             check_trace(trace)
         give_back_at_once()
-        asked_bytes: dict[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
-        asked_budget = {t: None if b is None else parse_bytes(b, f"--{t}-memory") for t, b in asked_bytes.items()}
-        self._event: Event = on_event or _log
-        self._trace = trace
+        self._runtime = Runtime.open(
+            device, {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}, offload_dir, trace, on_event
+        )
         self._ready: Prepared | None = None
         self._closed = False
         self._live: Callable[[], Run | None] = lambda: None
         self.last_run: dict[str, Any] = {}
-        self._offload_root = offload_root(offload_dir)
-        self._device: Device = open_device(device)
-        if gpu_memory is not None and self._device.compute_tier != "gpu":
-            raise UserError("--gpu-memory is given, and there is no gpu here: leave it out")
-        self._budgets = Budgets(asked_budget, self._device, self._offload_root)
-        self._clock = Clock(
-            compute_lane="gpu-compute" if self._device.compute_tier == "gpu" else "cpu-compute",
-            tracing=trace is not None,
-        )
         found = self._source = source.resolve(
             model,
             trust_remote_code=trust_remote_code,
             random_weights=random_weights,
-            progress=self._progress(f"fetching {model}"),
+            progress=self._runtime.progress(f"fetching {model}"),
         )
-        kind, cpu_bfloat16 = self._device.torch_device.type, probe.cpu_computes_bfloat16()
+        kind, cpu_bfloat16 = self._runtime.device.torch_device.type, probe.cpu_computes_bfloat16()
         packed_in = found.packed_in(kind)
         chosen = precision.choose(dtype, found.checkpoint_dtype, kind, cpu_bfloat16, packing, packed_in)
         if chosen.note:
@@ -135,7 +120,7 @@ class LLM:
             found,
             chosen,
             trust_remote_code=trust_remote_code,
-            one_group=self._device.compute_tier == "gpu",
+            one_group=self.compute_tier == "gpu",
             page_bytes=page_bytes,
         )
         said = found.generation_config.to_dict() if found.generation_config is not None else {}
@@ -229,7 +214,7 @@ class LLM:
 
     def note(self, text: str) -> None:
         """Tell whoever listens (``on_event``) what a person should know."""
-        self._event({"kind": "note", "text": text})
+        self._runtime.note(text)
 
     @property
     def name(self) -> str:
@@ -244,7 +229,7 @@ class LLM:
     @property
     def offload_dir(self) -> Path:
         """Where KV and activations on disk go."""
-        return self._offload_root
+        return self._runtime.offload_root
 
     def run(self, items: Iterable[Item], job: Job, outlook: Outlook, ahead: int | None = None) -> Run:
         """A run of the items, on an engine for the job: the one at hand where it is large enough, else a new one."""
@@ -256,23 +241,24 @@ class LLM:
         prepared.predicted = self._placing.predict(prepared.placement, job, prepared.budget)
         if prepared.predicted is not None and job.prompts > 1:
             self._placing.tell(prepared.predicted, job)
-        around = Surroundings(self.blueprint, self._device, self._clock, self.tokenizer, self._event)
+        around = Surroundings(self.blueprint, self.tokenizer, self._runtime)
         run = Run(around, prepared, items, outlook, ahead)
         self._live = ref(run)
         return run
 
     @property
     def _placing(self) -> Placing:
-        return Placing(self.blueprint, self.asked, self._saved, self.compute_tier, self._offload_root, self._event)
+        runtime = self._runtime
+        return Placing(self.blueprint, self.asked, self._saved, self.compute_tier, runtime.offload_root, runtime.event)
 
     @property
     def compute_tier(self) -> Tier:
         """The tier that computes, with the memory beside it: ``gpu`` or ``cpu``."""
-        return self._device.compute_tier
+        return self._runtime.device.compute_tier
 
     def ledger(self) -> Ledger:
         """Budgets in force, and what is taken of them now."""
-        return self._budgets.ledger(self.blueprint.cached_bytes)
+        return self._runtime.ledger(self.blueprint.cached_bytes)
 
     def close(self) -> None:
         """Give back memory, threads and files; write the trace where one was asked for. Can be called twice."""
@@ -282,15 +268,7 @@ class LLM:
         self._drop_engine()
         if self.blueprint.lease is not None:
             self.blueprint.lease.close()
-        self._device.close()
-        if self._trace is not None:
-            try:
-                self._clock.write_trace(self._trace)
-            except OSError as error:  # no reason to lose what was generated
-                self.note(f"--trace {self._trace} was not written ({error.strerror})")
-            else:
-                if missing := self._clock.untraced:
-                    self.note(f"--trace {self._trace} has the first {MOST_TRACED:,} intervals; {missing:,} came later")
+        self._runtime.close()
 
     def __enter__(self) -> "LLM":
         return self
@@ -315,42 +293,14 @@ class LLM:
             self.note(remark)
 
     def _prepared(self, job: Job) -> Prepared:
-        if self._ready is not None and self._ready.covers(job):
-            return self._ready
-        self._drop_engine()
-        disk = self._budgets.asked["disk"]
-        self.blueprint = cache_pages(self.blueprint, disk, self._progress("preparing pages"))
-        if left := self.blueprint.converted_bytes:
-            room = "what is free on disk" if disk is None else f"--disk-memory {format_bytes(disk)}"
-            self.note(f"pages are converted whenever they are read: a cache of {format_bytes(left)} exceeds {room}")
-        placement = self._placing.choose(job, self.ledger)
-        ledger = self.ledger()
-        offload: Path | None = None
-        progress = self._progress("reading resident pages")
-        with ExitStack() as undo:
-            if placement.kv.get("disk") or placement.policy.activations.disk:
-                offload = make_offload(self._offload_root)
-                undo.callback(remove_offload, offload)
-            heap = self._budgets.heap_watch(ledger)
-            engine = assemble(self.blueprint, placement, self._device, self._clock, offload, progress, heap)
-            undo.pop_all()
-        if offload is not None:
-            finalize(self, remove_offload, offload)  # for whoever does not close it
-        self._ready = Prepared(engine, placement, job, ledger.budget, offload)
+        """An engine for the job: the one at hand where that serves it too, else a new one."""
+        if self._ready is None or not self._ready.covers(job):
+            self._drop_engine()
+            self.blueprint = with_pages(self.blueprint, self._runtime)
+            self._ready = prepare(self.blueprint, job, self._placing, self._runtime)
         return self._ready
 
     def _drop_engine(self) -> None:
         if self._ready is not None:
-            self._ready.engine.close()
-            if self._ready.offload is not None:
-                remove_offload(self._ready.offload)
+            self._ready.close()
             self._ready = None
-
-    def _progress(self, what: str) -> Callable[[int, int], None]:
-        return lambda done, total: self._event({"kind": "load", "what": what, "done": done, "total": total})
-
-
-def _log(event: Mapping[str, Any]) -> None:
-    """Say what a person should know where nobody listens."""
-    if event["kind"] == "note":
-        logging.getLogger("penstock").warning("%s", event["text"])
