@@ -11,26 +11,24 @@ from weakref import ref
 
 from penstock.asked import Shared, asked_for
 from penstock.batch import run_batch
-from penstock.encoding import Encoder, Item, Prompt, job_of
-from penstock.engine.build import Blueprint, blueprint
-from penstock.engine.selfcheck import require_exact
+from penstock.bits import AskedBits, asked_bits, check_planned
+from penstock.encoding import Item, Prompt, job_of
+from penstock.engine.build import Blueprint
 from penstock.errors import UserError
 from penstock.generation import Run, Surroundings
 from penstock.jobs.terms import Wish
-from penstock.machine import probe
 from penstock.memory.allocator import give_back_at_once
 from penstock.memory.clock import check_trace
-from penstock.model import precision, source, tokenizer
 from penstock.model.fingerprint import fingerprint
-from penstock.model.packing import packing_of
+from penstock.opened import OpenedModel
 from penstock.outlook import Outlook
 from penstock.outputs import RequestOutput
-from penstock.placing import Placing, packing_of_plan, saved_plan
+from penstock.placing import Placing, bits_of_plan, saved_plan
 from penstock.plan.policy import Tier
 from penstock.plan.types import Job, Ledger
-from penstock.preparing import Prepared, prepare, with_pages
+from penstock.preparing import Prepared, prepare
 from penstock.runtime import Event, Runtime
-from penstock.sampling import SamplingParams, unheeded
+from penstock.sampling import SamplingParams
 
 READ_AHEAD = 1024  # prompts of a stream that wait for room at most
 
@@ -38,12 +36,13 @@ READ_AHEAD = 1024  # prompts of a stream that wait for room at most
 class LLM:
     """A model on memory tiers. Keywords mirror the command line's flags.
 
-    model: directory, GGUF file, hub id or ``demo``. gpu_memory, cpu_memory, disk_memory: budgets ("4GiB" or bytes).
-    weights, kv, activations: shares ("cpu=40%,disk=60%"). plan: a file that ``penstock plan --save`` wrote. trace: the
-    file that ``close`` writes it to. page_bytes: largest page. on_event: called with dictionaries whose ``kind`` is
-    ``note`` (``text``), ``load`` (``what``; bytes ``done`` of ``total``), ``sweep`` (progress after each) or ``text``
-    (new ``text`` of prompt ``index``, where it is the only one or has stop texts); without it notes go to the logger
-    ``penstock``. The others mirror flags: ``penstock generate --help``.
+    model: directory, GGUF file, hub id or ``demo``. weight_bits, kv_bits: 4, 8, 16 or ``auto``, which is decided by the
+    first job. gpu_memory, cpu_memory, disk_memory: budgets ("4GiB" or bytes). weights, kv, activations: shares
+    ("cpu=40%,disk=60%"). plan: a file that ``penstock plan --save`` wrote. trace: the file that ``close`` writes it to.
+    page_bytes: largest page. on_event: called with dictionaries whose ``kind`` is ``note`` (``text``), ``load``
+    (``what``; bytes ``done`` of ``total``), ``sweep`` (progress after each) or ``text`` (new ``text`` of prompt
+    ``index``, where it is the only one or has stop texts); without it notes go to the logger ``penstock``. The others
+    mirror flags: ``penstock generate --help``.
 
     last_run: figures of the last ``generate``, as ``report.Account.summary`` describes them. Mistakes and refusals
     raise UserError with one line. Use it as a context manager, or call ``close``.
@@ -54,9 +53,10 @@ class LLM:
         model: str,
         *,
         dtype: str = "auto",
-        weight_bits: int | None = None,
+        weight_bits: AskedBits = None,
         lm_head_bits: int | None = None,
-        kv_bits: int | None = None,
+        kv_bits: AskedBits = None,
+        allow_4bit: bool = False,
         device: str = "auto",
         gpu_memory: str | int | None = None,
         cpu_memory: str | int | None = None,
@@ -91,43 +91,31 @@ class LLM:
             num_batches=num_batches,
         )
         self._saved = None if plan is None else saved_plan(Path(plan), self.asked)
-        packing = packing_of(weight_bits, lm_head_bits, kv_bits)
+        bits = asked_bits(weight_bits, lm_head_bits, kv_bits, allow_4bit)
+        check_planned(bits, self.asked, plan)
         if self._saved is not None:
-            packing = packing_of_plan(self._saved, packing)
+            bits = bits_of_plan(self._saved, bits)
         if trace is not None:
             check_trace(trace)
         give_back_at_once()
-        self._runtime = Runtime.open(
-            device, {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}, offload_dir, trace, on_event
+        memory: Mapping[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
+        self._runtime = Runtime.open(device, memory, offload_dir, trace, on_event)
+        self.model = OpenedModel(
+            model,
+            self._runtime,
+            bits,
+            self.asked,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            random_weights=random_weights,
+            unchecked=unchecked,
+            page_bytes=page_bytes,
         )
+        self.tokenizer, self.encoder = self.model.tokenizer, self.model.encoder
         self._ready: Prepared | None = None
         self._closed = False
         self._live: Callable[[], Run | None] = lambda: None
         self.last_run: dict[str, Any] = {}
-        found = self._source = source.resolve(
-            model,
-            trust_remote_code=trust_remote_code,
-            random_weights=random_weights,
-            progress=self._runtime.progress(f"fetching {model}"),
-        )
-        kind, cpu_bfloat16 = self._runtime.device.torch_device.type, probe.cpu_computes_bfloat16()
-        packed_in = found.packed_in(kind)
-        chosen = precision.choose(dtype, found.checkpoint_dtype, kind, cpu_bfloat16, packing, packed_in)
-        if chosen.note:
-            self.note(chosen.note)
-        self.tokenizer = tokenizer.load(found, trust_remote_code=trust_remote_code)
-        self.blueprint: Blueprint = blueprint(
-            found,
-            chosen,
-            trust_remote_code=trust_remote_code,
-            one_group=self.compute_tier == "gpu",
-            page_bytes=page_bytes,
-        )
-        said = found.generation_config.to_dict() if found.generation_config is not None else {}
-        if ignored := unheeded(said):
-            self.note(f"not done, though the model's generation_config asks for it: {', '.join(ignored)}")
-        self.encoder = Encoder(self.blueprint, self.tokenizer, said)
-        self._check(found, unchecked, trust_remote_code)
 
     def generate(
         self,
@@ -217,14 +205,19 @@ class LLM:
         self._runtime.note(text)
 
     @property
+    def blueprint(self) -> Blueprint:
+        """The model as pages and numbers; another one once bits are chosen, or pages lie in the page cache."""
+        return self.model.blueprint
+
+    @property
     def name(self) -> str:
         """The model's name, as answers give it."""
-        return self._source.name
+        return self.model.source.name
 
     @cached_property
     def fingerprint(self) -> str:
         """What tells the model from others, whatever its files are called."""
-        return fingerprint(self._source)
+        return fingerprint(self.model.source)
 
     @property
     def offload_dir(self) -> Path:
@@ -237,7 +230,8 @@ class LLM:
             raise UserError("this LLM is closed: make a new one")
         if (live := self._live()) is not None and live.live:
             raise UserError("a stream of this LLM is not at its end: read it to there or close it before the next run")
-        prepared = self._prepared(job)  # the blueprint may be another one then, with pages in the page cache
+        self.model.settle(job)
+        prepared = self._prepared(job)
         prepared.predicted = self._placing.predict(prepared.placement, job, prepared.budget)
         if prepared.predicted is not None and job.prompts > 1:
             self._placing.tell(prepared.predicted, job)
@@ -266,8 +260,7 @@ class LLM:
             return
         self._closed = True
         self._drop_engine()
-        if self.blueprint.lease is not None:
-            self.blueprint.lease.close()
+        self.model.close()
         self._runtime.close()
 
     def __enter__(self) -> "LLM":
@@ -278,15 +271,6 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _check(self, found: source.Source, unchecked: bool, trust_remote_code: bool) -> None:
-        """Refuse a model whose tokens would not be its own, unless a person wants it all the same."""
-        kind = found.config.model_type
-        if unchecked:
-            self.note(f"not checked that {kind} runs exactly (--unchecked)")
-            return
-        asking = f"checking that {kind} runs exactly (once per model and version)"
-        require_exact(found, trust_remote_code=trust_remote_code, first=lambda: self.note(asking))
-
     def _conclude(self, run: Run) -> None:
         self.last_run = run.summary()
         for remark in run.remarks():
@@ -296,7 +280,7 @@ class LLM:
         """An engine for the job: the one at hand where that serves it too, else a new one."""
         if self._ready is None or not self._ready.covers(job):
             self._drop_engine()
-            self.blueprint = with_pages(self.blueprint, self._runtime)
+            self.model.cache_pages()
             self._ready = prepare(self.blueprint, job, self._placing, self._runtime)
         return self._ready
 

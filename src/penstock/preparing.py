@@ -1,4 +1,4 @@
-"""An engine made ready for a job: pages where they run from, memory taken as it is placed, resident pages read."""
+"""An engine made ready for a job: memory taken as it is placed, resident pages read."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -7,7 +7,6 @@ from pathlib import Path
 from weakref import finalize
 
 from penstock.engine.build import Blueprint, assemble
-from penstock.engine.caching import cache_pages
 from penstock.engine.engine import Engine
 from penstock.memory.offload import make_offload, remove_offload
 from penstock.placing import Placing
@@ -15,7 +14,6 @@ from penstock.plan.plan import Prediction
 from penstock.plan.policy import Tier
 from penstock.plan.types import Job, Placement
 from penstock.runtime import Runtime
-from penstock.units import format_bytes
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -50,16 +48,6 @@ class Prepared:
         """Give back its memory, threads and files."""
         self.engine.close()
         self._remove()
-
-
-def with_pages(model: Blueprint, runtime: Runtime) -> Blueprint:
-    """The model with its converted pages in the page cache, where that finds room; what does not is told."""
-    disk = runtime.budgets.asked["disk"]
-    model = cache_pages(model, disk, runtime.progress("preparing pages"))
-    if left := model.converted_bytes:
-        room = "what is free on disk" if disk is None else f"--disk-memory {format_bytes(disk)}"
-        runtime.note(f"pages are converted whenever they are read: a cache of {format_bytes(left)} exceeds {room}")
-    return model
 
 
 def prepare(model: Blueprint, job: Job, placing: Placing, runtime: Runtime) -> Prepared:

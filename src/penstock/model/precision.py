@@ -37,6 +37,11 @@ class Precision:
         """What ``choose`` is asked for the precision of that name: of one dtype alone, that nothing else is packed."""
         return name if "/" in name or "+" in name else "/".join([name] * 3)
 
+    @staticmethod
+    def packing_in(name: str) -> Packing:
+        """What the precision of that name packs."""
+        return Packing.named(name.partition("+")[2]) or Packing()
+
 
 def choose(
     asked: str,

@@ -81,6 +81,12 @@ class Asked:
     batch_size: int | None = None
     num_batches: int | None = None
 
+    @property
+    def is_given(self) -> bool:
+        """Whether weights, KV and batch shape are all fixed, so that there is nothing to search."""
+        shape = self.rows is not None or self.batch_size is not None
+        return self.weights is not None and self.kv is not None and shape
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
