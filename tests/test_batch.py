@@ -225,6 +225,7 @@ BYTES = st.one_of(
 @given(st.lists(BYTES.map(lambda line: line.replace(b"\n", b" ").strip() or b"{"), min_size=200, max_size=200))
 def test_a_thousand_damaged_lines(llm: LLM, tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     folder = tmp_path_factory.mktemp("damaged")
+    lines = [*lines, b'{"prompt_token_ids": [5, 6]}']  # a file without any JSON is refused
     (folder / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     run = llm.run_batch(folder / "in.jsonl", folder / "out.jsonl", PARAMS)
     answers = [json.loads(line) for line in (folder / "out.jsonl").read_bytes().splitlines()]
@@ -362,6 +363,14 @@ def test_a_disk_that_is_full_before_a_job_begins(llm: LLM, small_disk: Path, tmp
     assert list(small_disk.iterdir()) == [ballast]
     ballast.unlink()
     assert llm.run_batch(source, out, PARAMS)["answered"] == 6
+
+
+def test_a_text_is_no_job_and_leaves_nothing(llm: LLM, tmp_path: Path) -> None:
+    source, out = tmp_path / "text.txt", tmp_path / "out.jsonl"
+    source.write_text("What is the capital of France?\nAnd of Spain?\n")
+    with pytest.raises(UserError, match=r"^text\.txt: no line of 2 could be read; line 1: the line is not JSON"):
+        llm.run_batch(source, out, PARAMS)
+    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.mark.parametrize("groups", [1, 2])

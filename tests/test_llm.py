@@ -91,6 +91,19 @@ def test_chat_goes_through_the_template(llm):
     assert tokens(llm.generate("Hi", GREEDY, chat=True)) == [answer.outputs[0].token_ids]
 
 
+def test_sampling_params_are_named_as_vllm_s(llm):
+    """Its users give them by name, for all prompts or one each."""
+    (answer,) = llm.generate("Hi", sampling_params=GREEDY)
+    assert len(answer.outputs[0].token_ids) == 6
+    short, long = (SamplingParams(max_tokens=n, temperature=0, ignore_eos=True) for n in (2, 6))
+    both = llm.generate(prompts=["Hi", "Hi"], sampling_params=[short, long])
+    assert [len(ids) for ids in tokens(both)] == [2, 6] and tokens(both)[1] == tokens([answer])[0]
+    messages = [{"role": "user", "content": "Hi"}]
+    said = llm.chat(messages=[messages, messages], sampling_params=[long, short])
+    assert tokens(said)[1] == tokens(said)[0][:2] == tokens(llm.chat(messages, sampling_params=short))[0]
+    assert tokens(llm.stream(["Hi"], sampling_params=short)) == [tokens(both)[0]]
+
+
 def test_a_stop_text_ends_a_row_and_is_not_shown(llm):
     def printable(text):
         return next((c for c in text if c != "\ufffd" and c.isprintable()), None)

@@ -66,6 +66,7 @@ def run_batch(
         surveyed = resumed(source, job.progress.get("survey"), done) if job.stored is not None else None
         if surveyed is None:
             surveyed = survey(source, terms.fingerprint, done)
+            surveyed.check_readable(source)
             surveyed.check_unchanged(out)
             for remark in surveyed.remarks(source, out):
                 llm.note(remark)

@@ -120,7 +120,7 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         chat: bool = False,
     ) -> list[RequestOutput]:
@@ -131,7 +131,8 @@ class LLM:
         where it has one. Raises UserError for what cannot be run, and where the logits of a row are not finite.
         """
         listed: Sequence[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        settings = [params or SamplingParams()] * len(listed) if not isinstance(params, Sequence) else list(params)
+        given = SamplingParams() if sampling_params is None else sampling_params
+        settings = list(given) if isinstance(given, Sequence) else [given] * len(listed)
         if len(settings) != len(listed):
             raise UserError(
                 f"{len(listed)} prompts and {len(settings)} sampling parameters: give one for all or one each"
@@ -152,14 +153,15 @@ class LLM:
         return [outputs[item.index] for item in items]
 
     def stream(
-        self, prompts: Iterable[Prompt], params: SamplingParams | None = None, *, chat: bool = False
+        self, prompts: Iterable[Prompt], sampling_params: SamplingParams | None = None, *, chat: bool = False
     ) -> Iterator[RequestOutput]:
         """Generate for prompts from any iterable, read as rows become free; results as they end.
 
         prompts: as ``generate`` takes them. ``request_id`` is a prompt's place in the input. Memory is laid out for the
         lengths of the first READ_AHEAD. Raises UserError for a prompt that cannot be run, when its turn comes.
         """
-        items = (self.encoder.item(i, prompt, params or SamplingParams(), chat) for i, prompt in enumerate(prompts))
+        asked = sampling_params or SamplingParams()
+        items = (self.encoder.item(i, prompt, asked, chat) for i, prompt in enumerate(prompts))
         first = list(islice(items, READ_AHEAD))
         if not first:
             return
@@ -173,17 +175,17 @@ class LLM:
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
-        params: SamplingParams | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several."""
         several = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        return self.generate([{"messages": conversation} for conversation in several], params)
+        return self.generate([{"messages": conversation} for conversation in several], sampling_params)
 
     def run_batch(
         self,
         source: str | os.PathLike[str],
         out: str | os.PathLike[str],
-        params: SamplingParams | None = None,
+        sampling_params: SamplingParams | None = None,
         *,
         chat: bool | None = None,
         overwrite: bool = False,
@@ -192,11 +194,11 @@ class LLM:
         """Answer every line of a batch file, appending to ``out``; called again, it goes on where it was stopped.
 
         source: lines in OpenAI's batch form, or ``{"prompt"}``, ``{"messages"}`` or ``{"prompt_token_ids"}``; gzip and
-        zstd too. params: what holds where a line says nothing. Returns the figures of the run, ``last_run`` with what
-        was answered. Raises UserError before anything is written, and penstock.jobs.errors.JobStopped where the job
-        was stopped by something else and can go on.
+        zstd too. sampling_params: what holds where a line says nothing. Returns the figures of the run, ``last_run``
+        with what was answered. Raises UserError before anything is written, and penstock.jobs.errors.JobStopped where
+        the job was stopped by something else and can go on.
         """
-        wish = Wish(params or SamplingParams(), chat, overwrite, retry_errors)
+        wish = Wish(sampling_params or SamplingParams(), chat, overwrite, retry_errors)
         self.last_run = run_batch(self, Path(source), Path(out), wish)
         return self.last_run
 
