@@ -12,7 +12,7 @@ from penstock.plan.types import Asked
 AskedBits = int | Literal["auto"] | None
 
 _NUMBERS = (4, 8, 16)
-_CHOSEN = {"weight_bits": "weights", "kv_bits": "KV"}  # what can be left to the planner, as it is told
+_TOLD = {"weight_bits": "weights", "lm_head_bits": "the LM head", "kv_bits": "KV"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Bits:
 
     def __post_init__(self) -> None:
         for name, bits in self.fixed.items():
-            check_bits(bits, f"--{name.replace('_', '-')}", auto=name in _CHOSEN)
+            check_bits(bits, f"--{name.replace('_', '-')}", auto=name != "lm_head_bits")
 
     @property
     def fixed(self) -> dict[str, int | None]:
@@ -53,7 +53,7 @@ class Bits:
         """Some of the fields in words: ``weights in 8 bits and KV as before``."""
         bits = self.fixed
         told = {name: "as before" if bits[name] is None else f"in {bits[name]} bits" for name in names}
-        return " and ".join(f"{_CHOSEN[name]} {how}" for name, how in told.items())
+        return " and ".join(f"{_TOLD[name]} {how}" for name, how in told.items())
 
 
 def asked_bits(weight_bits: AskedBits, lm_head_bits: int | None, kv_bits: AskedBits, allow_4bit: bool = False) -> Bits:

@@ -172,7 +172,7 @@ def bits_of_plan(saved: SavedPlan, asked: Bits) -> Bits:
     planned = Bits(policy.weight_bits, policy.lm_head_bits, policy.kv_bits)
     packing, packed = packing_of(asked), packing_of(planned)
     if packing is not None and packing != (packed or Packing()):
-        said = packed.name if packed and packed.name else "nothing"
+        said = planned.said(name for name, bits in planned.fixed.items() if bits in (4, 8)) or "nothing"
         raise UserError(
             f"--plan packs {said}: leave --weight-bits, --lm-head-bits and --kv-bits out, or plan again with them"
         )
