@@ -1,7 +1,11 @@
 """``--weight-bits`` and ``--kv-bits`` from end to end: page cache, budgets, jobs that go on, plans, and mistakes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -54,6 +58,15 @@ def long_context(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model of which packed pages take less time to read."""
+    path = tmp_path_factory.mktemp("wide") / "model"
+    widths = {"hidden_size": 256, "intermediate_size": 1536, "num_attention_heads": 4, "num_key_value_heads": 2}
+    AutoModelForCausalLM.from_config(LlamaConfig(**{**families.GQA, **widths})).save_pretrained(path)
+    return path
+
+
 def make(path, **how):
     return LLM(str(path), **{"dtype": "float32", "page_bytes": 20_000, "unchecked": True, **how})
 
@@ -99,6 +112,52 @@ def test_what_is_packed_runs_from_the_page_cache_alone(model):
         pytest.raises(UserError, match=r"packed weights take \S+ KiB of page cache on disk, and --disk-memory is 1000"),
     ):
         llm.generate(PROMPTS, GREEDY)
+
+
+RUNS = """
+import pathlib, sys, time
+from penstock import LLM, SamplingParams
+model, mine, go = sys.argv[1:]
+with LLM(model, dtype="float32", weight_bits=4, weights="disk=100%", unchecked=True) as llm:
+    pathlib.Path(mine).touch()
+    while not pathlib.Path(go).exists():
+        time.sleep(0.001)
+    greedy = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
+    print([out.outputs[0].token_ids for out in llm.generate([{"prompt_token_ids": [5, 6, 7, 8]}], greedy)])
+    print({extent.path for page in llm.blueprint.layout.pages for extent in page.extents if "pages.bin" in extent.path})
+"""
+
+
+def test_two_processes_that_pack_at_once_leave_one_cache(wide, tmp_path):
+    """Both have laid out their pages, and neither has packed any, when they may go on."""
+    ready, go, cache = [tmp_path / "first", tmp_path / "second"], tmp_path / "go", tmp_path / "cache"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUNS, str(wide), str(mine), str(go)],
+            env={**os.environ, "PENSTOCK_CACHE": str(cache)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for mine in ready
+    ]
+    try:
+        while not all(mine.exists() for mine in ready) and all(run.poll() is None for run in runs):
+            time.sleep(0.01)
+        assert not (cache / "pages").exists()
+        go.touch()
+        told = [run.communicate(timeout=300)[0].splitlines() for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+    assert [run.returncode for run in runs] == [0, 0]
+    with make(wide, weight_bits=4, weights="disk=100%", page_bytes=None) as llm:
+        expected = [out.outputs[0].token_ids for out in llm.generate(PROMPTS[:1], GREEDY)]
+    assert told[0] == told[1] and told[0][0] == str(expected)
+    (home,) = [path for path in (cache / "pages").iterdir() if path.is_dir()]
+    assert told[0][1] == str({str(home / "pages.bin")})
+    assert sorted(path.name for path in home.iterdir()) == ["index.json", "pages.bin"]
+    assert sorted(path.name for path in home.parent.iterdir()) == [home.name, f"{home.name}.lock"]
 
 
 def test_a_job_goes_on_as_it_began(model, tmp_path):
@@ -162,15 +221,6 @@ def test_a_run_says_in_one_line_which_bits_it_chose(model):
     )
     assert name == "float32+int8g64"
     assert answers == tokens(model, weight_bits=8)
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    """A model of which packed pages take less time to read."""
-    path = tmp_path_factory.mktemp("wide") / "model"
-    widths = {"hidden_size": 256, "intermediate_size": 1536, "num_attention_heads": 4, "num_key_value_heads": 2}
-    AutoModelForCausalLM.from_config(LlamaConfig(**{**families.GQA, **widths})).save_pretrained(path)
-    return path
 
 
 @pytest.mark.parametrize("allow_4bit", [False, True])
@@ -317,6 +367,36 @@ def test_a_plan_packs_kv_and_a_run_does_as_it_says(long_context, tmp_path):
     both = plan_of_free_bits(str(long_context), Question(**asked), asked_bits("auto", None, "auto"))
     assert both.notes[0].count("tok/s with") == 3
     assert both.predicted.total_tok_s >= free.predicted.total_tok_s * 0.99
+
+
+def test_a_saved_plan_that_packs_kv_is_run_as_it_is(long_context, tmp_path, capsys):
+    lines, plan, traced = tmp_path / "in.jsonl", tmp_path / "plan.json", tmp_path / "out.jsonl"
+    lines.write_text("".join(json.dumps(prompt) + "\n" for prompt in LONG))
+    asked = ["--gen-len", "5", "--dtype", "float32", "--kv-bits", "4", "--cpu-memory", "16GiB"]
+    assert main(["plan", str(long_context), "-i", str(lines), *asked, "--save", str(plan)]) == 0
+    assert json.loads(plan.read_text())["placement"]["policy"]["kv_bits"] == 4
+    run = ["--dtype", "float32", "--plan", str(plan), "--unchecked", "--ignore-eos", "--max-tokens", "5"]
+    capsys.readouterr()
+    assert main(["generate", str(long_context), "-i", str(lines), *run, "--json"]) == 0
+    answers = [answer["token_ids"] for answer in json.loads(capsys.readouterr().out)["outputs"]]
+    with make(long_context, kv_bits=4) as llm:
+        assert answers == [out.outputs[0].token_ids for out in llm.generate(LONG, GREEDY)]
+    with LLM(str(long_context), dtype="float32", plan=plan, unchecked=True) as llm:
+        assert llm.blueprint.precision.name == "float32+kv-int4g64"
+        assert llm.run_batch(lines, traced, GREEDY)["answered"] == len(LONG)
+    with pytest.raises(
+        UserError, match=r"--plan packs KV in 4 bits: leave --weight-bits, --lm-head-bits and --kv-bits"
+    ):
+        LLM(str(long_context), dtype="float32", plan=plan, kv_bits=8, unchecked=True)
+
+
+def test_a_saved_plan_has_the_bits_that_auto_chose(wide, tmp_path):
+    plan, job = tmp_path / "plan.json", ["--num-prompts", "2", "--prompt-len", "4", "--gen-len", "5"]
+    asked = ["--dtype", "float32", "--weights", "disk=100%", "--weight-bits", "auto"]
+    assert main(["plan", str(wide), *job, *asked, "--save", str(plan)]) == 0
+    with LLM(str(wide), dtype="float32", plan=plan, unchecked=True) as llm:
+        assert llm.blueprint.precision.name == "float32+int8g64"
+        assert llm.generate(PROMPTS, GREEDY)
 
 
 def test_jobs_know_how_their_kv_is_packed(long_context, tmp_path):
