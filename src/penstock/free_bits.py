@@ -62,8 +62,8 @@ def bits_of_run(
         made = model.packed(packing_of(choice))
         cached = page_cache_bytes(made, disk)
         placing = Placing(made, asked, None, compute, root, runtime.event)
-        placement = placing.choose(job, lambda: runtime.ledger(cached))
-        predicted = placing.predict(placement, job, runtime.ledger(cached).budget)
+        placement = placing.choose(job, lambda: runtime.ledger(cached, job.held))
+        predicted = placing.predict(placement, job, runtime.ledger(cached, job.held).budget)
         return predicted.total_tok_s if predicted is not None else 0.0  # a prompt fits nowhere, which the run will say
 
     speeds, _ = _each(bits, tok_s)

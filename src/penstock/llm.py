@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from weakref import ref
 from penstock.asked import Shared, asked_for
 from penstock.batch import run_batch
 from penstock.bits import AskedBits, asked_bits, check_planned
-from penstock.encoding import Item, Prompt, job_of
+from penstock.encoding import Item, Prompt, held_bytes, job_of
 from penstock.engine.build import Blueprint
 from penstock.errors import UserError
 from penstock.generation import Run, Surroundings
@@ -143,7 +144,8 @@ class LLM:
         ]
         if not items:
             return []
-        run = self.run(items, job_of(items), Outlook(len(items)))
+        job = replace(job_of(items), held=held_bytes(items))
+        run = self.run(items, job, Outlook(len(items)))
         outputs: dict[int, RequestOutput] = {}
         for item, output in run:
             if isinstance(output, UserError):

@@ -42,6 +42,7 @@ class Prepared:
             and self.job.longest_tokens >= job.longest_tokens
             and self.job.mean_tokens >= job.mean_tokens
             and self.job.longest_prompt >= job.longest_prompt
+            and self.job.held >= job.held
         )
 
     def close(self) -> None:
@@ -52,8 +53,8 @@ class Prepared:
 
 def prepare(model: Blueprint, job: Job, placing: Placing, runtime: Runtime) -> Prepared:
     """An engine for a job. Raises UserError, with nothing left behind, where a budget is too small or a disk full."""
-    placement = placing.choose(job, lambda: runtime.ledger(model.cached_bytes))
-    ledger = runtime.ledger(model.cached_bytes)
+    placement = placing.choose(job, lambda: runtime.ledger(model.cached_bytes, job.held))
+    ledger = runtime.ledger(model.cached_bytes, job.held)
     offload: Path | None = None
     with ExitStack() as undo:
         if placement.kv.get("disk") or placement.policy.activations.disk:

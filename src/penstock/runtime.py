@@ -57,9 +57,9 @@ class Runtime:
         """Where KV and activations on disk go."""
         return self.budgets.offload_root
 
-    def ledger(self, cached: int) -> Ledger:
-        """Budgets in force, and what is taken of them now; cached: bytes of the page cache."""
-        return self.budgets.ledger(cached)
+    def ledger(self, cached: int, held: int = 0) -> Ledger:
+        """Budgets in force, and what is taken of them now: by the page cache, and by prompts and answers to come."""
+        return self.budgets.ledger(cached, held)
 
     def note(self, text: str) -> None:
         """Tell whoever listens what a person should know."""
