@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from penstock import LLM, SamplingParams, UserError
 from penstock.engine.engine import Engine
 from penstock.jobs.errors import JobStopped
-from penstock.outlook import Outlook
 from penstock.plan.types import Job
 from penstock.schedule import scheduler
 
@@ -226,6 +225,7 @@ BYTES = st.one_of(
 @given(st.lists(BYTES.map(lambda line: line.replace(b"\n", b" ").strip() or b"{"), min_size=200, max_size=200))
 def test_a_thousand_damaged_lines(llm: LLM, tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     folder = tmp_path_factory.mktemp("damaged")
+    lines = [*lines, b'{"prompt_token_ids": [5, 6]}']  # a file without any JSON is refused
     (folder / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     run = llm.run_batch(folder / "in.jsonl", folder / "out.jsonl", PARAMS)
     answers = [json.loads(line) for line in (folder / "out.jsonl").read_bytes().splitlines()]
@@ -365,6 +365,14 @@ def test_a_disk_that_is_full_before_a_job_begins(llm: LLM, small_disk: Path, tmp
     assert llm.run_batch(source, out, PARAMS)["answered"] == 6
 
 
+def test_a_text_is_no_job_and_leaves_nothing(llm: LLM, tmp_path: Path) -> None:
+    source, out = tmp_path / "text.txt", tmp_path / "out.jsonl"
+    source.write_text("What is the capital of France?\nAnd of Spain?\n")
+    with pytest.raises(UserError, match=r"^text\.txt: no line of 2 could be read; line 1: the line is not JSON"):
+        llm.run_batch(source, out, PARAMS)
+    assert list(tmp_path.iterdir()) == [source]
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_disk_of_kv_that_is_full(model: Path, small_disk: Path, tmp_path: Path, groups: int) -> None:
     """KV of one group takes its room at the start; that of several grows as rows do."""
@@ -392,14 +400,18 @@ def test_a_disk_of_kv_that_is_full(model: Path, small_disk: Path, tmp_path: Path
 def test_an_answer_that_memory_cut_is_an_error(model: Path, tmp_path: Path) -> None:
     lines = [*requests(5), {"custom_id": "long", "prompt_token_ids": [5, 6], "max_tokens": 400}]
     source, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
-    with LLM(str(model), rows=2, **HOW) as made:
-        made.run(iter(()), made_job(64), Outlook(0))  # an engine with room for rows of 64 tokens
-        prepared = made._prepared
-        made._prepared = lambda job: prepared(made_job(64))  # type: ignore[method-assign]
+
+    class Cramped(LLM):
+        """It lays out memory for rows of 64 tokens, whatever the job."""
+
+        def run(self, items: Any, job: Job, *more: Any) -> Any:
+            return super().run(items, made_job(64), *more)
+
+    with Cramped(str(model), rows=2, **HOW) as made:
         run = made.run_batch(source, out, PARAMS)
-        assert (run["answered"], run["errors"]) == (5, 1)
-        assert read(out)["long"]["error"]["code"] == "too_long"
-        made._prepared = prepared  # type: ignore[method-assign]
+    assert (run["answered"], run["errors"]) == (5, 1)
+    assert read(out)["long"]["error"]["code"] == "too_long"
+    with LLM(str(model), rows=2, **HOW) as made:
         assert made.run_batch(source, out, PARAMS, retry_errors=True)["answered"] == 6
 
 

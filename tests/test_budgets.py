@@ -1,14 +1,20 @@
 """Budgets that cannot work: the refusal names the tier and a value, and a run with that value does work."""
 
+import gc
 import re
+import tracemalloc
 
 import pytest
 import torch
 from tests.parity import families
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from penstock import LLM, SamplingParams, UserError
 from penstock.budgets import Budgets
+from penstock.encoding import held_bytes, job_of
 from penstock.memory.device import CpuDevice
+from penstock.outlook import Outlook
+from penstock.plan.types import Job
 
 PROMPTS = [{"prompt_token_ids": list(range(3, 3 + length))} for length in (9, 40, 5)]
 GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
@@ -59,3 +65,50 @@ def test_what_is_kept_free_of_a_budget_grows_with_it(tmp_path):
     needed = 20 << 30
     granted = Budgets({**asked, "cpu": ledger.least("cpu", needed)}, CpuDevice(), tmp_path).ledger(0)
     assert abs(granted.free("cpu") - needed) < 64 << 20  # what is taken differs a little from one moment to the next
+
+
+def test_what_prompts_and_answers_take_in_memory_is_counted_before_anything_is_read(model, tmp_path):
+    asked = {"gpu": None, "cpu": 4 << 30, "disk": None}
+    without, held = (Budgets(asked, CpuDevice(), tmp_path).ledger(0, held).taken["cpu"] for held in (0, 1 << 30))
+    assert (1 << 30) - (16 << 20) < held - without < (1 << 30) + (16 << 20)  # the process grows meanwhile
+    jobs = []
+
+    class Noted(LLM):
+        def run(self, items, job, *more):
+            jobs.append((held_bytes(items), job.held))
+            return super().run(items, job, *more)
+
+    with Noted(model, **HOW, cpu_memory="4GiB") as llm:
+        llm.generate(PROMPTS, GREEDY)
+        assert jobs == [(3 * 1024 + 54 * 24 + 18 * 40,) * 2]
+        with pytest.raises(UserError, match=r"^--cpu-memory 4 GiB is too small"):
+            LLM.run(llm, [], Job(3, 46, 46, 40, held=4 << 30), Outlook(0))
+
+
+@pytest.mark.parametrize(("length", "new"), [(4, 1), (50, 1), (4, 40)])
+def test_prompts_and_answers_take_no_more_than_is_counted(tmp_path, length, new):
+    """Their tokens are whole numbers of their own, as in a large vocabulary."""
+    config = LlamaConfig(**{**families.GQA, "vocab_size": 3000})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    params = SamplingParams(max_tokens=new, temperature=1, seed=1, ignore_eos=True)
+    prompts = [{"prompt_token_ids": [300 + (7 * i + 31 * j) % 2600 for j in range(length)]} for i in range(160)]
+
+    def most(llm, items):
+        """Bytes that Python takes from the start of a run, when the first answer is there or all are."""
+        run, answers, taken = llm.run(items, job, Outlook(len(items))), [], []
+        tracemalloc.start()
+        for answer in run:
+            answers.append(answer)
+            if len(answers) in (1, len(items)):
+                gc.collect()
+                taken.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        return max(taken)
+
+    with LLM(str(tmp_path), **HOW, rows=16) as llm:
+        items = [llm.encoder.item(i, prompt, params, False) for i, prompt in enumerate(prompts)]
+        job = job_of(items)
+        list(llm.run(items, job, Outlook(len(items))))  # compiles kernels, and fills what is kept between runs
+        more = most(llm, items) - most(llm, items[:32])  # what sweeps take is the same for both
+    counted = held_bytes(items[32:])
+    assert counted / 2 < more < counted

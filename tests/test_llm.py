@@ -14,6 +14,7 @@ from tests.parity import families
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from penstock import LLM, SamplingParams, UserError
+from penstock.plan.types import Job
 
 CONTEXT = 64
 GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
@@ -88,6 +89,19 @@ def test_chat_goes_through_the_template(llm):
     assert llm.tokenizer.decode(answer.prompt_token_ids) == "<s>[user]Hi[assistant]"
     assert tokens(llm.chat([messages, messages], GREEDY)) == [answer.outputs[0].token_ids] * 2
     assert tokens(llm.generate("Hi", GREEDY, chat=True)) == [answer.outputs[0].token_ids]
+
+
+def test_sampling_params_are_named_as_vllm_s(llm):
+    """Its users give them by name, for all prompts or one each."""
+    (answer,) = llm.generate("Hi", sampling_params=GREEDY)
+    assert len(answer.outputs[0].token_ids) == 6
+    short, long = (SamplingParams(max_tokens=n, temperature=0, ignore_eos=True) for n in (2, 6))
+    both = llm.generate(prompts=["Hi", "Hi"], sampling_params=[short, long])
+    assert [len(ids) for ids in tokens(both)] == [2, 6] and tokens(both)[1] == tokens([answer])[0]
+    messages = [{"role": "user", "content": "Hi"}]
+    said = llm.chat(messages=[messages, messages], sampling_params=[long, short])
+    assert tokens(said)[1] == tokens(said)[0][:2] == tokens(llm.chat(messages, sampling_params=short))[0]
+    assert tokens(llm.stream(["Hi"], sampling_params=short)) == [tokens(both)[0]]
 
 
 def test_a_stop_text_ends_a_row_and_is_not_shown(llm):
@@ -231,10 +245,15 @@ def test_what_the_model_asks_for_and_is_not_done_is_said(spoken, tmp_path):
 
 def test_answers_that_memory_cut_are_told(mute):
     notes, prompt = [], {"prompt_token_ids": [5, 6, 7]}
-    with make(mute, rows=1, on_event=lambda event: notes.append(event.get("text"))) as model:
-        model.generate(prompt, GREEDY)
-        prepared = model._ready
-        model._prepared = lambda job: prepared  # an engine with room for no more than that
+
+    class Cramped(LLM):
+        """It lays out memory for rows of 9 tokens, whatever the job."""
+
+        def run(self, items, job, *more):
+            return super().run(items, Job(1, 9, 9, 3), *more)
+
+    how = {"dtype": "float32", "page_bytes": 20_000, "unchecked": True}
+    with Cramped(str(mute), rows=1, on_event=lambda event: notes.append(event.get("text")), **how) as model:
         (cut,) = tokens(model.generate(prompt, SamplingParams(max_tokens=400, temperature=0, ignore_eos=True)))
     assert 6 <= len(cut) < 400
     assert notes[-1].startswith("memory for KV was full before max_tokens of 1 answer: give more memory")

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from penstock.jobs.writer import Writer
 from penstock.outlook import JobOutlook
 from penstock.outputs import RequestOutput
 from penstock.plan.types import Job
-from penstock.sampling import DEFAULT_MAX_TOKENS
+from penstock.sampling import DEFAULT_MAX_TOKENS, SamplingParams
 
 if TYPE_CHECKING:
     from penstock.llm import LLM
@@ -57,20 +58,52 @@ def run_batch(
             done = Done()
         elif done is None:
             done = scan(out)
-        now: Settings = {"model": llm.fingerprint, "dtype": llm.blueprint.precision.name}
-        check_same_job(out, len(done), job.stored, {**now, **wish.said()})
-        begun = {**now, **wish.said(), "seed": wish.params.seed or 0, "chat": wish.chat is not False}
-        terms = Terms(job.stored if job.stored is not None else begun)
+        if job.stored is not None:
+            llm.model.settle_as(str(job.stored.get("dtype")))
+        check_same_job(out, len(done), job.stored, {**_made_by(llm), **wish.said()})
+        terms = Terms(job.stored if job.stored is not None else _begun(llm, wish))
         done.retries = wish.retry_errors
         surveyed = resumed(source, job.progress.get("survey"), done) if job.stored is not None else None
         if surveyed is None:
             surveyed = survey(source, terms.fingerprint, done)
+            surveyed.check_readable(source)
             surveyed.check_unchanged(out)
             for remark in surveyed.remarks(source, out):
                 llm.note(remark)
+        if llm.model.bits.free and (first := _sample(llm, source, surveyed, terms)):
+            llm.model.settle(replace(job_of(first), prompts=surveyed.to_go))
+            terms = Terms(_begun(llm, wish))
         if len(done):
             llm.note(f"{surveyed.to_go:,} to go")
         return _Work(llm, source, job, terms, done, surveyed, stop or Stop()).run()
+
+
+def _made_by(llm: "LLM") -> Settings:
+    """What the answers of a job depend on that no request says."""
+    return {"model": llm.fingerprint, "dtype": llm.blueprint.precision.name}
+
+
+def _begun(llm: "LLM", wish: Wish) -> Settings:
+    """The settings of a job that begins."""
+    return {**_made_by(llm), **wish.said(), "seed": wish.params.seed or 0, "chat": wish.chat is not False}
+
+
+def _sample(llm: "LLM", source: Path, surveyed: Survey, terms: Terms) -> list[Item]:
+    """The first requests of a job that can run, whose lengths stand for its own."""
+    params, found = terms.params, list[Item]()
+    for parsed in lines_to_go(source, surveyed, Done()):
+        if parsed.fault is None:
+            with suppress(UserError):
+                found.append(_item(llm, parsed, terms.chat, params))
+        if len(found) == SAMPLE:
+            break
+    return found
+
+
+def _item(llm: "LLM", parsed: Parsed, chat: bool, params: SamplingParams) -> Item:
+    """A request made ready. chat, params: what holds where it says nothing. UserError for what cannot be run."""
+    chat = chat if parsed.kind == "plain" else parsed.kind == "chat"
+    return llm.encoder.item(parsed.number - 1, parsed.prompt, parsed.params, chat, identity(parsed), params)
 
 
 def _disk_full(cause: object) -> bool:
@@ -208,10 +241,8 @@ class _Work:
             if parsed.fault is not None:
                 self._write(fault_record(parsed, id))
                 continue
-            chat = self.terms.chat if parsed.kind == "plain" else parsed.kind == "chat"
-            name = identity(parsed)
             try:
-                item = self.llm.encoder.item(parsed.number - 1, parsed.prompt, parsed.params, chat, name, self.params)
+                item = _item(self.llm, parsed, self.terms.chat, self.params)
             except UserError as refusal:
                 code = "too_long" if isinstance(refusal, TooLong) else "invalid_request"
                 self._write(error_record(parsed, id, code, str(refusal)))

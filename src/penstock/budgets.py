@@ -26,10 +26,10 @@ class Budgets:
     device: Device
     offload_root: Path
 
-    def ledger(self, cached: int) -> Ledger:
+    def ledger(self, cached: int, held: int = 0) -> Ledger:
         """Budgets in force, as asked or what is free less a margin, and what is taken of them now.
 
-        cached: bytes of the page cache.
+        cached: bytes of the page cache. held: of cpu memory, what prompts and answers will take.
         """
         if self.device.compute_tier == "cpu":
             from penstock.engine import decode_kernel, product_kernel  # noqa: F401  # numba's 100 MB count as taken
@@ -42,7 +42,7 @@ class Budgets:
             "disk": int(disk * (1 - _MARGIN)),
         }
         budget = {tier: free[tier] if (asked := self.asked[tier]) is None else asked for tier in TIERS}
-        taken: dict[Tier, int] = {"cpu": resident + _UNCOUNTED + budget["cpu"] // _SLACK, "disk": cached}
+        taken: dict[Tier, int] = {"cpu": resident + held + _UNCOUNTED + budget["cpu"] // _SLACK, "disk": cached}
         return Ledger(budget, taken, {"cpu": 1 / _SLACK})
 
     def heap_watch(self, ledger: Ledger) -> HeapWatch:

@@ -15,6 +15,10 @@ from penstock.sampling import Sampling, SamplingParams, first_said, resolve
 
 Prompt = str | Mapping[str, Any]
 
+_ROW_BYTES = 1024  # objects of a request, its row and its answer; 820 to 870 were counted
+_PROMPT_BYTES = 24  # of a token: a pointer in a tuple and one in a list, and its part of hashes of blocks (below 6)
+_NEW_BYTES = 40  # a pointer, and a whole number of its own
+
 
 class TooLong(UserError):
     """A prompt that the model's context does not hold."""
@@ -50,6 +54,14 @@ def job_of(items: Sequence[Item]) -> Job:
     totals = [item.tokens for item in items]
     lengths = [Length(len(item.ids), item.sampling.max_tokens, item.ids) for item in items]
     return Job(len(items), -(-sum(totals) // len(totals)), max(totals), max(one.prompt for one in lengths), lengths)
+
+
+def held_bytes(items: Sequence[Item]) -> int:
+    """What it takes to give all of a list to an engine at once, and to keep every answer until the last, at most.
+
+    The items themselves are there already.
+    """
+    return sum(_ROW_BYTES + _PROMPT_BYTES * len(item.ids) + _NEW_BYTES * item.sampling.max_tokens for item in items)
 
 
 class Encoder:

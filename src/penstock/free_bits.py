@@ -1,52 +1,96 @@
-"""Plans whose weights or KV may take fewer bits: the planner's own choice among several precisions."""
+"""Bits that are left to the planner: what a plan, or a run, is with each of them, and which is the fastest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from typing import TypeVar
 
+from penstock.bits import Bits
+from penstock.blueprints import Blueprints
+from penstock.engine.build import Blueprint
 from penstock.errors import UserError
+from penstock.model.packing import packing_of
+from penstock.placing import Placing
 from penstock.plan.case import worth
 from penstock.plan.plan import Plan
 from penstock.plan.question import Question
-from penstock.planner import Event, make_plan
+from penstock.plan.types import Asked, Job
+from penstock.planner import Event, computing_on, host_machine, make_plan, page_cache_bytes
+from penstock.runtime import Runtime
 
-_NAMES = {"weight_bits": "weights", "kv_bits": "KV"}
+_EVAL = "penstock eval measures what packing costs in quality"
+
+Made = TypeVar("Made")
 
 
-def plan_of_free_bits(
-    model: str, question: Question, free: Mapping[str, Sequence[int]], on_event: Event = lambda event: None
-) -> Plan:
-    """The best plan with each field of ``free`` (``weight_bits``, ``kv_bits``) as it is or packed in any of its bits.
+def plan_of_free_bits(model: str, question: Question, bits: Bits, on_event: Event = lambda event: None) -> Plan:
+    """The best plan with what ``bits`` leaves free as it is or packed in any of its bits.
 
     Its first note tells what the others would do. Raises UserError as ``make_plan`` does, where nothing fits with any
     of them.
     """
-    plans: list[Plan] = []
-    refusal: UserError | None = None
-    for bits in product(*((None, *choices) for choices in free.values())):
-        asked = replace(question, **dict(zip(free, bits, strict=True)))  # type: ignore[arg-type]  # fields by name
-        try:
-            plans.append(make_plan(model, asked, on_event))
-        except UserError as error:
-            refusal = error
-    if not plans:
-        assert refusal is not None
-        raise refusal  # of the fewest bits, of which the least works
-    best = max(plans, key=lambda plan: (plan.fits, _worth(question, plan)))
-    others = [f"{p.predicted.total_tok_s:,.3g} tok/s with {_named(p, free)}" for p in plans if p is not best]
+
+    def planned(choice: Bits) -> Plan:
+        asked = replace(question, weight_bits=choice.weight_bits, kv_bits=choice.kv_bits)
+        return make_plan(model, asked, on_event)
+
+    plans, refusal = _each(bits, planned)
+    chosen, best = max(plans, key=lambda made: (made[1].fits, _worth(question, made[1])))
+    others = [
+        f"{plan.predicted.total_tok_s:,.3g} tok/s with {choice.said(bits.free)}"
+        for choice, plan in plans
+        if plan is not best
+    ]
     beside = ", ".join(others) if others else f"nothing else is possible ({refusal})"
-    told = f"{_named(best, free)}: {beside}; penstock eval measures what packing costs in quality"
-    return replace(best, notes=(told, *best.notes))
+    return replace(best, notes=(f"{chosen.said(bits.free)}: {beside}; {_EVAL}", *best.notes))
+
+
+def bits_of_run(
+    bits: Bits, unpacked: Blueprint, model: Blueprints, asked: Asked, job: Job, runtime: Runtime
+) -> tuple[Bits, str]:
+    """What is left to the planner, as a run of a job is fastest, and one line that says what it gains.
+
+    This host is measured where it never was. Raises UserError where nothing fits with any of them, and where this host
+    cannot be measured.
+    """
+    compute, root, disk = runtime.device.compute_tier, runtime.offload_root, runtime.budgets.asked["disk"]
+    try:
+        computing_on(compute, host_machine(unpacked, root, runtime.event, runtime.ledger(0)))
+    except UserError as refusal:
+        raise UserError(f"auto cannot be decided: {refusal}, or give numbers of bits") from refusal
+
+    def tok_s(choice: Bits) -> float:
+        made = model.packed(packing_of(choice))
+        cached = page_cache_bytes(made, disk)
+        placing = Placing(made, asked, None, compute, root, runtime.event)
+        placement = placing.choose(job, lambda: runtime.ledger(cached, job.held))
+        predicted = placing.predict(placement, job, runtime.ledger(cached, job.held).budget)
+        return predicted.total_tok_s if predicted is not None else 0.0  # a prompt fits nowhere, which the run will say
+
+    speeds, _ = _each(bits, tok_s)
+    chosen, fastest = max(speeds, key=lambda made: made[1])
+    told = f"auto: {chosen.said(bits.free)}, {fastest:.3g} tok/s planned"
+    as_is = [speed for choice, speed in speeds if not choice.packs(bits.free)]
+    if not as_is:
+        return chosen, f"{told}, where unpacked nothing fits; {_EVAL}"
+    if not chosen.packs(bits.free):
+        return chosen, f"{told}, and no more with fewer bits"
+    return chosen, f"{told} instead of {as_is[0]:.3g} as before; {_EVAL}"
+
+
+def _each(bits: Bits, make: Callable[[Bits], Made]) -> tuple[list[tuple[Bits, Made]], UserError | None]:
+    """What can be made of each choice, and the last refusal; that is raised where nothing can."""
+    made: list[tuple[Bits, Made]] = []
+    refusal: UserError | None = None
+    for choice in bits.choices():
+        try:
+            made.append((choice, make(choice)))
+        except UserError as error:
+            refusal = error  # the last is of the fewest bits, of which the least works
+    if not made and refusal is not None:
+        raise refusal
+    return made, refusal
 
 
 def _worth(question: Question, plan: Plan) -> float:
     aim = question.objective == "latency", question.most_sweep_s
     return worth(*aim, plan.predicted.steady.seconds, plan.predicted.total_tok_s)
-
-
-def _named(plan: Plan, fields: Mapping[str, Sequence[int]]) -> str:
-    said = []
-    for field in fields:
-        bits = getattr(plan.policy, field)
-        said.append(f"{_NAMES[field]} as before" if bits is None else f"{_NAMES[field]} in {bits} bits")
-    return " and ".join(said)

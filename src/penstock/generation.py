@@ -1,55 +1,26 @@
 """One run of an engine: from a stream of prompts to their answers, with progress on the way."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from penstock.encoding import Item
 from penstock.engine.build import Blueprint
-from penstock.engine.engine import Engine, SweepReport
+from penstock.engine.engine import SweepReport
 from penstock.errors import UserError
 from penstock.machine import limits
-from penstock.memory.clock import Clock
-from penstock.memory.device import Device
 from penstock.model import tokenizer
 from penstock.outlook import Outlook
 from penstock.outputs import CompletionOutput, RequestOutput
-from penstock.plan.plan import Prediction
 from penstock.plan.policy import TIERS, Tier
-from penstock.plan.types import Job, Placement
+from penstock.preparing import Prepared
 from penstock.report import Account
-
-Event = Callable[[Mapping[str, Any]], None]
+from penstock.runtime import Runtime
 
 
 class NotFinite(UserError):
     """A row that nothing could be drawn of: its logits are NaN or infinite."""
-
-
-@dataclass(slots=True)
-class Prepared:
-    """An engine with what it was built for: the job, its placement, the budgets in force, its directory on disk.
-
-    predicted: what the job that it runs now will do; None where this machine was never measured.
-    """
-
-    engine: Engine
-    placement: Placement
-    job: Job
-    budget: Mapping[Tier, int]
-    offload: Path | None
-    predicted: Prediction | None = None
-
-    def covers(self, job: Job) -> bool:
-        """Whether it serves another job as well as an engine of that job's own would."""
-        return (
-            self.job.prompts >= job.prompts
-            and self.job.longest_tokens >= job.longest_tokens
-            and self.job.mean_tokens >= job.mean_tokens
-            and self.job.longest_prompt >= job.longest_prompt
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +28,8 @@ class Surroundings:
     """What a run uses of the LLM that it belongs to."""
 
     plan: Blueprint
-    device: Device
-    clock: Clock
     tokenizer: Any
-    event: Event
+    runtime: Runtime
 
 
 class Run:
@@ -85,7 +54,7 @@ class Run:
         policy = prepared.placement.policy
         if ahead is not None and policy.admission == "static":
             self.ahead = max(ahead, policy.rows)  # they enter together
-        self.account = Account(around.clock.read())
+        self.account = Account(around.runtime.clock.read())
         self.alone = outlook.prompts == 1
         self.answered = self.cut = self.context_full = 0
         self._rows: dict[int, Item] = {}
@@ -155,7 +124,7 @@ class Run:
             ended = token in item.sampling.stop_ids
             new = "" if ended else text.push([token])
             if new:
-                self.around.event({"kind": "text", "index": item.index, "text": new})
+                self.around.runtime.event({"kind": "text", "index": item.index, "text": new})
             return text.stopped is not None
 
         self.engine.sequences[row].watch = push
@@ -184,7 +153,7 @@ class Run:
         if row in self._texts:
             rest = self._texts[row].finish()
             if rest:
-                self.around.event({"kind": "text", "index": item.index, "text": rest})
+                self.around.runtime.event({"kind": "text", "index": item.index, "text": rest})
             text = self._texts.pop(row).text
         elif self.around.tokenizer is not None:
             text = tokenizer.decode(self.around.tokenizer, shown)
@@ -204,11 +173,11 @@ class Run:
 
     def _tell(self) -> None:
         """Progress after a sweep."""
-        account, clock = self.account, self.around.clock.summary(self.account.started)
+        account, clock = self.account, self.around.runtime.clock.summary(self.account.started)
         seconds = clock["seconds"]
         waiting = {lane: wait["share"] for lane, wait in clock["waits"].items() if wait["share"] > 0}
         predicted = self.prepared.predicted
-        self.around.event(
+        self.around.runtime.event(
             self.outlook.told(
                 {
                     "kind": "sweep",
@@ -230,7 +199,7 @@ class Run:
 
     def _taken(self) -> dict[Tier, int]:
         """Bytes of each tier now, at most so far where that is more: of a gpu, and of files, which do not shrink."""
-        device, disk = self.around.device, self.around.plan.cached_bytes + self.engine.disk_bytes
+        device, disk = self.around.runtime.device, self.around.plan.cached_bytes + self.engine.disk_bytes
         gpu = device.peak_bytes if device.compute_tier == "gpu" else 0
         return {"gpu": gpu, "cpu": limits.resident_bytes(), "disk": disk}
 
@@ -244,11 +213,11 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """``LLM.last_run``."""
-        plan, clock, prepared = self.around.plan, self.around.clock, self.prepared
+        plan, clock, prepared = self.around.plan, self.around.runtime.clock, self.prepared
         weights: dict[Tier, int] = dict.fromkeys(TIERS, 0)
         for page, home in zip(plan.layout.pages, prepared.placement.homes, strict=True):
             weights[home] += page.nbytes
-        weights[self.around.device.compute_tier] += plan.footprint().core
+        weights[self.around.runtime.device.compute_tier] += plan.footprint().core
         return self.account.summary(
             clock, prepared.placement, weights, self._taken(), prepared.budget, prepared.predicted
         )

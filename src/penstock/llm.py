@@ -1,41 +1,35 @@
 """``LLM``: a model, its budgets and its placement, ready to generate."""
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from weakref import finalize, ref
+from weakref import ref
 
 from penstock.asked import Shared, asked_for
 from penstock.batch import run_batch
-from penstock.budgets import Budgets
-from penstock.encoding import Encoder, Item, Prompt, job_of
-from penstock.engine.build import Blueprint, assemble, blueprint
-from penstock.engine.caching import cache_pages
-from penstock.engine.selfcheck import require_exact
+from penstock.bits import AskedBits, asked_bits, check_planned
+from penstock.encoding import Item, Prompt, held_bytes, job_of
+from penstock.engine.build import Blueprint
 from penstock.errors import UserError
-from penstock.generation import Event, Prepared, Run, Surroundings
+from penstock.generation import Run, Surroundings
 from penstock.jobs.terms import Wish
-from penstock.machine import probe
 from penstock.memory.allocator import keep_little
-from penstock.memory.clock import MOST_TRACED, Clock, check_trace
-from penstock.memory.device import Device, open_device
-from penstock.memory.offload import make_offload, offload_root, remove_offload
-from penstock.model import precision, source, tokenizer
+from penstock.memory.clock import check_trace
 from penstock.model.fingerprint import fingerprint
-from penstock.model.packing import packing_of
+from penstock.opened import OpenedModel
 from penstock.outlook import Outlook
 from penstock.outputs import RequestOutput
-from penstock.placing import Placing, packing_of_plan, saved_plan
+from penstock.placing import Placing, bits_of_plan, saved_plan
 from penstock.plan.policy import Tier
 from penstock.plan.types import Job, Ledger
-from penstock.sampling import SamplingParams, unheeded
-from penstock.units import format_bytes, parse_bytes
+from penstock.preparing import Prepared, prepare
+from penstock.runtime import Event, Runtime
+from penstock.sampling import SamplingParams
 
 READ_AHEAD = 1024  # prompts of a stream that wait for room at most
 
@@ -43,12 +37,13 @@ READ_AHEAD = 1024  # prompts of a stream that wait for room at most
 class LLM:
     """A model on memory tiers. Keywords mirror the command line's flags.
 
-    model: directory, GGUF file, hub id or ``demo``. gpu_memory, cpu_memory, disk_memory: budgets ("4GiB" or bytes).
-    weights, kv, activations: shares ("cpu=40%,disk=60%"). plan: a file that ``penstock plan --save`` wrote. trace: the
-    file that ``close`` writes it to. page_bytes: largest page. on_event: called with dictionaries whose ``kind`` is
-    ``note`` (``text``), ``load`` (``what``; bytes ``done`` of ``total``), ``sweep`` (progress after each) or ``text``
-    (new ``text`` of prompt ``index``, where it is the only one or has stop texts); without it notes go to the logger
-    ``penstock``. The others mirror flags: ``penstock generate --help``.
+    model: directory, GGUF file, hub id or ``demo``. weight_bits, kv_bits: 4, 8, 16 or ``auto``, which is decided by the
+    first job. gpu_memory, cpu_memory, disk_memory: budgets ("4GiB" or bytes). weights, kv, activations: shares
+    ("cpu=40%,disk=60%"). plan: a file that ``penstock plan --save`` wrote. trace: the file that ``close`` writes it to.
+    page_bytes: largest page. on_event: called with dictionaries whose ``kind`` is ``note`` (``text``), ``load``
+    (``what``; bytes ``done`` of ``total``), ``sweep`` (progress after each) or ``text`` (new ``text`` of prompt
+    ``index``, where it is the only one or has stop texts); without it notes go to the logger ``penstock``. The others
+    mirror flags: ``penstock generate --help``.
 
     last_run: figures of the last ``generate``, as ``report.Account.summary`` describes them. Mistakes and refusals
     raise UserError with one line. Use it as a context manager, or call ``close``.
@@ -59,9 +54,10 @@ class LLM:
         model: str,
         *,
         dtype: str = "auto",
-        weight_bits: int | None = None,
+        weight_bits: AskedBits = None,
         lm_head_bits: int | None = None,
-        kv_bits: int | None = None,
+        kv_bits: AskedBits = None,
+        allow_4bit: bool = False,
         device: str = "auto",
         gpu_memory: str | int | None = None,
         cpu_memory: str | int | None = None,
@@ -96,58 +92,36 @@ class LLM:
             num_batches=num_batches,
         )
         self._saved = None if plan is None else saved_plan(Path(plan), self.asked)
-        packing = packing_of(weight_bits, lm_head_bits, kv_bits)
+        bits = asked_bits(weight_bits, lm_head_bits, kv_bits, allow_4bit)
+        check_planned(bits, self.asked, plan)
         if self._saved is not None:
-            packing = packing_of_plan(self._saved, packing)
+            bits = bits_of_plan(self._saved, bits)
         if trace is not None:
             check_trace(trace)
         keep_little()
-        asked_bytes: dict[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
-        asked_budget = {t: None if b is None else parse_bytes(b, f"--{t}-memory") for t, b in asked_bytes.items()}
-        self._event: Event = on_event or _log
-        self._trace = trace
+        memory: Mapping[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
+        self._runtime = Runtime.open(device, memory, offload_dir, trace, on_event)
+        self.model = OpenedModel(
+            model,
+            self._runtime,
+            bits,
+            self.asked,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            random_weights=random_weights,
+            unchecked=unchecked,
+            page_bytes=page_bytes,
+        )
+        self.tokenizer, self.encoder = self.model.tokenizer, self.model.encoder
         self._ready: Prepared | None = None
         self._closed = False
         self._live: Callable[[], Run | None] = lambda: None
         self.last_run: dict[str, Any] = {}
-        self._offload_root = offload_root(offload_dir)
-        self._device: Device = open_device(device)
-        if gpu_memory is not None and self._device.compute_tier != "gpu":
-            raise UserError("--gpu-memory is given, and there is no gpu here: leave it out")
-        self._budgets = Budgets(asked_budget, self._device, self._offload_root)
-        self._clock = Clock(
-            compute_lane="gpu-compute" if self._device.compute_tier == "gpu" else "cpu-compute",
-            tracing=trace is not None,
-        )
-        found = self._source = source.resolve(
-            model,
-            trust_remote_code=trust_remote_code,
-            random_weights=random_weights,
-            progress=self._progress(f"fetching {model}"),
-        )
-        kind, cpu_bfloat16 = self._device.torch_device.type, probe.cpu_computes_bfloat16()
-        packed_in = found.packed_in(kind)
-        chosen = precision.choose(dtype, found.checkpoint_dtype, kind, cpu_bfloat16, packing, packed_in)
-        if chosen.note:
-            self.note(chosen.note)
-        self.tokenizer = tokenizer.load(found, trust_remote_code=trust_remote_code)
-        self.blueprint: Blueprint = blueprint(
-            found,
-            chosen,
-            trust_remote_code=trust_remote_code,
-            one_group=self._device.compute_tier == "gpu",
-            page_bytes=page_bytes,
-        )
-        said = found.generation_config.to_dict() if found.generation_config is not None else {}
-        if ignored := unheeded(said):
-            self.note(f"not done, though the model's generation_config asks for it: {', '.join(ignored)}")
-        self.encoder = Encoder(self.blueprint, self.tokenizer, said)
-        self._check(found, unchecked, trust_remote_code)
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         chat: bool = False,
     ) -> list[RequestOutput]:
@@ -158,7 +132,8 @@ class LLM:
         where it has one. Raises UserError for what cannot be run, and where the logits of a row are not finite.
         """
         listed: Sequence[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        settings = [params or SamplingParams()] * len(listed) if not isinstance(params, Sequence) else list(params)
+        given = SamplingParams() if sampling_params is None else sampling_params
+        settings = list(given) if isinstance(given, Sequence) else [given] * len(listed)
         if len(settings) != len(listed):
             raise UserError(
                 f"{len(listed)} prompts and {len(settings)} sampling parameters: give one for all or one each"
@@ -169,7 +144,8 @@ class LLM:
         ]
         if not items:
             return []
-        run = self.run(items, job_of(items), Outlook(len(items)))
+        job = replace(job_of(items), held=held_bytes(items))
+        run = self.run(items, job, Outlook(len(items)))
         outputs: dict[int, RequestOutput] = {}
         for item, output in run:
             if isinstance(output, UserError):
@@ -179,14 +155,15 @@ class LLM:
         return [outputs[item.index] for item in items]
 
     def stream(
-        self, prompts: Iterable[Prompt], params: SamplingParams | None = None, *, chat: bool = False
+        self, prompts: Iterable[Prompt], sampling_params: SamplingParams | None = None, *, chat: bool = False
     ) -> Iterator[RequestOutput]:
         """Generate for prompts from any iterable, read as rows become free; results as they end.
 
         prompts: as ``generate`` takes them. ``request_id`` is a prompt's place in the input. Memory is laid out for the
         lengths of the first READ_AHEAD. Raises UserError for a prompt that cannot be run, when its turn comes.
         """
-        items = (self.encoder.item(i, prompt, params or SamplingParams(), chat) for i, prompt in enumerate(prompts))
+        asked = sampling_params or SamplingParams()
+        items = (self.encoder.item(i, prompt, asked, chat) for i, prompt in enumerate(prompts))
         first = list(islice(items, READ_AHEAD))
         if not first:
             return
@@ -200,17 +177,17 @@ class LLM:
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
-        params: SamplingParams | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several."""
         several = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        return self.generate([{"messages": conversation} for conversation in several], params)
+        return self.generate([{"messages": conversation} for conversation in several], sampling_params)
 
     def run_batch(
         self,
         source: str | os.PathLike[str],
         out: str | os.PathLike[str],
-        params: SamplingParams | None = None,
+        sampling_params: SamplingParams | None = None,
         *,
         chat: bool | None = None,
         overwrite: bool = False,
@@ -219,32 +196,37 @@ class LLM:
         """Answer every line of a batch file, appending to ``out``; called again, it goes on where it was stopped.
 
         source: lines in OpenAI's batch form, or ``{"prompt"}``, ``{"messages"}`` or ``{"prompt_token_ids"}``; gzip and
-        zstd too. params: what holds where a line says nothing. Returns the figures of the run, ``last_run`` with what
-        was answered. Raises UserError before anything is written, and penstock.jobs.errors.JobStopped where the job
-        was stopped by something else and can go on.
+        zstd too. sampling_params: what holds where a line says nothing. Returns the figures of the run, ``last_run``
+        with what was answered. Raises UserError before anything is written, and penstock.jobs.errors.JobStopped where
+        the job was stopped by something else and can go on.
         """
-        wish = Wish(params or SamplingParams(), chat, overwrite, retry_errors)
+        wish = Wish(sampling_params or SamplingParams(), chat, overwrite, retry_errors)
         self.last_run = run_batch(self, Path(source), Path(out), wish)
         return self.last_run
 
     def note(self, text: str) -> None:
         """Tell whoever listens (``on_event``) what a person should know."""
-        self._event({"kind": "note", "text": text})
+        self._runtime.note(text)
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """The model as pages and numbers; another one once bits are chosen, or pages lie in the page cache."""
+        return self.model.blueprint
 
     @property
     def name(self) -> str:
         """The model's name, as answers give it."""
-        return self._source.name
+        return self.model.source.name
 
     @cached_property
     def fingerprint(self) -> str:
         """What tells the model from others, whatever its files are called."""
-        return fingerprint(self._source)
+        return fingerprint(self.model.source)
 
     @property
     def offload_dir(self) -> Path:
         """Where KV and activations on disk go."""
-        return self._offload_root
+        return self._runtime.offload_root
 
     def run(self, items: Iterable[Item], job: Job, outlook: Outlook, ahead: int | None = None) -> Run:
         """A run of the items, on an engine for the job: the one at hand where it is large enough, else a new one."""
@@ -252,27 +234,29 @@ class LLM:
             raise UserError("this LLM is closed: make a new one")
         if (live := self._live()) is not None and live.live:
             raise UserError("a stream of this LLM is not at its end: read it to there or close it before the next run")
-        prepared = self._prepared(job)  # the blueprint may be another one then, with pages in the page cache
+        self.model.settle(job)
+        prepared = self._prepared(job)
         prepared.predicted = self._placing.predict(prepared.placement, job, prepared.budget)
         if prepared.predicted is not None and job.prompts > 1:
             self._placing.tell(prepared.predicted, job)
-        around = Surroundings(self.blueprint, self._device, self._clock, self.tokenizer, self._event)
+        around = Surroundings(self.blueprint, self.tokenizer, self._runtime)
         run = Run(around, prepared, items, outlook, ahead)
         self._live = ref(run)
         return run
 
     @property
     def _placing(self) -> Placing:
-        return Placing(self.blueprint, self.asked, self._saved, self.compute_tier, self._offload_root, self._event)
+        runtime = self._runtime
+        return Placing(self.blueprint, self.asked, self._saved, self.compute_tier, runtime.offload_root, runtime.event)
 
     @property
     def compute_tier(self) -> Tier:
         """The tier that computes, with the memory beside it: ``gpu`` or ``cpu``."""
-        return self._device.compute_tier
+        return self._runtime.device.compute_tier
 
     def ledger(self) -> Ledger:
         """Budgets in force, and what is taken of them now."""
-        return self._budgets.ledger(self.blueprint.cached_bytes)
+        return self._runtime.ledger(self.blueprint.cached_bytes)
 
     def close(self) -> None:
         """Give back memory, threads and files; write the trace where one was asked for. Can be called twice."""
@@ -280,17 +264,8 @@ class LLM:
             return
         self._closed = True
         self._drop_engine()
-        if self.blueprint.lease is not None:
-            self.blueprint.lease.close()
-        self._device.close()
-        if self._trace is not None:
-            try:
-                self._clock.write_trace(self._trace)
-            except OSError as error:  # no reason to lose what was generated
-                self.note(f"--trace {self._trace} was not written ({error.strerror})")
-            else:
-                if missing := self._clock.untraced:
-                    self.note(f"--trace {self._trace} has the first {MOST_TRACED:,} intervals; {missing:,} came later")
+        self.model.close()
+        self._runtime.close()
 
     def __enter__(self) -> "LLM":
         return self
@@ -300,57 +275,20 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _check(self, found: source.Source, unchecked: bool, trust_remote_code: bool) -> None:
-        """Refuse a model whose tokens would not be its own, unless a person wants it all the same."""
-        kind = found.config.model_type
-        if unchecked:
-            self.note(f"not checked that {kind} runs exactly (--unchecked)")
-            return
-        asking = f"checking that {kind} runs exactly (once per model and version)"
-        require_exact(found, trust_remote_code=trust_remote_code, first=lambda: self.note(asking))
-
     def _conclude(self, run: Run) -> None:
         self.last_run = run.summary()
         for remark in run.remarks():
             self.note(remark)
 
     def _prepared(self, job: Job) -> Prepared:
-        if self._ready is not None and self._ready.covers(job):
-            return self._ready
-        self._drop_engine()
-        disk = self._budgets.asked["disk"]
-        self.blueprint = cache_pages(self.blueprint, disk, self._progress("preparing pages"))
-        if left := self.blueprint.converted_bytes:
-            room = "what is free on disk" if disk is None else f"--disk-memory {format_bytes(disk)}"
-            self.note(f"pages are converted whenever they are read: a cache of {format_bytes(left)} exceeds {room}")
-        placement = self._placing.choose(job, self.ledger)
-        ledger = self.ledger()
-        offload: Path | None = None
-        progress = self._progress("reading resident pages")
-        with ExitStack() as undo:
-            if placement.kv.get("disk") or placement.policy.activations.disk:
-                offload = make_offload(self._offload_root)
-                undo.callback(remove_offload, offload)
-            heap = self._budgets.heap_watch(ledger)
-            engine = assemble(self.blueprint, placement, self._device, self._clock, offload, progress, heap)
-            undo.pop_all()
-        if offload is not None:
-            finalize(self, remove_offload, offload)  # for whoever does not close it
-        self._ready = Prepared(engine, placement, job, ledger.budget, offload)
+        """An engine for the job: the one at hand where that serves it too, else a new one."""
+        if self._ready is None or not self._ready.covers(job):
+            self._drop_engine()
+            self.model.cache_pages()
+            self._ready = prepare(self.blueprint, job, self._placing, self._runtime)
         return self._ready
 
     def _drop_engine(self) -> None:
         if self._ready is not None:
-            self._ready.engine.close()
-            if self._ready.offload is not None:
-                remove_offload(self._ready.offload)
+            self._ready.close()
             self._ready = None
-
-    def _progress(self, what: str) -> Callable[[int, int], None]:
-        return lambda done, total: self._event({"kind": "load", "what": what, "done": done, "total": total})
-
-
-def _log(event: Mapping[str, Any]) -> None:
-    """Say what a person should know where nobody listens."""
-    if event["kind"] == "note":
-        logging.getLogger("penstock").warning("%s", event["text"])

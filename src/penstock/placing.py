@@ -6,6 +6,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from penstock.bits import Bits
 from penstock.engine.build import Blueprint
 from penstock.engine.shape import model_shape
 from penstock.errors import UserError
@@ -53,7 +54,7 @@ class Placing:
         if self.saved is not None:
             return self._as_saved(self.saved, ledger())
         rough = decide(footprint, job, ledger(), self.asked, self.compute, 0)
-        if self._is_given():
+        if self.asked.is_given:
             return rough
         holds_all = self._holds_all(rough, job)
         machine = self._known(self._stored() if holds_all else self._measured(ledger()))
@@ -118,11 +119,6 @@ class Placing:
             chunking=not plan.anatomy.recurrent,
         )
 
-    def _is_given(self) -> bool:
-        """Whether weights, KV and batch shape are all fixed, so that there is nothing to search."""
-        cut = self.asked.rows is not None or self.asked.batch_size is not None
-        return self.asked.weights is not None and self.asked.kv is not None and cut
-
     def _holds_all(self, placement: Placement, job: Job) -> bool:
         """Whether no page streams and all rows have their KV at hand: there is nothing to choose then."""
         pages = zip(self.model.layout.pages, placement.homes, strict=True)
@@ -170,12 +166,13 @@ def saved_plan(path: Path, asked: Asked) -> SavedPlan:
     return load_plan(path)
 
 
-def packing_of_plan(saved: SavedPlan, asked: Packing | None) -> Packing | None:
+def bits_of_plan(saved: SavedPlan, asked: Bits) -> Bits:
     """How a plan packs weights and KV; UserError where flags say otherwise."""
     policy = saved.placement.policy
-    planned = packing_of(policy.weight_bits, policy.lm_head_bits, policy.kv_bits)
-    if asked is not None and asked != (planned or Packing()):
-        said = planned.name if planned and planned.name else "nothing"
+    planned = Bits(policy.weight_bits, policy.lm_head_bits, policy.kv_bits)
+    packing, packed = packing_of(asked), packing_of(planned)
+    if packing is not None and packing != (packed or Packing()):
+        said = planned.said(name for name, bits in planned.fixed.items() if bits in (4, 8)) or "nothing"
         raise UserError(
             f"--plan packs {said}: leave --weight-bits, --lm-head-bits and --kv-bits out, or plan again with them"
         )

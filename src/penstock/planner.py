@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from penstock.bits import Bits
+from penstock.blueprints import Blueprints
 from penstock.budgets import Budgets
-from penstock.engine.build import Blueprint, blueprint
+from penstock.engine.build import Blueprint
 from penstock.engine.caching import check_packed
 from penstock.engine.shape import model_shape
 from penstock.errors import UserError
@@ -16,7 +18,7 @@ from penstock.machine.machine import Machine
 from penstock.machine.presets import machine_of
 from penstock.memory.device import Device, open_device
 from penstock.memory.offload import offload_root
-from penstock.model import precision, source
+from penstock.model import source
 from penstock.model.packing import packing_of
 from penstock.model.pages import Extent
 from penstock.plan.baseline import baseline, check_expressible
@@ -129,7 +131,7 @@ def meet(model: str, question: Question, on_event: Event = lambda event: None) -
         _check(question, "this host", [t for t in TIERS if t != "gpu" or compute == "gpu"], compute)
         plan = _planned_here(model, question, device)
         root = offload_root(question.offload_dir)
-        budgets, cached = Budgets(dict(question.budgets), device, root), _page_cache_bytes(plan, question.disk_memory)
+        budgets, cached = Budgets(dict(question.budgets), device, root), page_cache_bytes(plan, question.disk_memory)
         machine = computing_on(compute, host_machine(plan, root, on_event, budgets.ledger(cached)))
         ledger = budgets.ledger(cached)
     if question.no_disk:
@@ -196,13 +198,10 @@ def _planned_here(model: str, question: Question, device: Device) -> Blueprint:
 
 
 def _blueprint(model: str, question: Question, compute: Tier, cpu_bfloat16: bool) -> Blueprint:
-    trusted = question.trust_remote_code
-    found = planned_source(model, trusted)
-    kind = "cuda" if compute == "gpu" else "cpu"
-    packing = packing_of(question.weight_bits, question.lm_head_bits, question.kv_bits)
-    packed_in = found.packed_in(kind)
-    chosen = precision.choose(question.dtype, found.checkpoint_dtype, kind, cpu_bfloat16, packing, packed_in)
-    return blueprint(found, chosen, trust_remote_code=trusted, one_group=compute == "gpu")
+    trusted, on_gpu = question.trust_remote_code, compute == "gpu"
+    found, kind = planned_source(model, trusted), "cuda" if on_gpu else "cpu"
+    made = Blueprints(found, question.dtype, kind, cpu_bfloat16, on_gpu, trusted)
+    return made.packed(packing_of(Bits(question.weight_bits, question.lm_head_bits, question.kv_bits)))
 
 
 def host_machine(plan: Blueprint | None, offload: Path, on_event: Event, ledger: Ledger | None = None) -> Machine:
@@ -226,7 +225,7 @@ def _extents(plan: Blueprint | None) -> list[Extent]:
     return [e for page in plan.layout.pages for e in page.extents or ()] if plan is not None else []
 
 
-def _page_cache_bytes(plan: Blueprint, asked: int | None) -> int:
+def page_cache_bytes(plan: Blueprint, asked: int | None) -> int:
     """Of the disk's budget, where there is one, what pages take that are not read from the checkpoint as they are.
 
     Raises UserError where packed pages take more.
@@ -266,7 +265,7 @@ def _ledger(machine: Machine, question: Question, plan: Blueprint) -> Ledger:
     elif question.disk_memory is None and "disk" in machine.memory:
         taken["disk"] = sum(page.nbytes for page in plan.layout.pages)
     else:
-        taken["disk"] = _page_cache_bytes(plan, question.disk_memory)
+        taken["disk"] = page_cache_bytes(plan, question.disk_memory)
     return Ledger(budget, taken)
 
 

@@ -56,11 +56,12 @@ def record(
     layers = sorted(llm.blueprint.anatomy.kv)
     if not layers:
         raise UserError(f"{llm.name} keeps no KV, only state of a fixed size: there is nothing to skip")
-    if llm.blueprint.kv.packed is not None:
-        raise UserError("a trace is recorded from keys as they are: leave --kv-bits out")
     if prompt_tokens is not None:
         prompt, chat = {"prompt_token_ids": _first_tokens(llm, prompt, prompt_tokens)}, False
     item = llm.encoder.item(0, prompt, params, chat)
+    llm.model.settle(job_of([item]))
+    if llm.blueprint.kv.packed is not None:
+        raise UserError("a trace is recorded from keys as they are: leave --kv-bits out")
     if item.sampling.max_tokens < 2:
         raise UserError(f"{item.sampling.max_tokens} token to draw makes no step to record: draw at least 2")
     with TraceWriter(path, _header(llm, item, len(layers), selection)) as writer:

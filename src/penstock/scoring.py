@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from penstock.bits import Bits
 from penstock.encoding import job_of
 from penstock.errors import UserError
 from penstock.llm import LLM
@@ -116,7 +117,7 @@ def compare(
     Of each: ``name``, ``bytes`` of weights, ``perplexity``, ``seconds``, and beside the first ``ratio`` of perplexities
     and ``agreement`` on the likeliest token. how: keywords of LLM. Raises UserError as LLM and ``score`` do.
     """
-    packing = packing_of(weight_bits, lm_head_bits, kv_bits) or Packing()
+    packing = packing_of(Bits(weight_bits, lm_head_bits, kv_bits)) or Packing()
     packings = [Packing()]
     if packing.name:
         packings += [packing] + [packing.rounded_plainly()] * (plain and packing.rounded_plainly() != packing)

@@ -81,7 +81,7 @@ def test_flags_reach_the_engine_by_the_names_of_python(engine: Engine) -> None:
     switches = ["--random-weights", "--trust-remote-code", "--unchecked"]
     assert main(["generate", "demo", "x", *words, *switches]) == 0
     expected = {**flags, "model": "demo", "rows": None, "sweep_tokens": None, "trace": None, "plan": None}
-    expected |= {"random_weights": True, "trust_remote_code": True, "unchecked": True}
+    expected |= {"allow_4bit": False, "random_weights": True, "trust_remote_code": True, "unchecked": True}
     assert engine.asked == expected
     assert main(["generate", "demo", "x", "--rows", "3", "--sweep-tokens", "512"]) == 0
     assert (engine.asked["rows"], engine.asked["sweep_tokens"]) == (3, 512)

@@ -11,6 +11,7 @@ import transformers as hf
 from penstock.engine.engine import Engine
 from penstock.errors import UserError
 from penstock.llm import LLM
+from penstock.outlook import Outlook
 from penstock.plan.rule import decide
 from penstock.plan.types import Asked, Footprint, Job, Ledger, Placement
 from penstock.sampling import SamplingParams, resolve
@@ -123,7 +124,8 @@ def _expected(model: Any, prompt: list[int]) -> torch.Tensor:
 def _engine(folder: Path, **options: Any) -> tuple[LLM, Engine]:
     llm = LLM(str(folder), dtype="float32", page_bytes=3000, unchecked=True, **options)
     longest = max(map(len, PROMPTS))
-    return llm, llm._prepared(Job(len(PROMPTS), longest + TOKENS, longest + TOKENS, longest)).engine
+    job = Job(len(PROMPTS), longest + TOKENS, longest + TOKENS, longest)
+    return llm, llm.run([], job, Outlook(0)).engine
 
 
 def _assert_same(

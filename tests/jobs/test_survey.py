@@ -56,6 +56,17 @@ def test_a_new_job(source: Path) -> None:
     ]
 
 
+def test_a_file_without_any_json_is_no_job(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Hello\n\nworld\n")
+    with pytest.raises(UserError, match=r"^text\.txt: no line of 2 could be read; line 1: the line is not JSON .*"):
+        survey(text, "model", Done()).check_readable(text)
+    text.write_text('Hello\n{"prompt": 5}\n')
+    survey(text, "model", Done()).check_readable(text)
+    text.write_text("\n")
+    survey(text, "model", Done()).check_readable(text)
+
+
 def test_what_is_to_go_is_every_line_until_it_is_done(source: Path, tmp_path: Path) -> None:
     out, done = tmp_path / "out.jsonl", Done()
     for count in range(1, 8):

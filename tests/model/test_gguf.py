@@ -14,6 +14,7 @@ from tests.model.gguf_files import llama_shapes, write
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     NemotronConfig,
     PreTrainedConfig,
@@ -146,6 +147,30 @@ def test_kinds_may_be_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert forms["model.layers.0.self_attn.v_proj.weight"] == "q6_k"
     assert forms["model.layers.1.mlp.up_proj.weight"] == "q8_0"
     assert {"q4_k", "q6_k", "q8_0"} == set(forms.values())
+
+
+def test_experts_that_are_multiplied_from_the_other_side_are_refused_by_name(tmp_path: Path) -> None:
+    """transformers 5.23 names no tensor for them, and rows of MXFP4 would lie along the wrong dimension."""
+    hidden, width, experts, heads = 64, 64, 4, 4
+    config = GptOssConfig(
+        vocab_size=96,
+        hidden_size=hidden,
+        intermediate_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=16,
+        num_local_experts=experts,
+    )
+    shapes = {"token_embd.weight": (96, hidden), "output_norm.weight": (hidden,), "output.weight": (96, hidden)}
+    shapes |= {f"blk.0.{norm}.weight": (hidden,) for norm in ("attn_norm", "post_attention_norm")}
+    for part in ("q", "k", "v", "output"):
+        shapes |= {f"blk.0.attn_{part}.weight": (hidden, hidden), f"blk.0.attn_{part}.bias": (hidden,)}
+    shapes |= {"blk.0.ffn_gate_inp.weight": (experts, hidden), "blk.0.ffn_gate_inp.bias": (experts,)}
+    shapes |= {f"blk.0.ffn_{part}_exps.weight": (experts, width, hidden) for part in ("gate", "up", "down")}
+    path = write(tmp_path / "m.gguf", "gpt-oss", config, shapes, lambda name: "MXFP4" if "_exps" in name else "F32")
+    with pytest.raises(UserError, match=r"tensors are missing: .*model\.layers\.0\.mlp\.experts\.gate_up_proj"):
+        plan_parameters(skeleton(config), read_header(path))
 
 
 def test_merged_experts_are_equal_expert_by_expert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

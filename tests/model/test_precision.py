@@ -72,6 +72,35 @@ def test_what_is_packed_is_told_and_named():
     )
 
 
+KV = "KV is bfloat16 and packed in 8 bits, but for each row's newest 64 tokens at most"
+WIDENED = "weights and KV stay bfloat16; this CPU does not compute it: each product is computed in float32"
+
+
+@pytest.mark.parametrize(
+    ("packing", "note"),
+    [
+        (Packing(kv=Grouped(8)), f"{WIDENED}; {KV}"),
+        (Packing(head=Grouped(4)), WIDENED),
+        (
+            Packing(Grouped(4), kv=Grouped(8)),
+            f"the layers' weights are packed in 4 bits, and products are computed in float32; {KV}",
+        ),
+        (
+            Packing(own=True, kv=Grouped(8)),
+            f"weights stay packed as the file has them, and products are computed in float32; {KV}",
+        ),
+    ],
+)
+def test_what_is_told_where_a_part_of_it_is_packed(packing, note):
+    assert choose("auto", "bfloat16", "cpu", False, packing, packed_in=("float32",)).note == note
+
+
+def test_nothing_is_told_of_dtypes_that_are_the_checkpoint_s():
+    assert choose("auto", "bfloat16", "cpu", True, Packing(kv=Grouped(8))).note == KV
+    assert choose("auto", "bfloat16", "cpu", True, Packing(head=Grouped(8))).note is None
+    assert choose("bfloat16", "bfloat16", "cpu", True, Packing(own=True), packed_in=("bfloat16",)).note is None
+
+
 @pytest.mark.parametrize(("device", "bf16"), [("cuda", False), ("cpu", True), ("cpu", False)])
 def test_what_the_file_has_packed_stays_so_in_every_dtype_that_holds_it(device, bf16):
     chosen = choose("auto", "bfloat16", device, bf16, packed_in=("float32", "bfloat16"))

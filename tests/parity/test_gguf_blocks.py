@@ -33,6 +33,11 @@ WIDTHS = {
 EXPERTS, WIDTH = 6, 768  # the width that transformers takes for granted in such files
 
 
+def kind_of_mxfp4(name: str) -> str:
+    """MXFP4_MOE: experts in blocks of MXFP4, everything else in 8 bits."""
+    return "F32" if "ffn_gate_inp" in name else "MXFP4" if "_exps" in name else "Q8_0"
+
+
 def kind_of(name: str) -> str:
     """Q4_K_M, with fifths and 8 bits among it."""
     better = {"attn_v": "Q6_K", "ffn_down": "Q6_K", "blk.1.attn_output": "Q5_K", "blk.0.attn_k": "Q8_0"}
@@ -44,7 +49,7 @@ def shapes_of(family: str) -> tuple[str, PreTrainedConfig, dict[str, tuple[int, 
     shapes = llama_shapes(256, 512, 100)
     if family == "tied":
         del shapes["output.weight"]
-    if family != "experts":
+    if family not in ("experts", "mxfp4"):
         return "llama", LlamaConfig(**WIDTHS, tie_word_embeddings=family == "tied"), shapes
     shapes = {name: shape for name, shape in shapes.items() if ".ffn_" not in name or "norm" in name}
     for layer in ("blk.0", "blk.1"):
@@ -66,7 +71,8 @@ def subject(tmp_path_factory):
     @cache
     def made(family):
         architecture, config, shapes = shapes_of(family)
-        path = write(tmp_path_factory.mktemp("gguf") / f"{family}.gguf", architecture, config, shapes, kind_of, 0.08)
+        kinds = kind_of_mxfp4 if family == "mxfp4" else kind_of
+        path = write(tmp_path_factory.mktemp("gguf") / f"{family}.gguf", architecture, config, shapes, kinds, 0.08)
         found = source.resolve(str(path))
         model = AutoModelForCausalLM.from_config(found.config, dtype=torch.float32).eval()
         parameters = gguf.plan_parameters(model, gguf.read_header(path))
@@ -79,7 +85,8 @@ def subject(tmp_path_factory):
 
 
 each_family = pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=pytest.mark.xdist_group(f"gguf-{f}")) for f in ("llama", "tied", "experts")]
+    "family",
+    [pytest.param(f, marks=pytest.mark.xdist_group(f"gguf-{f}")) for f in ("llama", "tied", "experts", "mxfp4")],
 )
 
 
@@ -88,8 +95,10 @@ def test_all_matrices_of_pages_run_as_they_are_stored(subject, family):
     found = source.resolve(str(subject(family)[0]))
     chosen = precision.choose("float32", None, "cpu", False, packed_in=("float32",))
     pieces = [piece for page in blueprint(found, chosen, page_bytes=PAGE_BYTES).layout.pages for piece in page.slices]
-    assert {piece.dtype for piece in pieces} == {"q4_k", "q5_k", "q6_k", "q8_0"}
-    assert {piece.dtype for piece in pieces if piece.param == "lm_head.weight"} == {"q6_k"}
+    kinds = {"mxfp4", "q8_0"} if family == "mxfp4" else {"q4_k", "q5_k", "q6_k", "q8_0"}
+    assert {piece.dtype for piece in pieces} == kinds
+    assert {piece.dtype for piece in pieces if ".experts." in piece.param} <= {"mxfp4", "q4_k", "q6_k"}
+    assert {piece.dtype for piece in pieces if piece.param == "lm_head.weight"} == {min(kinds & {"q6_k", "q8_0"})}
 
 
 @each_family

@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from tests.parity.harness import Trail, engine_of, greedy
 from tests.parity.reference import Answer, generate
 from transformers import AutoModelForCausalLM
 
-from penstock import llm as llm_module
 from penstock.engine import engine as engine_module
+from penstock.generation import Run
 from penstock.llm import LLM
 from penstock.model import gguf, source
 from penstock.sampling import SamplingParams
@@ -81,22 +81,18 @@ def forced(model: Any, prompt: list[int], tokens: list[int]) -> Answer:
 def ran() -> tuple[list[Any], Trail]:
     """Penstock's answers to all prompts, more of them than there are rows, with half of the pages on disk."""
     trail = Trail()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llm_module, "assemble", _watched(llm_module.assemble, trail))
-        how = {"weights": "cpu=50%,disk=50%", "rows": 24, "sweep_tokens": 256, "batch_tokens": 96}
-        with LLM("demo", dtype="float32", **how) as model:
-            outputs = model.generate(PROMPTS, SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True))
-            assert model.last_run["peak_bytes"]["disk"] >= model.blueprint.cached_bytes > 0  # the page cache counts
+
+    class Watched(LLM):
+        def run(self, *args: Any) -> Run:
+            run = super().run(*args)
+            trail.watch(run.engine)
+            return run
+
+    how = {"weights": "cpu=50%,disk=50%", "rows": 24, "sweep_tokens": 256, "batch_tokens": 96}
+    with Watched("demo", dtype="float32", **how) as model:
+        outputs = model.generate(PROMPTS, SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True))
+        assert model.last_run["peak_bytes"]["disk"] >= model.blueprint.cached_bytes > 0  # the page cache counts
     return outputs, trail
-
-
-def _watched(assemble: Callable[..., Any], trail: Trail) -> Callable[..., Any]:
-    def assembled(*args: Any, **kwargs: Any) -> Any:
-        engine = assemble(*args, **kwargs)
-        trail.watch(engine)
-        return engine
-
-    return assembled
 
 
 def test_logits_and_tokens_of_32_prompts(reference, ran, compare):

@@ -21,6 +21,7 @@ Examples:
   penstock generate demo "What is the capital of France?"
   penstock generate Qwen/Qwen3-30B-A3B -i questions.jsonl --cpu-memory 16GiB --json > answers.json
   penstock generate ./llama-70b -i prompts.txt --weights gpu=20%,cpu=50%,disk=30% --rows 64
+  penstock generate ./llama-70b -i prompts.txt --weight-bits auto --kv-bits auto --allow-4bit
   seq -f "Tell me about the number %g." 100 | penstock generate demo -i - --max-tokens 40
 """
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from penstock.bits import check_bits
+
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as shells say it
 
 
@@ -24,6 +26,9 @@ CUT = "How the work is cut"
 SAMPLING = "Sampling"
 OUTPUT = "Input and output"
 
+_PACK_WEIGHTS = "pack the layers' weights in 4 or 8 bits, in groups of 64; 16 leaves them as they are (default)"
+_PACK_KV = "pack keys and values in 4 or 8 bits, but each row's newest (up to 64 tokens); 16 leaves them (default)"
+
 
 def one_of(*names: str, hidden: tuple[str, ...] = (), optional: bool = False) -> Callable[[Any], Any]:
     """A check that a flag is one of these names; hidden: others that are taken and not told of."""
@@ -39,6 +44,20 @@ def one_of(*names: str, hidden: tuple[str, ...] = (), optional: bool = False) ->
 def option(panel: str, flag: str, help: str, **more: Any) -> Any:
     """A flag under a panel of the help; short: its other names."""
     return typer.Option(flag, *more.pop("short", ()), help=help, rich_help_panel=panel, show_default=False, **more)
+
+
+def bits_option(flag: str, help: str, *, auto: bool = False) -> Any:
+    """A flag that is a number of bits, or ``auto`` where the planner may choose."""
+
+    def read(said: str) -> int | str:
+        if auto and said == "auto":
+            return said
+        bits = int(said) if said.isdecimal() else said
+        check_bits(bits, flag, auto=auto)
+        return bits
+
+    told = f"{help}; auto: 8 where that is faster" if auto else help
+    return option(MODEL, flag, told, metavar="N", parser=read)
 
 
 Model = Annotated[
@@ -61,27 +80,15 @@ Dtype = Annotated[
         callback=one_of("auto", "bfloat16", "float16", "float32"),
     ),
 ]
-WeightBits = Annotated[
-    int | None,
-    option(
-        MODEL,
-        "--weight-bits",
-        "pack the layers' weights in 4 or 8 bits, in groups of 64; 16 leaves them as they are (default)",
-        metavar="N",
-    ),
-]
+FixedWeightBits = Annotated[int | None, bits_option("--weight-bits", _PACK_WEIGHTS)]
+FixedKvBits = Annotated[int | None, bits_option("--kv-bits", _PACK_KV)]
+WeightBits = Annotated[Any, bits_option("--weight-bits", _PACK_WEIGHTS, auto=True)]  # typer knows no union
+KvBits = Annotated[Any, bits_option("--kv-bits", _PACK_KV, auto=True)]
 LmHeadBits = Annotated[
-    int | None,
-    option(MODEL, "--lm-head-bits", "pack the LM head too, and an embedding that it is tied to", metavar="N"),
+    int | None, bits_option("--lm-head-bits", "pack the LM head too, and an embedding that it is tied to")
 ]
-KvBits = Annotated[
-    int | None,
-    option(
-        MODEL,
-        "--kv-bits",
-        "pack keys and values in 4 or 8 bits, but each row's newest (up to 64 tokens); 16 leaves them (default)",
-        metavar="N",
-    ),
+Allow4Bit = Annotated[
+    bool, option(MODEL, "--allow-4bit", "let --weight-bits auto and --kv-bits auto take 4 bits too, where faster")
 ]
 Device = Annotated[
     str,

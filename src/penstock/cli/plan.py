@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from penstock.asked import check_cut
+from penstock.bits import Bits, asked_bits
 from penstock.cli import options, plan_options
 from penstock.cli.console import Display, stderr_display, width_of
 from penstock.cli.overwrites import refuse_overwriting
@@ -30,7 +31,6 @@ Examples:
   penstock plan ./llama-70b --weights gpu=20%,cpu=80% --batch-size 48 --num-batches 3
   penstock plan ./llama-70b --explain paging
 """
-BITS = (4, 8, 16)
 DRAWN = (".png", ".svg", ".html")
 ATTENTION: Mapping[str, Attention | None] = MappingProxyType({"auto": None, "cpu": "cpu", "gpu": "gpu"})
 
@@ -60,10 +60,10 @@ def plan(
     activations: options.Activations = None,
     no_disk: plan_options.NoDisk = False,
     attention: plan_options.AttentionTier = "auto",
-    weight_bits: plan_options.WeightBits = None,
-    allow_4bit: plan_options.Allow4Bit = False,
+    weight_bits: options.WeightBits = None,
+    allow_4bit: options.Allow4Bit = False,
     lm_head_bits: options.LmHeadBits = None,
-    kv_bits: plan_options.KvBits = None,
+    kv_bits: options.KvBits = None,
     rows: options.Rows = None,
     sweep_tokens: options.SweepTokens = None,
     batch_tokens: options.BatchTokens = None,
@@ -86,11 +86,9 @@ def plan(
     check_cut(rows, batch_size, num_batches)
     _check_outputs(save, plot, explain)
     refuse_overwriting({"--save": save, "--plot": plot}, {"-i": input, "MODEL": model, "--machine": machine})
-    asked_bits = {"weight_bits": weight_bits, "kv_bits": kv_bits}
-    free = _free_bits([field for field, bits in asked_bits.items() if bits == "auto"], allow_4bit)
-    if free and explain is not None:
+    bits = asked_bits(weight_bits, lm_head_bits, kv_bits, allow_4bit)
+    if bits.free and explain is not None:
         raise UserError(f"--explain {explain} compares ways to move weights of given bits: leave auto out")
-    _check_bits(lm_head_bits, "--lm-head-bits")
     _check_job(input, prompt_len, num_prompts)
     shares = _shares({"--weights": weights, "--kv": kv, "--activations": activations}, no_disk, disk_memory)
     display = stderr_display(json_)
@@ -110,9 +108,9 @@ def plan(
             slots=slots,
             batch_size=batch_size,
             num_batches=num_batches,
-            weight_bits=_bits(weight_bits, "--weight-bits"),
-            lm_head_bits=lm_head_bits,
-            kv_bits=_bits(kv_bits, "--kv-bits"),
+            weight_bits=bits.weight_bits,
+            lm_head_bits=bits.lm_head_bits,
+            kv_bits=bits.kv_bits,
             dtype=dtype,
             device=device,
             offload_dir=offload_dir,
@@ -121,7 +119,7 @@ def plan(
         if explain is not None:
             _explain(model, question, json_, display)
             return
-        made = _made(model, question, free, display)
+        made = _made(model, question, bits, display)
     finally:
         display.close()
     _print(made, json_)
@@ -154,36 +152,14 @@ def _check_outputs(save: str | None, plot: str | None, explain: str | None) -> N
         raise UserError(f"--plot {plot}: the name must end in {', '.join(DRAWN[:-1])} or {DRAWN[-1]}")
 
 
-def _made(model: str, question: Question, free: Mapping[str, Sequence[int]], display: Display) -> "Plan":
-    """The plan; ``free``: bits that the layers' weights, or KV, may take."""
-    if free:
+def _made(model: str, question: Question, bits: Bits, display: Display) -> "Plan":
+    if bits.free:
         from penstock.free_bits import plan_of_free_bits
 
-        return plan_of_free_bits(model, question, free, display.show)
+        return plan_of_free_bits(model, question, bits, display.show)
     from penstock.planner import make_plan
 
     return make_plan(model, question, display.show)
-
-
-def _free_bits(fields: Sequence[str], allow_4bit: bool) -> Mapping[str, Sequence[int]]:
-    """The bits that a plan may choose for what is left to it."""
-    if allow_4bit and not fields:
-        raise UserError("--allow-4bit has a say with --weight-bits auto or --kv-bits auto: add one")
-    return dict.fromkeys(fields, (8, 4) if allow_4bit else (8,))
-
-
-def _bits(said: str | None, flag: str) -> int | None:
-    """Bits that are fixed; None where nothing was said, or the plan chooses."""
-    if said is None or said == "auto":
-        return None
-    if not (said.isdecimal() and int(said) in BITS):
-        raise UserError(f"{flag} {said}: give 4, 8, 16 or auto")
-    return int(said)
-
-
-def _check_bits(bits: int | None, flag: str) -> None:
-    if bits is not None and bits not in BITS:
-        raise UserError(f"{flag} {bits}: give 4, 8 or 16")
 
 
 def _check_job(input: str | None, prompt_len: int | None, num_prompts: int | None) -> None:

@@ -13,6 +13,7 @@ from penstock.plan.plan import Plan, SteadySweep, Use
 from penstock.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -77,6 +78,8 @@ def figure(plan: Plan) -> "Figure":
 
 def _placement(axes: "Axes", plan: Plan) -> None:
     """A bar per tier, in parts of its budget: tiers differ by orders of magnitude."""
+    from matplotlib.patches import Patch
+
     tiers = tiers_of(plan)
     used = {kind for row, tier in enumerate(tiers) for kind in _bar(axes, row, plan.memory[tier])}
     if not plan.fits:
@@ -88,7 +91,7 @@ def _placement(axes: "Axes", plan: Plan) -> None:
     axes.margins(x=0 if plan.fits else 0.15)
     axes.set_xlim(left=0)
     axes.set_title("Where does every byte rest?", loc="left")
-    _legend(axes, [(kind, colour) for kind, colour in _KINDS.items() if kind in used])
+    _legend(axes, [Patch(color=colour, label=kind) for kind, colour in _KINDS.items() if kind in used])
 
 
 def _bar(axes: "Axes", row: int, use: Use) -> Iterator[str]:
@@ -123,13 +126,11 @@ def _bar(axes: "Axes", row: int, use: Use) -> Iterator[str]:
         axes.text(start, row, short, va="center", color=_LANES["disk→cpu"], weight="bold")
 
 
-def _legend(axes: "Axes", entries: Sequence[tuple[str, str]]) -> None:
-    from matplotlib.patches import Patch
-
-    handles = [Patch(color=colour, label=label) for label, colour in entries]
+def _legend(axes: "Axes", handles: "Sequence[Artist]", length: float = 1.0) -> None:
+    """What colours and lines mean, above the panel, where nothing crosses it."""
     axes.legend(
         handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(handles), frameon=False, fontsize=9,
-        handlelength=1.0, columnspacing=1.2,
+        handlelength=length, columnspacing=1.2,
     )  # fmt: skip
 
 
@@ -196,28 +197,24 @@ def _throughput(axes: "Axes", plan: Plan) -> None:
     curve = [point for point in plan.curve if point[0] > 0 and point[1] > 0]
     roof = Roof.of(plan)
     colour = _LANES.get(plan.predicted.binding_lane, _OTHER)
+    lines: list[Artist] = []
     if roof is not None:
         low = min([rows for rows, _ in curve] + [here[0]])
         high = max([rows for rows, _ in curve] + [here[0], 3 * roof.knee])
         corners = sorted({float(low), max(float(low), roof.knee), float(high)})
-        axes.plot(corners, [roof.at(x) for x in corners], color=_INK, linewidth=1.2, linestyle=(0, (5, 3)))
+        label = "roof of this plan's pages, then of compute"
+        at = [roof.at(x) for x in corners]
+        lines += axes.plot(corners, at, color=_INK, linewidth=1.2, linestyle=(0, (5, 3)), label=label)
         axes.axvline(roof.knee, color=_OTHER, linewidth=1.0, linestyle=":")
         axes.annotate(
             f"T* = {roof.hidden:,.0f} tokens a sweep,\nreached with about {roof.knee:,.0f} rows",
             (roof.knee, 0.04), xycoords=("data", "axes fraction"), xytext=(-6, 0), textcoords="offset points",
             ha="right", fontsize=9,
         )  # fmt: skip
-        middle = low * (max(roof.knee, low) / low) ** 0.7
-        axes.annotate(
-            "roof: a token a row while this plan's pages pass", (middle, roof.at(middle)), xytext=(-8, 8),
-            textcoords="offset points", ha="right", fontsize=9,
-        )  # fmt: skip
-        axes.annotate(
-            "roof: compute", (high, roof.at(high)), xytext=(0, 5), textcoords="offset points", ha="right", fontsize=9
-        )
     if curve:
-        axes.plot(*zip(*curve, strict=True), color=colour, linewidth=2.2)
-        axes.annotate("predicted", curve[0], xytext=(10, -4), textcoords="offset points", fontsize=9, color=colour)
+        lines += axes.plot(*zip(*curve, strict=True), color=colour, linewidth=2.2, label="predicted")
+    if lines:
+        _legend(axes, lines[::-1], 2.2)
     axes.plot([here[0]], [here[1]], marker="o", markersize=9, color=colour, markeredgecolor="white")
     many = len(curve) > 1 and here[0] ** 3 > curve[0][0] * curve[-1][0] ** 2  # in the right third: the text goes left
     axes.annotate(

@@ -89,27 +89,6 @@ AttentionTier = Annotated[
         callback=one_of("auto", "cpu", "gpu"),
     ),
 ]
-WeightBits = Annotated[
-    str | None,
-    option(
-        PLACEMENT,
-        "--weight-bits",
-        "pack the layers' weights in 4 or 8 bits, in groups of 64; auto: as they are or in 8 bits, whichever is faster",
-        metavar="N",
-    ),
-]
-KvBits = Annotated[
-    str | None,
-    option(
-        PLACEMENT,
-        "--kv-bits",
-        "pack keys and values in 4 or 8 bits, but each row's newest; auto: as for --weight-bits",
-        metavar="N",
-    ),
-]
-Allow4Bit = Annotated[
-    bool, option(PLACEMENT, "--allow-4bit", "let --weight-bits auto and --kv-bits auto take 4 bits too")
-]
 Save = Annotated[
     str | None,
     option(OUTPUT, "--save", "keep the plan in a file for generate --plan and run-batch --plan", metavar="F"),

@@ -26,6 +26,7 @@ EXAMPLES = """\
 Examples:
   penstock run-batch Qwen/Qwen3-30B-A3B -i questions.jsonl -o answers.jsonl --cpu-memory 16GiB
   penstock run-batch ./llama-70b -i batch.jsonl.gz -o answers.jsonl --kv cpu=50%,disk=50%
+  penstock run-batch ./llama-70b -i batch.jsonl.gz -o answers.jsonl --weight-bits auto
   penstock run-batch ./llama-70b -i batch.jsonl.gz -o answers.jsonl --retry-errors
   penstock run-batch --status answers.jsonl
 """

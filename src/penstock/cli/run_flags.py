@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from penstock.asked import asked_for
+from penstock.bits import asked_bits, check_planned
 from penstock.cli import options
 from penstock.cli.overwrites import refuse_overwriting
 
@@ -39,13 +40,14 @@ HOW = {
     "weight_bits": options.WeightBits,
     "lm_head_bits": options.LmHeadBits,
     "kv_bits": options.KvBits,
+    "allow_4bit": options.Allow4Bit,
     "device": options.Device,
     "random_weights": options.RandomWeights,
     "trust_remote_code": options.TrustRemoteCode,
     "unchecked": options.Unchecked,
 }
 _DEFAULTS = {"dtype": "auto", "device": "auto"} | dict.fromkeys(
-    ("ignore_eos", "random_weights", "trust_remote_code", "unchecked"), False
+    ("ignore_eos", "allow_4bit", "random_weights", "trust_remote_code", "unchecked"), False
 )
 
 
@@ -53,7 +55,7 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the flags of a run, which it gets as two mappings.
 
     sampling: keywords of SamplingParams, None where nothing was said. how: keywords of LLM. UserError where flags of
-    placement or cut cannot be, or there is no place for the trace, or only that of another file.
+    placement, cut or bits cannot be, or there is no place for the trace, or only that of another file.
     """
 
     def called(**given: Any) -> None:
@@ -62,7 +64,8 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
         said = {name: given.pop(name) for name in SAMPLING}
         how = {name: given.pop(name) for name in HOW}
         # before libraries are imported, which takes seconds
-        asked_for(**{name: how[name] for name in inspect.signature(asked_for).parameters})
+        asked = asked_for(**_of(asked_for, how))
+        check_planned(asked_bits(**_of(asked_bits, how)), asked, how["plan"])
         if how["trace"] is not None:
             check_trace(how["trace"])
             files = {"-i": "input", "-o": "output", "MODEL": "model"}
@@ -81,3 +84,8 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
     called.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
     called.__name__, called.__doc__ = command.__name__, command.__doc__
     return called
+
+
+def _of(function: Callable[..., Any], how: Flags) -> Flags:
+    """Those of the flags that a function takes."""
+    return {name: how[name] for name in inspect.signature(function).parameters}

@@ -26,12 +26,12 @@ class Survey:
     """What the input holds: lines is done + to_go + faults + duplicates.
 
     done: lines with an answer or error line. to_go: requests to run. faults, duplicates: lines without an error line
-    yet; first_fault: what is wrong with which line. strangers: lines that stay in the output, of which the input has
-    none. changed: the first identity whose request is another one than was answered, or None; changed_error: whether
-    that answer is an error line. prompt_bytes, longest_prompt_bytes: of the prompts to go, in UTF-8, a token id
-    counting 4. max_tokens: summed over the requests to go that say it, longest_max_tokens the largest, unsaid the
-    number of those that do not. owners: first line number by key of custom_id. digest: of the input before it was read.
-    is_kept: whether an earlier start made the survey.
+    yet; first_fault: what is wrong with which line; unreadable: faults that are not JSON at all. strangers: lines that
+    stay in the output, of which the input has none. changed: the first identity whose request is another one than was
+    answered, or None; changed_error: whether that answer is an error line. prompt_bytes, longest_prompt_bytes: of the
+    prompts to go, in UTF-8, a token id counting 4. max_tokens: summed over the requests to go that say it,
+    longest_max_tokens the largest, unsaid the number of those that do not. owners: first line number by key of
+    custom_id. digest: of the input before it was read. is_kept: whether an earlier start made the survey.
     """
 
     lines: int = 0
@@ -39,6 +39,7 @@ class Survey:
     to_go: int = 0
     faults: int = 0
     first_fault: str = ""
+    unreadable: int = 0
     duplicates: int = 0
     strangers: int = 0
     changed: str | None = None
@@ -61,6 +62,11 @@ class Survey:
             f"{one_line(self.changed, 80)} is answered in {name}, but its request or the job's settings changed since."
             f" Use another -o, or --overwrite{retry}."
         )
+
+    def check_readable(self, source: str | os.PathLike[str]) -> None:
+        """Raise UserError where no line is JSON: a text, or any other file, was taken for a job."""
+        if self.lines and self.unreadable == self.lines:
+            raise UserError(f"{Path(source).name}: no line of {self.lines:,} could be read; {self.first_fault}")
 
     def remarks(self, source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Iterator[str]:
         """What a person may want to mend before a long job is under way."""
@@ -102,6 +108,7 @@ class Survey:
             self.duplicates += 1
         else:
             self.faults += 1
+            self.unreadable += parsed.code == "invalid_json"
             self.first_fault = self.first_fault or f"line {line.number:,}: {parsed.fault}"
 
     def _count(self, parsed: Parsed) -> None:

@@ -3,7 +3,6 @@
 The names are those of ``Machine`` and ``Processor``; docs/machines.md has an example.
 """
 
-import json
 import math
 import re
 import tomllib
@@ -17,11 +16,10 @@ from pydantic_core import ErrorDetails
 from penstock.errors import UserError
 from penstock.machine import quantities
 from penstock.machine.machine import Curve, Link, LinkName, Machine, Processor
-from penstock.plan.policy import TIERS, Tier
+from penstock.plan.policy import Tier
 
 _LINKS_OF: Mapping[Tier, tuple[LinkName, LinkName]] = {"gpu": ("cpu→gpu", "gpu→cpu"), "disk": ("disk→cpu", "cpu→disk")}
 _ARITHMETIC = re.compile(r"(float16|bfloat16|float32)(<(float16|bfloat16))?")
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST_SHOWN = 60
 
 
@@ -39,24 +37,6 @@ def load_machine(path: Path) -> Machine:
         raise UserError(f"{path}: {_said(error.errors()[0], numbers)}") from None
     except _SourceMistake as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def dump_machine(machine: Machine) -> str:
-    """The machine as a file that ``load_machine`` reads as an equal one, each source beside its number."""
-    sections = _sections(machine)
-    sources = dict(machine.source)
-    beside = {f"{section}.{key}".lstrip(".") for section, values in sections.items() for key in values}
-    lines = ["# sizes in bytes, rates per second: docs/machines.md"]
-    for section, values in sections.items():
-        if section:
-            lines += ["", f"[{section}]"]
-        for key, value in values.items():
-            lines.append(f"{_key(key)} = {_toml(value)}")
-            if (name := f"{section}.{key}".lstrip(".")) in sources:
-                lines.append(f"source.{_key(key)} = {_toml(sources[name])}")
-        if not section:
-            lines += [f"source.{_key(name)} = {_toml(sources[name])}" for name in sources if name not in beside]
-    return "\n".join(lines) + "\n"
 
 
 class _SourceMistake(Exception):
@@ -246,56 +226,3 @@ def _shown(place: str) -> str:
 def _given(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
-
-
-def _sections(machine: Machine) -> dict[str, dict[str, object]]:
-    """Section names to their values as people write them; what is at its default is left out."""
-    losses = {"compute_loses": machine.compute_loses, "disk_loses": machine.disk_loses}
-    sections: dict[str, dict[str, object]] = {
-        "": {"name": machine.name} | {key: part for key, part in losses.items() if part},
-        "memory": {tier: quantities.write_size(machine.memory[tier]) for tier in TIERS if tier in machine.memory},
-        "links": {name: _link(link) for name, link in machine.links.items()},
-    }
-    for tier, processor in machine.processors.items():
-        numbers: dict[str, object] = {
-            "attention": quantities.write_curve(processor.attention),
-            "kv_bytes_per_s": quantities.BANDWIDTH.write(processor.kv_bytes_per_s),
-            "activation_bytes_per_s": quantities.BANDWIDTH.write(processor.activation_bytes_per_s),
-        }
-        if processor.dequantise_per_s != math.inf:
-            numbers["dequantise_per_s"] = quantities.ELEMENTS.write(processor.dequantise_per_s)
-        for name in ("visit_s", "sweep_s", "row_s", "logit_s", "expert_s"):
-            if value := getattr(processor, name):
-                numbers[name] = quantities.SECONDS.write(value)
-        sections[f"processors.{tier}"] = numbers
-        products = {name: quantities.write_curve(curve) for name, curve in processor.products.items()}
-        sections[f"processors.{tier}.products"] = products
-    return sections
-
-
-def _link(link: Link) -> object:
-    bandwidth = quantities.BANDWIDTH.write(link.bytes_per_s)
-    beside: dict[str, object] = {}
-    if link.latency_s:
-        beside["latency_s"] = quantities.SECONDS.write(link.latency_s)
-    if link.staging_bytes_per_s != math.inf:
-        beside["staging_bytes_per_s"] = quantities.BANDWIDTH.write(link.staging_bytes_per_s)
-    if link.kv_bytes_per_s is not None:
-        beside["kv_bytes_per_s"] = quantities.BANDWIDTH.write(link.kv_bytes_per_s)
-    if link.jitter:
-        beside["jitter"] = link.jitter
-    return {"bytes_per_s": bandwidth, **beside} if beside else bandwidth
-
-
-def _key(name: str) -> str:
-    return name if _BARE_KEY.fullmatch(name) else _toml(name)
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(key)} = {_toml(inner)}" for key, inner in value.items()) + " }"
-    if isinstance(value, list):
-        return "[\n" + "".join(f"    [{_toml(size)}, {_toml(rate)}],\n" for size, rate in value) + "]"
-    return repr(value)

@@ -1,4 +1,4 @@
-"""Values of a machine file as people write them (``16GiB``, ``12.9GB/s``, ``21TFLOP/s``, ``80us``) and back.
+"""Values of a machine file as people write them (``16GiB``, ``12.9GB/s``, ``21TFLOP/s``, ``80us``).
 
 What cannot be read raises ValueError with what is allowed; the place and what was given are for the caller to say.
 """
@@ -19,7 +19,6 @@ _MOST_BYTES = 2**63 - 1  # what TOML promises to carry
 _LEAST, _MOST = 1e-6, 1e30  # a rate or a time beyond these is a slip, and would overflow what is reckoned with it
 _DECIMAL = {"P": 10**15, "T": 10**12, "G": 10**9, "M": 10**6, "k": 10**3, "": 1}
 _BINARY = {"Ti": 2**40, "Gi": 2**30, "Mi": 2**20, "Ki": 2**10}
-_SIZES = {"TB": 10**12, "TiB": 2**40, "GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20, "KiB": 2**10}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +38,6 @@ class Unit:
         least = 0.0 if self.may_be_zero else _LEAST
         if not least <= value <= _MOST:
             raise ValueError(self.allowed)
-        return value
-
-    def write(self, value: float) -> str | float:
-        """The shortest text that reads as exactly this number; the number itself where none does."""
-        for symbol, factor in self.factors.items():
-            if value < factor:
-                continue
-            amount = float(value / factor)
-            for digits in (f"{amount:g}", repr(amount)):
-                if _WRITTEN.fullmatch(digits + symbol) and self.read(digits + symbol) == value:
-                    return digits + symbol
         return value
 
     def _value(self, given: object) -> float:
@@ -98,13 +86,6 @@ def read_size(given: object) -> int:
     return nbytes
 
 
-def write_size(nbytes: int) -> str | int:
-    """The size in the unit that makes it the smallest whole number; bytes where none does."""
-    whole = [(nbytes // factor, unit) for unit, factor in _SIZES.items() if nbytes % factor == 0]
-    amount, unit = min(whole, default=(nbytes, ""))
-    return f"{amount}{unit}" if unit else nbytes
-
-
 def read_part(given: object) -> float:
     """A part of a whole that is lost: from 0 to less than 1."""
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < 1:
@@ -123,13 +104,6 @@ def read_curve(given: object) -> Curve:
         if after[0] <= before[0]:
             raise ValueError(f"point {number} has size {after[0]:g} after {before[0]:g}, but sizes must ascend")
     return Curve(points)
-
-
-def write_curve(curve: Curve) -> object:
-    """One rate where the curve is flat, else a list of [size, rate]."""
-    if curve == Curve.flat(curve.points[0][1]):
-        return FLOPS.write(curve.points[0][1])
-    return [[int(size) if size.is_integer() else size, FLOPS.write(rate)] for size, rate in curve.points]
 
 
 def _point(number: int, pair: object) -> tuple[float, float]:

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from penstock.errors import UserError
-from penstock.quant.grouped import BITS, Grouped
+from penstock.bits import Bits
+from penstock.quant.grouped import Grouped
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,12 @@ class Packing:
         made = cls(weights, head, "own" in parts, kv)
         return made if name and made.name == name else None
 
+    @property
+    def bits(self) -> Mapping[str, int | None]:
+        """What a person would have asked for to get it, by flag; None where that is not packed."""
+        forms = {"weight_bits": self.weights, "lm_head_bits": self.head, "kv_bits": self.kv}
+        return {name: form.bits if form else None for name, form in forms.items()}
+
     def rounded_plainly(self) -> "Packing":
         """The same formats, each group rounded between its least and its largest element."""
         weights, head = (form and replace(form, plain=True) for form in (self.weights, self.head))
@@ -68,20 +74,18 @@ class Packing:
         return forms
 
 
-def packing_of(weight_bits: int | None, lm_head_bits: int | None, kv_bits: int | None) -> Packing | None:
-    """The packing that ``--weight-bits``, ``--lm-head-bits`` and ``--kv-bits`` ask for; None where none is given.
+def packing_of(bits: Bits) -> Packing | None:
+    """The packing that ``--weight-bits``, ``--lm-head-bits`` and ``--kv-bits`` ask for; None where none is fixed.
 
-    16 bits are no packing, not the checkpoint's own either. Raises UserError for another number than 4, 8 and 16.
+    16 bits are no packing, not the checkpoint's own either.
     """
-    if weight_bits is None and lm_head_bits is None and kv_bits is None:
+    if all(said is None for said in bits.fixed.values()):
         return None
-    weights, head = _form(weight_bits, "--weight-bits"), _form(lm_head_bits, "--lm-head-bits")
-    return Packing(weights, head, weight_bits is None, _form(kv_bits, "--kv-bits"))
+    weights, head, kv = (_form(said) for said in bits.fixed.values())
+    return Packing(weights, head, bits.weight_bits is None, kv)
 
 
-def _form(bits: int | None, flag: str) -> Grouped | None:
-    if bits is not None and (isinstance(bits, bool) or bits not in (*BITS, 16)):
-        raise UserError(f"{flag} {bits}: give 4, 8 or 16")
+def _form(bits: int | None) -> Grouped | None:
     return None if bits in (None, 16) else Grouped(int(bits))
 
 

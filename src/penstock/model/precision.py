@@ -37,6 +37,11 @@ class Precision:
         """What ``choose`` is asked for the precision of that name: of one dtype alone, that nothing else is packed."""
         return name if "/" in name or "+" in name else "/".join([name] * 3)
 
+    @staticmethod
+    def packing_in(name: str) -> Packing:
+        """What the precision of that name packs."""
+        return Packing.named(name.partition("+")[2]) or Packing()
+
 
 def choose(
     asked: str,
@@ -95,7 +100,9 @@ def _packed(packing: Packing, dtypes: Precision) -> str | None:
         return f"the layers' weights are packed in {packing.weights.bits} bits{rest}"
     if packing.own and dtypes.note:
         return f"weights stay packed as the file has them{rest}"
-    return said if form is not None else None
+    if form is None:
+        return None
+    return f"{dtypes.note}; {said}" if dtypes.note else said
 
 
 def _converted(checkpoint: str | None, name: str, fast: bool) -> str:

@@ -86,8 +86,7 @@ class Question:
     @property
     def is_given(self) -> bool:
         """Whether weights, KV and batch shape are all fixed, so that there is nothing to search."""
-        shape = self.rows is not None or self.batch_size is not None
-        return self.weights is not None and self.kv is not None and shape
+        return self.asked.is_given
 
     @property
     def has_wishes(self) -> bool:

@@ -55,7 +55,8 @@ class Length:
 class Job:
     """What is to be generated: prompts, their mean and largest length with the tokens that follow.
 
-    lengths: of the rows that are known, which the others are like. scored: the logits of all tokens are wanted, not of
+    lengths: of the rows that are known, which the others are like. held: bytes of cpu memory that prompts and answers
+    take until the last one has ended. scored: the logits of all tokens are wanted, not of
     each row's last one alone.
     """
 
@@ -65,6 +66,7 @@ class Job:
     longest_prompt: int
     lengths: Sequence[Length] = ()
     scored: bool = False
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,12 @@ class Asked:
     slots: int | None = None
     batch_size: int | None = None
     num_batches: int | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether weights, KV and batch shape are all fixed, so that there is nothing to search."""
+        shape = self.rows is not None or self.batch_size is not None
+        return self.weights is not None and self.kv is not None and shape
 
 
 @dataclass(frozen=True, slots=True)
