@@ -1,22 +1,10 @@
-"""What compiled kernels share: where their code is kept, and the threads that a call's work is cut among."""
+"""The threads that a kernel's work is cut among."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from hashlib import sha256
 from itertools import pairwise
-from pathlib import Path
-
-import numba
-
-from penstock.directories import cache_directory
-
-# numba looks at a kernel's own file to see whether what it kept is still true, not at the files that emit its vectors,
-# nor at those that number the formats which it unpacks.
-_SOURCES = sorted(path for room in ("compiled", "quant") for path in (Path(__file__).parents[1] / room).glob("*.py"))
-_EMITTERS = sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]
-numba.config.CACHE_DIR = str(Path(numba.config.CACHE_DIR or cache_directory() / "numba") / _EMITTERS)
 
 
 @cache

@@ -15,6 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from penstock.compiled.kernels import compiled
 from penstock.compiled.threads import in_threads
 
 INLINE_BYTES = 1 << 19  # less than this is written before another thread has woken up
@@ -89,8 +90,7 @@ def _compiled() -> Callable[..., None]:
     indices = types.Array(types.int64, 1, "C")
     integers = [types.int64] * 8
     signature = types.void(*integers, indices, indices, *[types.int64] * 4)
-    compiled: Callable[..., None] = numba.njit(signature, nogil=True, cache=True)(_scatter)
-    return compiled
+    return compiled(_scatter, signature)
 
 
 def can_scatter(new: torch.Tensor, arena: torch.Tensor) -> bool:

@@ -8,7 +8,6 @@ Importing this module imports numba (about half a second); what it compiles is k
 from collections.abc import Callable
 from functools import cache
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,6 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from penstock.compiled.kernels import compiled
 from penstock.compiled.softmax import LOG2_E, begin, end, fold
 from penstock.compiled.threads import in_threads
 from penstock.compiled.vectors import LANES, STORED, WIDE, Emitter, Integer, element_bytes, pieces
@@ -189,10 +189,7 @@ def _compiled(stored: str, tile: int) -> Callable[..., None]:
         *(types.intp, types.intp),
     )
     # Reordering sums lets the softmax vectorise; NaN and infinity keep their meaning.
-    compiled: Callable[..., None] = numba.njit(
-        signature, nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}
-    )(_decode)
-    return compiled
+    return compiled(_decode, signature, {"reassoc", "contract", "nsz", "arcp"})
 
 
 def decode(

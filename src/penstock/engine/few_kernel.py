@@ -7,7 +7,6 @@ the nearest cache are gone over again.
 from collections.abc import Callable
 from functools import cache
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,6 +16,7 @@ from numba.extending import intrinsic
 from torch import nn
 
 from penstock.compiled.codes import layout_of, record
+from penstock.compiled.kernels import compiled
 from penstock.compiled.record import VECTORS, Record, records
 from penstock.compiled.vectors import LANES, Emitter, Integer
 from penstock.engine.operand import Operand
@@ -99,8 +99,7 @@ def _compiled(stored: str, tokens: int, form: int) -> Callable[..., None]:
         types.Array(types.float32, 2, "A"),
         *(types.intp, types.intp),
     )
-    compiled: Callable[..., None] = numba.njit(signature, nogil=True, cache=True)(_multiply_few)
-    return compiled
+    return compiled(_multiply_few, signature)
 
 
 def tile_of(tokens: int) -> int:

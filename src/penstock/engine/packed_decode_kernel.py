@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from penstock.compiled.codes import layout, record
+from penstock.compiled.kernels import compiled
 from penstock.compiled.record import VECTORS, records
 from penstock.compiled.softmax import LOG2_E, begin, end, fold
 from penstock.compiled.vectors import LANES, WIDE, Emitter, Integer
@@ -183,10 +183,7 @@ def _compiled(form: int, tile: int) -> Callable[..., None]:
         *[types.Array(types.float32, 1, "C")] * 2,
         *(types.intp, types.intp),
     )
-    compiled: Callable[..., None] = numba.njit(
-        signature, nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}
-    )(_decode)
-    return compiled
+    return compiled(_decode, signature, {"reassoc", "contract", "nsz", "arcp"})
 
 
 def decode(

@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 from torch import nn
 
 from penstock.compiled.codes import layout_of
+from penstock.compiled.kernels import compiled
 from penstock.compiled.pairs import SUMS, add_pairs, coded, load_pairs, ones
 from penstock.compiled.record import records
 from penstock.compiled.vectors import Emitter, Integer
@@ -145,15 +146,13 @@ def _compiled(stored: str, rows: int, tokens: int, form: int) -> Callable[..., N
         types.Array(types.float32, 2, "A"),
         *(types.intp, types.intp),
     )
-    compiled: Callable[..., None] = numba.njit(signature, nogil=True, cache=True)(_multiply_few)
-    return compiled
+    return compiled(_multiply_few, signature)
 
 
 @cache
 def _compiled_sum() -> Callable[..., None]:
     signature = types.void(types.Array(types.uint16, 2, "C"), types.intp, types.Array(types.float32, 3, "C"))
-    compiled: Callable[..., None] = numba.njit(signature, nogil=True, cache=True)(_sum)
-    return compiled
+    return compiled(_sum, signature)
 
 
 def tile_of(tokens: int) -> int:

@@ -11,7 +11,6 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,6 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from penstock.compiled.kernels import compiled
 from penstock.compiled.threads import in_threads, in_turn
 from penstock.compiled.vectors import LANES, LINE, WIDE, Emitter, Integer
 from penstock.compiled.widen import widen
@@ -167,8 +167,7 @@ def _compiled_pack() -> Callable[..., None]:
     signature = types.void(
         types.Array(types.float32, 2, "A"), types.Array(types.float32, 3, "C"), types.intp, types.intp
     )
-    compiled: Callable[..., None] = numba.njit(signature, nogil=True, cache=True)(_pack)
-    return compiled
+    return compiled(_pack, signature)
 
 
 @cache
@@ -183,8 +182,7 @@ def _compiled_multiply(stored: str, form: int) -> Callable[..., None]:
         types.Array(types.float32, 2, "A"),
         *(scratch, scratch, types.intp, types.intp),
     )
-    compiled: Callable[..., None] = numba.njit(signature, nogil=True, cache=True)(_multiply)
-    return compiled
+    return compiled(_multiply, signature)
 
 
 class Multiplier:

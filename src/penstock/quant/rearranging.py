@@ -5,10 +5,10 @@ from functools import cache
 from math import prod
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from penstock.compiled.kernels import compiled
 from penstock.quant.fp8 import SCALE_BYTES, Fp8
 from penstock.quant.mxfp4 import Mxfp4
 from penstock.quant.rows import BLOCK
@@ -80,11 +80,9 @@ def _put_mxfp4(codes: Any, scales: Any, packed: Any) -> Any:
 
 @cache
 def _fp8() -> Callable[..., bool]:
-    compiled: Callable[..., bool] = numba.njit(nogil=True, cache=True)(_put_fp8)
-    return compiled
+    return compiled(_put_fp8)
 
 
 @cache
 def _mxfp4() -> Callable[..., bool]:
-    compiled: Callable[..., bool] = numba.njit(nogil=True, cache=True)(_put_mxfp4)
-    return compiled
+    return compiled(_put_mxfp4)

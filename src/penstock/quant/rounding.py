@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from penstock.compiled.kernels import compiled
 from penstock.compiled.threads import in_threads
 from penstock.quant.grouped import PARAMETER_BYTES, Grouped
 
@@ -186,7 +187,4 @@ def _bits(value: Any, words: Any, pair: Any) -> Any:
 
 @cache
 def _compiled() -> Callable[..., None]:
-    compiled: Callable[..., None] = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})(
-        _pack_rows
-    )
-    return compiled
+    return compiled(_pack_rows, fastmath={"reassoc", "contract", "nsz"})

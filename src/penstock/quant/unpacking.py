@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from functools import cache, partial
 
-import numba
 import numpy as np
 import torch
 from numba import types
 
+from penstock.compiled.kernels import compiled
 from penstock.compiled.threads import in_threads
 from penstock.compiled.vectors import STORED
 from penstock.compiled.widen import widen
@@ -53,5 +53,4 @@ def _unpack(form, group, packed, target, start, stop):
 def _compiled(form: int, made: str) -> Callable[..., None]:
     rows, wide = types.Array(types.uint8, 2, "A"), types.Array(getattr(types, made), 2, "A")
     signature = types.void(types.UniTuple(types.int64, form + 1), types.intp, rows, wide, types.intp, types.intp)
-    compiled: Callable[..., None] = numba.njit(signature, nogil=True, cache=True)(_unpack)
-    return compiled
+    return compiled(_unpack, signature)
