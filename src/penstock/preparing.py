@@ -8,6 +8,7 @@ from weakref import finalize
 
 from penstock.engine.build import Blueprint, assemble
 from penstock.engine.engine import Engine
+from penstock.engine.warming import warm
 from penstock.memory.offload import make_offload, remove_offload
 from penstock.placing import Placing
 from penstock.plan.plan import Prediction
@@ -53,6 +54,7 @@ class Prepared:
 
 def prepare(model: Blueprint, job: Job, placing: Placing, runtime: Runtime) -> Prepared:
     """An engine for a job. Raises UserError, with nothing left behind, where a budget is too small or a disk full."""
+    warm(model.layout.pages, model.precision.compute, runtime.device.torch_device)
     placement = placing.choose(job, lambda: runtime.ledger(model.cached_bytes, job.held))
     ledger = runtime.ledger(model.cached_bytes, job.held)
     offload: Path | None = None
