@@ -50,6 +50,7 @@ def test_a_plan_of_this_host_is_taken_as_it_is() -> None:
         (replace(PLACED, policy=replace(POLICY, kv=Shares(gpu=0.1, cpu=0.9))), "puts KV on gpu"),
         (replace(PLACED, homes=("gpu", "disk")), "puts weights on gpu"),
         (replace(PLACED, policy=replace(POLICY, attention="gpu")), "has attention on gpu, and layers are computed"),
+        (replace(PLACED, policy=replace(POLICY, kv=Shares(cpu=0.5, disk=0.5))), "leaves no room for KV on its way"),
     ],
 )
 def test_what_this_host_cannot_do_is_refused(edited: Placement, said: str) -> None:

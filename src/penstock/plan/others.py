@@ -53,8 +53,7 @@ def all_on_cpu(case: Case, best: Candidate) -> Alternative:
         shape=replace(case.shape, arithmetic=_fastest(cpu, case.shape.arithmetic)),
         machine=machine,
         ledger=replace(case.ledger, budget={t: n for t, n in case.ledger.budget.items() if t != "gpu"}),
-        asked=replace(case.asked, weights=here, kv=here, activations=None),
-        attention=None,
+        asked=replace(case.asked, weights=here, kv=here, activations=None, attention=None),
     )
     return _tried(name, Search(alone), alone.asked, best)
 

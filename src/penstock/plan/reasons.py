@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from penstock.machine.machine import Machine
+from penstock.plan.attended import searched
 from penstock.plan.case import Case
 from penstock.plan.gains import duals, gains
 from penstock.plan.others import runners_up
@@ -18,8 +19,8 @@ from penstock.units import format_bytes
 
 def explain(case: Case, machine: Machine, job: str) -> Plan:
     """The best plan of a case. Raises UserError where nothing fits."""
-    search = Search(case)
-    return _explained(case, machine, job, search, search.best())
+    search, found = searched(case)
+    return _explained(search.case, machine, job, search, found)
 
 
 def decided(case: Case, machine: Machine, job: str, placement: Placement) -> Plan:
