@@ -177,3 +177,23 @@ def test_keys_that_a_module_transforms_are_refused_by_name(subject):
         engine_of(subject("deepseek_v3-mla").path, [9], NEW_TOKENS, **how),
     ):
         pass
+
+
+@pytest.mark.parametrize("family", ["gpt_oss-sinks", "mistral-window", "gemma4-shared-kv"])
+@pytest.mark.parametrize("attention", ["cpu", "gpu"])
+@pytest.mark.parametrize("kv", ["gpu=50%,cpu=50%", "gpu=40%,cpu=30%,disk=30%"])
+def test_rows_that_outgrow_the_gpu_lie_on_several_tiers(subject, compare, attended, family, attention, kv):
+    model = subject(family)
+    prompts, count = [prompt[:n] for prompt, n in zip(model.prompts, (14, 5, 15, 9), strict=False)], 40
+    given = {**BESIDE, **CALLS, "rows": 4, "kv": kv, "attention": attention, "spare_blocks": 1}
+    trail = Trail()
+    with engine_of(model.path, [len(p) for p in prompts], count, **given) as engine:
+        trail.watch(engine)
+        rows = [engine.add(str(i), prompt, greedy(count)) for i, prompt in enumerate(prompts)]
+        split = 0
+        while engine.sweep() is not None:
+            tables = [row.tables[0] for row in engine.scheduler._room.rows.values() if row.home == "gpu"]
+            split += any({b.tier for b in table if b} > {"gpu"} for table in tables)
+        tokens = [engine.sequences[row].generated for row in rows]
+    compare([generate(model.model, prompt, count) for prompt in prompts], tokens, trail.logits)
+    assert split and not trail.dropped and bool(attended) is (attention == "cpu")
