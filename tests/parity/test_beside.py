@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from tests.parity.conftest import NEW_TOKENS
-from tests.parity.harness import Trail, engine_of, greedy, run
+from tests.parity.harness import PAGE_BYTES, Trail, engine_of, greedy, run
 from tests.parity.reference import Answer, generate
 
+from penstock import LLM, SamplingParams
 from penstock.engine import beside
 from penstock.engine.beside import Beside, Question
 from penstock.errors import UserError
@@ -197,3 +198,17 @@ def test_rows_that_outgrow_the_gpu_lie_on_several_tiers(subject, compare, attend
         tokens = [engine.sequences[row].generated for row in rows]
     compare([generate(model.model, prompt, count) for prompt in prompts], tokens, trail.logits)
     assert split and not trail.dropped and bool(attended) is (attention == "cpu")
+
+
+def test_a_whole_run_says_what_the_cpu_did_beside_the_gpu(subject, long):
+    answers = long("llama")
+    how = {"device": "emulated", "dtype": "float32", "unchecked": True, "weights": "gpu=50%,cpu=50%", "kv": "cpu=100%"}
+    prompts = [{"prompt_token_ids": (a.prompt * 4)[:100]} for a in answers]
+    told: dict[str, object] = {}
+    for attention in ("gpu", "cpu"):
+        with LLM(str(subject("llama").path), rows=3, attention=attention, page_bytes=PAGE_BYTES, **how) as llm:
+            outputs = llm.generate(prompts, SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True))
+            told[attention] = [out.outputs[0].token_ids for out in outputs]
+            lanes = llm.last_run["lanes"]
+        assert ("cpu-compute" in lanes) is (attention == "cpu")
+    assert told["cpu"] == told["gpu"]
