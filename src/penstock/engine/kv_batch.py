@@ -184,14 +184,10 @@ class KVBatch:
         return keys, values
 
     def joined(self, layer: int) -> list[Wide]:
-        """Each row's keys and values (heads, tokens, dim), those that a window left behind missing in front.
-
-        Raises RuntimeError where some of them are attended to beside the compute device.
-        """
-        if self.reach.beside is not None and self.away(layer):
-            raise RuntimeError("keys on the cpu are needed where their module transforms them")
+        """Each row's keys and values (heads, tokens, dim) on the compute device, wherever they lie; those that a window
+        left behind are missing in front."""
         everyone, group = range(len(self.spans)), self.store.group_of(layer)
-        found = [_Gathered() for _ in everyone]
+        found = [_Gathered(self.store.device.torch_device) for _ in everyone]
         here = wide_arenas(self.store.arenas(layer))
         for one, ids in zip(found, self._ids(everyone, group, self._tier), strict=True):
             one.add(ids, here)
@@ -212,7 +208,8 @@ class KVBatch:
 class _Gathered:
     """Blocks of one row, from wherever they lie."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._at: list[int] = []
         self._parts: list[Wide] = []
 
@@ -222,7 +219,7 @@ class _Gathered:
         here = [at for at, block in enumerate(ids) if block >= 0]
         chosen = torch.tensor([ids[at] for at in here], dtype=torch.long, device=keys.device)
         self._at += here
-        self._parts.append((keys[chosen], values[chosen]))
+        self._parts.append((keys[chosen].to(self._device), values[chosen].to(self._device)))
 
     def joined(self, end: int, block_tokens: int) -> Wide:
         """Keys and values (heads, tokens, dim) up to position ``end``; a window leaves blocks behind in front."""
