@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from functools import cache
 from typing import Any
 
@@ -109,6 +110,24 @@ def test_other_micro_batches_go_on_while_one_is_attended_to_and_keep_their_queri
     tokens, trail = run(subject("gpt_oss-sinks").path, [a.prompt for a in answers], NEW_TOKENS, **how)
     compare(answers, tokens, trail.logits)
     assert sum(overlapped) >= len(overlapped) / 2  # of three micro-batches the last has nobody beside it
+
+
+def test_results_are_not_kept_beyond_their_layer(subject, long, monkeypatch):
+    """Those of a sweep would add up to the answers of all layers and calls."""
+    alive, most = weakref.WeakSet(), []
+    ask = Beside.ask
+
+    def asking(*how):
+        found = ask(*how)
+        alive.update(question.result[0] for question in found)
+        most.append(len(alive))
+        return found
+
+    monkeypatch.setattr(Beside, "ask", asking)
+    answers = long("llama")
+    how = {**BESIDE, "kv": "cpu=100%", "batch_size": 1, "num_batches": 2, "batch_tokens": 64, "rows": None}
+    run(subject("llama").path, [a.prompt for a in answers], NEW_TOKENS, **how)
+    assert len(most) > 20 and max(most) <= 3  # of two calls at one layer, and one that is being replaced
 
 
 def swept(engine, trail: Trail, prompts, count: int) -> list[list[int]]:

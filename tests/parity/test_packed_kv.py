@@ -121,6 +121,30 @@ def test_packing_is_not_without_effect(subject, answers):
     assert torch.equal(wide[3].logits, tight[3].logits)  # a row that fills no block
 
 
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("family", ["llama", "gpt_oss-sinks", "gemma4-shared-kv"])
+def test_rows_that_outgrow_the_gpu_answer_as_where_all_is_at_hand(subject, answers, family, name):
+    """Some of their packed blocks on the gpu beside the open one, some on the cpu and attended to there."""
+    parts = [one.prompt for one in answers(family, FORMS[name])]
+    prompts = [[*parts[i], *parts[-1]][:94] for i in (2, 5)]  # they begin a fourth block as they go on
+    path, cut = subject(family).path, {"rows": 2, "sweep_tokens": 200, "batch_tokens": 40}
+    dtype = f"float32+kv-{name}"
+    wanted, at_hand = run(path, prompts, NEW_TOKENS, dtype=dtype, weights="cpu=100%", **cut)
+    how, trail = {**BESIDE, "kv": "gpu=90%,cpu=10%", "spare_blocks": 3, **cut}, Trail()
+    with engine_of(path, [94, 94], NEW_TOKENS, dtype=dtype, **how) as engine:
+        trail.watch(engine)
+        rows = [engine.add(str(i), prompt, greedy(NEW_TOKENS)) for i, prompt in enumerate(prompts)]
+        sunk = 0
+        while engine.sweep() is not None:
+            sunk += sum(row.sunk for row in engine.scheduler._room.rows.values())
+        tokens = [engine.sequences[row].generated for row in rows]
+    assert sunk and trail.micro_batches > 1 and tokens == wanted
+    for row in rows:
+        for position, logits in trail.logits[row].items():
+            expected = at_hand.logits[row][position]
+            assert (logits - expected).abs().max() < ROUNDING[name] * expected.abs().max()
+
+
 @pytest.mark.parametrize("how", [{}, {**SHAPE, **PLACES["beside"]}])
 def test_eight_bits_too(subject, answers, compare, how):
     wanted = answers("llama", FORMS["int8g32"])

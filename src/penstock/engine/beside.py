@@ -63,7 +63,7 @@ class Beside:
         self._device, self._clock = store.device, clock
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="penstock-attention")
         self._spaces: list[_Space] = []
-        self._asked: list[Question] = []
+        self._coming: list[Future[Ticket]] = []
 
     def ask(
         self,
@@ -76,7 +76,8 @@ class Beside:
     ) -> list[Question]:
         """Begin on each portion's attention; arguments as ``attention.attend_blocks`` has them, lowest on the host."""
         asked = [self._ask(layer, portion, q, lowest, scaling, softcap) for portion in portions]
-        self._asked += asked
+        # not the questions themselves: what came up for them is the callers' alone
+        self._coming = [*(one for one in self._coming if not one.done()), *(one.coming for one in asked)]
         return asked
 
     def _ask(
@@ -134,10 +135,10 @@ class Beside:
 
     def settle(self) -> None:
         """Leave nothing under way: what a sweep that broke off had asked is dropped, and its memory is free again."""
-        for asked in self._asked:
-            asked.coming.cancel()
-        wait([asked.coming for asked in self._asked])
-        self._asked = []
+        for one in self._coming:
+            one.cancel()
+        wait(self._coming)
+        self._coming = []
         for space in self._spaces:
             if space.taken:
                 self._finish(space)
