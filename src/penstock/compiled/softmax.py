@@ -70,7 +70,7 @@ def fold(scores, sums, top, total, h, count, dv, cap, twice):
 
 @numba.njit(inline="always")
 def begin(q, token, factor, group, width, first, last, queries, sums, top, total):
-    """Set out on a token's heads first ≤ h < last, each kv head's filled up to ``width``: scaled queries, empty sums."""
+    """Set out on a token's heads first ≤ h < last, a kv head's filled up to ``width``: scaled queries, empty sums."""
     for h in range(first, last):
         top[h], total[h] = UNSEEN, 0.0
         for d in range(sums.shape[1]):
