@@ -62,8 +62,7 @@ class Placing:
         case = self._case(machine, job, ledger())
         if holds_all:
             return decide(footprint, job, case.ledger, self.asked, self.compute, hidden(case))
-        _, found = searched(case, _SKETCHES)
-        return found[0].placement
+        return searched(case, _SKETCHES).best.placement
 
     def predict(self, placement: Placement, job: Job, budget: Mapping[Tier, int]) -> Prediction | None:
         """What a job will do as it is placed; None where this machine was never measured."""

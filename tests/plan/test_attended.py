@@ -34,20 +34,22 @@ def linked(upload_bytes_per_s: float, cpu_kv_bytes_per_s: float, asked: Asked | 
 def test_attention_runs_where_that_is_faster() -> None:
     slow_link, slow_cpu = linked(2e8, 1e11), linked(1e11, 1e7)
     for made, place in ((slow_link, "cpu"), (slow_cpu, None)):
-        search, found = searched(made)
-        assert found[0].placement.policy.attention == place
-        assert search.case.asked.attention == place
-    _, here = searched(replace(slow_link, asked=replace(slow_link.asked, attention="gpu")))
-    assert here[0].placement.policy.attention is None
-    _, there = searched(slow_link)
-    assert there[0].predicted.total_tok_s > here[0].predicted.total_tok_s
-    assert explain(slow_link, slow_link.machine, "a job").policy.attention == "cpu"
+        found = searched(made)
+        assert found.best.placement.policy.attention == found.search.case.asked.attention == place
+    here, there = searched(replace(slow_link, asked=replace(slow_link.asked, attention="gpu"))), searched(slow_link)
+    assert here.best.placement.policy.attention is here.other is None
+    assert there.best.predicted.total_tok_s > here.best.predicted.total_tok_s
+    assert there.other == here.best
+    plan = explain(slow_link, slow_link.machine, "a job")
+    assert plan.policy.attention == "cpu"
+    (other,) = (one for one in plan.runners_up if one.name == "attention on the gpu")
+    assert other.tok_s is not None and other.tok_s < plan.predicted.total_tok_s
 
 
 def test_keys_that_must_come_to_their_module_do() -> None:
     made = linked(2e8, 1e11)
     transformed = replace(made, shape=replace(made.shape, footprint=replace(made.shape.footprint, transforms=True)))
-    assert searched(transformed)[1][0].placement.policy.attention is None
+    assert searched(transformed).best.placement.policy.attention is None
     with pytest.raises(UserError, match="--attention cpu: this model transforms keys"):
         searched(replace(transformed, asked=replace(made.asked, attention="cpu")))
 
@@ -62,7 +64,7 @@ def test_what_fits_only_without_a_ring_on_the_gpu_is_attended_beside_it() -> Non
     tight = replace(made, ledger=replace(made.ledger, budget={**made.ledger.budget, "gpu": least * MIB}))
     with pytest.raises(UserError):
         searched(replace(tight, asked=replace(tight.asked, attention="gpu")))
-    assert searched(tight)[1][0].placement.policy.attention == "cpu"
+    assert searched(tight).best.placement.policy.attention == "cpu"
 
 
 def _fits(made: Case) -> bool:
