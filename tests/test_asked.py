@@ -19,8 +19,10 @@ def test_what_is_not_said_is_left_to_the_plan() -> None:
 
 
 def test_shares_are_read_and_counts_kept() -> None:
-    said = asked_for(**{**NOTHING, "weights": "cpu=40%,disk=60%", "kv": {"cpu": 100}, "rows": 8, "slots": 1})
-    assert said == Asked(weights=Shares(cpu=0.4, disk=0.6), kv=Shares(cpu=1.0), rows=8, slots=1)
+    said = asked_for(
+        **{**NOTHING, "weights": "cpu=40%,disk=60%", "kv": {"cpu": 100}, "rows": 8, "slots": 1, "attention": "cpu"}
+    )
+    assert said == Asked(weights=Shares(cpu=0.4, disk=0.6), kv=Shares(cpu=1.0), rows=8, slots=1, attention="cpu")
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,7 @@ def test_shares_are_read_and_counts_kept() -> None:
         ({"slots": 1.5}, "--slots 1.5: a whole number"),
         ({"batch_tokens": True}, "--batch-tokens True: a whole number"),
         ({"kv": "cpu=50%"}, "--kv 'cpu=50%' sums to 50 %"),
+        ({"attention": "disk"}, "--attention disk: there are auto, cpu, gpu"),
         ({"batch_size": 2}, "--batch-size needs --num-batches beside it"),
         ({"num_batches": 2}, "--num-batches needs --batch-size beside it"),
         ({"batch_size": 2, "num_batches": 2, "rows": 4}, "--rows 4 and --batch-size 2 say the same thing"),

@@ -10,7 +10,7 @@ import pytest
 import penstock.placing
 from penstock.errors import UserError
 from penstock.placing import Placing, _lengths
-from penstock.plan.policy import Policy, Shares
+from penstock.plan.policy import Policy, Shares, Tier
 from penstock.plan.saved import Expected, Identity, SavedPlan
 from penstock.plan.types import Asked, Footprint, Job, Ledger, Length, Placement
 from penstock.profiling import here
@@ -25,12 +25,14 @@ MODEL = SimpleNamespace(
 )
 
 
-def chosen(placed: Placement, fingerprint: str = "same", budget: int = 1 << 30) -> Placement:
+def chosen(
+    placed: Placement, fingerprint: str = "same", budget: int = 1 << 30, compute: Tier = "cpu", transforms: bool = False
+) -> Placement:
     identity = Identity("tiny", fingerprint, 2, 2 << 20)
     saved = SavedPlan(identity, "here", "a job", {}, placed, Expected(1.0, 1.0, 1.0, 1.0, {}))
-    model: Any = MODEL
-    placing = Placing(model, Asked(), saved, "cpu", Path(), lambda event: None)
-    ledger = Ledger({"cpu": budget, "disk": 1 << 40}, {"cpu": budget // 50}, {"cpu": 1 / 50})
+    model: Any = SimpleNamespace(**vars(MODEL) | {"footprint": lambda: SimpleNamespace(transforms=transforms)})
+    placing = Placing(model, Asked(), saved, compute, Path(), lambda event: None)
+    ledger = Ledger({"gpu": budget, "cpu": budget, "disk": 1 << 40}, {"cpu": budget // 50}, {"cpu": 1 / 50})
     return placing.choose(Job(2, 8, 8, 4), lambda: ledger)
 
 
@@ -50,11 +52,22 @@ def test_a_plan_of_this_host_is_taken_as_it_is() -> None:
         (replace(PLACED, policy=replace(POLICY, kv=Shares(gpu=0.1, cpu=0.9))), "puts KV on gpu"),
         (replace(PLACED, homes=("gpu", "disk")), "puts weights on gpu"),
         (replace(PLACED, policy=replace(POLICY, attention="gpu")), "has attention on gpu, and layers are computed"),
+        (replace(PLACED, policy=replace(POLICY, kv=Shares(cpu=0.5, disk=0.5))), "leaves no room for KV on its way"),
     ],
 )
 def test_what_this_host_cannot_do_is_refused(edited: Placement, said: str) -> None:
     with pytest.raises(UserError, match=f"^--plan {said}.*plan again"):
         chosen(edited)
+
+
+@pytest.mark.parametrize("transforms", [False, True])
+def test_attention_on_the_cpu_beside_a_gpu_runs_where_keys_need_not_come(transforms: bool) -> None:
+    beside = replace(PLACED, policy=replace(POLICY, attention="cpu"), homes=("gpu", "disk"))
+    if not transforms:
+        assert chosen(beside, compute="gpu") is beside
+        return
+    with pytest.raises(UserError, match="has attention on cpu, and this model transforms keys"):
+        chosen(beside, compute="gpu", transforms=True)
 
 
 def test_another_model_s_plan_is_refused_by_name() -> None:

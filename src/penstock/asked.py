@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 
 from penstock.errors import UserError
-from penstock.plan.policy import Shares
+from penstock.plan.policy import Shares, Tier
 from penstock.plan.shares import parse_shares
 from penstock.plan.types import Asked
 
 Shared = str | Mapping[str, float] | None
+
+ATTENTION: Mapping[str | None, Tier | None] = {None: None, "auto": None, "cpu": "cpu", "gpu": "gpu"}
 
 
 def asked_for(
@@ -21,9 +23,12 @@ def asked_for(
     slots: int | None,
     batch_size: int | None,
     num_batches: int | None,
+    attention: str | None = None,
 ) -> Asked:
     """The wish that keywords make; UserError for what is none, and for a cut that is said in two ways."""
     check_cut(rows, batch_size, num_batches, sweep_tokens)
+    if attention not in ATTENTION:
+        raise UserError(f"--attention {attention}: there are {', '.join(name for name in ATTENTION if name)}")
     return Asked(
         weights=_shares(weights, "--weights"),
         kv=_shares(kv, "--kv"),
@@ -34,6 +39,7 @@ def asked_for(
         slots=_count(slots, "--slots"),
         batch_size=_count(batch_size, "--batch-size"),
         num_batches=_count(num_batches, "--num-batches"),
+        attention=ATTENTION[attention],
     )
 
 

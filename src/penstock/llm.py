@@ -66,6 +66,7 @@ class LLM:
         weights: Shared = None,
         kv: Shared = None,
         activations: Shared = None,
+        attention: str | None = None,
         rows: int | None = None,
         sweep_tokens: int | None = None,
         batch_tokens: int | None = None,
@@ -90,6 +91,7 @@ class LLM:
             slots=slots,
             batch_size=batch_size,
             num_batches=num_batches,
+            attention=attention,
         )
         self._saved = None if plan is None else saved_plan(Path(plan), self.asked)
         bits = asked_bits(weight_bits, lm_head_bits, kv_bits, allow_4bit)

@@ -13,13 +13,13 @@ from penstock.errors import UserError
 from penstock.machine.machine import Machine
 from penstock.model.fingerprint import fingerprint
 from penstock.model.packing import Packing, packing_of
+from penstock.plan.attended import searched
 from penstock.plan.beginnings import Beginnings
 from penstock.plan.case import Case
 from penstock.plan.plan import Prediction
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.rule import decide
 from penstock.plan.saved import Identity, SavedPlan, check, load_plan
-from penstock.plan.search import Search
 from penstock.plan.sizes import least_mib
 from penstock.plan.types import Asked, Job, Ledger, Length, Placement
 from penstock.plan.virtual import VirtualRun
@@ -29,7 +29,7 @@ from penstock.units import format_bytes, format_seconds
 
 Event = Callable[[Mapping[str, Any]], None]
 
-_FINALISTS = 10
+_SKETCHES = 10
 _MOST_LENGTHS = 16384  # rows that a prediction looks at; a longer job goes on as they do
 
 
@@ -63,7 +63,7 @@ class Placing:
         case = self._case(machine, job, ledger())
         if holds_all:
             return decide(footprint, job, case.ledger, self.asked, self.compute, hidden(case))
-        return Search(case).best(_FINALISTS)[0].placement
+        return searched(case, _SKETCHES).best.placement
 
     def predict(self, placement: Placement, job: Job, budget: Mapping[Tier, int]) -> Prediction | None:
         """What a job will do as it is placed; None where this machine was never measured."""
@@ -152,8 +152,14 @@ class Placing:
         on_gpu = [what for what, parts in shares.items() if parts.gpu > 0] + ["weights"] * ("gpu" in placed.homes)
         if on_gpu and self.compute != "gpu":
             return f"puts {on_gpu[0]} on gpu, and there is no gpu here"
-        if policy.attention not in (None, self.compute):
+        if policy.attention not in (None, "cpu", self.compute):
             return f"has attention on {policy.attention}, and layers are computed on {self.compute}"
+        beside = self.compute == "gpu" and policy.attention == "cpu"
+        if beside and self.model.footprint().transforms:
+            return "has attention on cpu, and this model transforms keys where it computes"
+        in_place = {self.compute, "cpu"} if beside else {self.compute}
+        if not placed.staging and any(policy.kv.of(tier) > 0 for tier in TIERS if tier not in in_place):
+            return "leaves no room for KV on its way to where it is attended to"
         return None
 
 

@@ -59,7 +59,6 @@ class Planner:
             asked=question.asked,
             groups=self.model.specs,
             chunking=not self.model.anatomy.recurrent,
-            attention=question.attention,
             weight_bits=question.weight_bits,
             lm_head_bits=question.lm_head_bits,
             kv_bits=question.kv_bits,
@@ -166,8 +165,6 @@ def _check(question: Question, name: str, tiers: Collection[Tier], compute: Tier
     for tier, asked in question.budgets.items():
         if asked is not None and tier not in tiers:
             raise UserError(f"--{tier}-memory is given, and {name} has no {tier}: leave it out")
-    if question.attention == "gpu" and compute != "gpu":
-        raise UserError(f"--attention gpu: {name} has no gpu; leave it out")
     check_asked(question.asked, compute)
 
 
@@ -271,6 +268,4 @@ def _ledger(machine: Machine, question: Question, plan: Blueprint) -> Ledger:
 
 def _cannot(question: Question, machine: Machine) -> str | None:
     """Why no engine here executes a plan for this question; None where one does."""
-    if question.attention == "cpu" and machine.compute == "gpu":
-        return "attention on the cpu beside a gpu is not built yet"
     return None if question.machine is None else f"it is for {question.machine}, not for this host"

@@ -72,6 +72,7 @@ def test_flags_reach_the_engine_by_the_names_of_python(engine: Engine) -> None:
         "weights": "cpu=50%,disk=50%",
         "kv": "disk=100%",
         "activations": "cpu=100%",
+        "attention": "cpu",
         "batch_tokens": 256,
         "slots": 3,
         "batch_size": 4,

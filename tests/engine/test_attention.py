@@ -299,3 +299,19 @@ def test_an_empty_call():
     arena = torch.zeros(1, 2, 16, 8)
     out, lse = attend(torch.zeros(0, 4, 8), arena, arena, tables, None, 1.0)
     assert (out.shape, lse.shape) == ((0, 4, 8), (0, 4))
+
+
+def test_decode_by_torch_gathers_no_more_than_is_here():
+    """Rows of one token whose blocks lie partly elsewhere, one of them wholly."""
+    spans = [(70, 1), (33, 1), (5, 1)]
+    call = make_call(spans)
+    tables = [[-1, call.tables[0][1], -1, -1, call.tables[0][4]], [call.tables[1][0], -1, -1], [-1]]
+    built = call.built(tables)
+    assert built.decode_present.tolist() == [[1, 4], [0, -1], [-1, -1]] and built.holds
+    assert not call.built([[-1] * 5, [-1] * 3, [-1]]).holds
+    low = torch.tensor([20, 3, 0])
+    wanted = attend_blocks(call.q, call.k_arena, call.v_arena, built, low, 0.25)
+    out, lse = torch.empty(3, 6, 16), torch.empty(3, 6)
+    attention.decode_gathered(call.q, call.k_arena, call.v_arena, built, low, 0.25, None, out, lse)
+    torch.testing.assert_close((out, lse), wanted, rtol=2e-5, atol=2e-5)
+    assert bool(torch.isneginf(lse[2]).all()) and not bool(torch.isneginf(lse[:2]).any())

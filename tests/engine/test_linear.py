@@ -25,7 +25,7 @@ def run(work: Any) -> tuple[Call, list[Any]]:
     found: list[Any] = []
     nothing: Any = None
     call = Call(nothing, lambda _: found.append(work()))
-    call.begin()
+    call.go_on()
     return call, found
 
 

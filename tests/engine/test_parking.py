@@ -54,7 +54,7 @@ def run(parking, calls):
     """What the engine does: every call at every page."""
     parking.begin(calls)
     for call in calls:
-        call.begin()
+        call.go_on()
         parking.park(call)
     for page in (0, 1):
         for call in calls:
@@ -97,7 +97,7 @@ def test_memory_is_given_back_at_a_stop(made, tmp_path):
     parking, seen = made(CpuDevice, disk=1.0), []
     call = working(seen=seen)
     parking.begin([call])
-    call.begin()
+    call.go_on()
     storage, values = seen[0].untyped_storage(), seen[0].clone()
     assert nbytes(call) >= values.nbytes
     parking.park(call)
@@ -135,7 +135,7 @@ def test_weights_and_arenas_stay(made):
 
     parking, call = made(CpuDevice, module, disk=1.0), Call(None, forward)
     parking.begin([call])
-    call.begin()
+    call.go_on()
     parking.park(call)
     assert parking.peak["disk"] == 2048 * 4
     assert module.weight.untyped_storage().nbytes() and module.table.untyped_storage().nbytes()
@@ -150,7 +150,7 @@ def test_closed_over_tensors_stay(made):
 
     parking, call = made(CpuDevice, disk=1.0), Call(None, forward)
     parking.begin([call])
-    call.begin()
+    call.go_on()
     parking.park(call)
     assert shared.sum() == 4096
 
@@ -168,7 +168,7 @@ def test_looking_keeps_nothing_alive(made):
 
     parking, call = made(CpuDevice, disk=1.0), Call(None, forward)
     parking.begin([call])
-    call.begin()
+    call.go_on()
     parking.park(call)
     parking.unpark(call)
     call.resume(0, {})
@@ -180,7 +180,7 @@ def test_a_sweep_that_broke_off_is_forgotten(made):
     broken = [working(), working()]
     parking.begin(broken)
     for call in broken:
-        call.begin()
+        call.go_on()
         parking.park(call)
     assert run(parking, [working()]) == [expected()]
 

@@ -132,6 +132,15 @@ def test_skip_sets_are_those_of_transformers_weights(checkpoint, family, kv_head
     check(model, tokens, recorder, bits, text, kv_heads)
 
 
+@pytest.mark.parametrize("attention", ["cpu", "gpu"])
+@pytest.mark.parametrize("kv", ["cpu=100%", "disk=100%"])
+def test_keys_are_found_on_every_tier(checkpoint, kv, attention):
+    path, model = checkpoint("llama")
+    how = {"device": "emulated", "kv": kv, "attention": attention, "block_tokens": 16, "sweep_tokens": 9}
+    tokens, recorder, bits = record(path, "top-k:3", **how)
+    check(model, tokens, recorder, bits, "top-k:3", 2)
+
+
 @pytest.mark.parametrize(
     ("family", "kv_heads", "text"),
     [

@@ -80,16 +80,15 @@ def test_a_place_that_is_used_again_at_once_keeps_both_blocks(store):
     assert torch.equal(store.arenas(0)[0][5], first[0])
 
 
-def test_staging_mixes_what_is_here_with_what_is_elsewhere(store):
+def test_staging_brings_blocks_in_the_order_that_they_are_named_in(store):
     here = store.device.compute_tier
     away, near = filled(store, 0, 0, 1), filled(store, 0, 3, 2)
-    store.move([Move(0, (here, 0), ("disk", 7))])
+    store.move([Move(0, (here, 0), ("disk", 7)), Move(0, (here, 3), ("disk", 2))])
     filled(store, 0, 0, -1)
-    blocks = [Block(0, 7, "disk"), Block(0, 3, here)]
+    blocks = [Block(0, 7, "disk"), Block(0, 2, "disk")]
     staging = store.device.alloc(2 * store.stride(0))
     for pending in store.fetch(0, blocks, staging):
         pending.result()
-    store.copy_local(0, blocks, staging)
     keys, values = store.staged_views(0, staging, 2)
     assert torch.equal(keys[0], away[0]) and torch.equal(values[1], near[1])
 

@@ -30,6 +30,12 @@ SHAPE = {"rows": 4, "sweep_tokens": 56, "batch_tokens": 40}
 FORMS = {"int8g32": Grouped(8, 32), "int4g32": Grouped(4, 32)}
 # Keys that rounding moved across a boundary get another code: a step of 255, or of 15. Packing itself moves logits by
 # some 2e-3 and 3e-2.
+BESIDE = {"device": "emulated", "attention": "cpu"}
+PLACES = {
+    **PLACEMENTS,
+    "beside": {**BESIDE, "kv": "cpu=100%", "weights": "cpu=50%,disk=50%", "slots": 1},
+    "beside-everywhere": {**BESIDE, "kv": "gpu=30%,cpu=40%,disk=30%"},
+}
 ROUNDING = {"int8g32": 1e-3, "int4g32": 5e-3}
 NAME = "packed-kv-reference"
 
@@ -95,14 +101,14 @@ def answers(subject):
     return made
 
 
-@pytest.mark.parametrize("placement", MARKED)
+@pytest.mark.parametrize("placement", [*MARKED, "beside", "beside-everywhere"])
 @each_family
 def test_tokens_are_those_of_keys_that_were_packed(subject, answers, compare, family, placement):
     name = "int4g32"
     wanted = answers(family, FORMS[name])
     prompts = [one.prompt for one in wanted]
     tokens, trail = run(
-        subject(family).path, prompts, NEW_TOKENS, dtype=f"float32+kv-{name}", **SHAPE, **PLACEMENTS[placement]
+        subject(family).path, prompts, NEW_TOKENS, dtype=f"float32+kv-{name}", **SHAPE, **PLACES[placement]
     )
     compare(wanted, tokens, trail.logits, ROUNDING[name])
     assert trail.chunks and trail.rows < len(prompts)
@@ -115,9 +121,36 @@ def test_packing_is_not_without_effect(subject, answers):
     assert torch.equal(wide[3].logits, tight[3].logits)  # a row that fills no block
 
 
-def test_eight_bits_too(subject, answers, compare):
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("family", ["llama", "gpt_oss-sinks", "gemma4-shared-kv"])
+def test_rows_that_outgrow_the_gpu_answer_as_where_all_is_at_hand(subject, answers, family, name):
+    """Some of their packed blocks on the gpu beside the open one, some on the cpu and attended to there."""
+    parts = [one.prompt for one in answers(family, FORMS[name])]
+    prompts = [[*parts[i], *parts[-1]][:94] for i in (2, 5)]  # they begin a fourth block as they go on
+    path, cut = subject(family).path, {"rows": 2, "sweep_tokens": 200, "batch_tokens": 40}
+    dtype = f"float32+kv-{name}"
+    wanted, at_hand = run(path, prompts, NEW_TOKENS, dtype=dtype, weights="cpu=100%", **cut)
+    how, trail = {**BESIDE, "kv": "gpu=90%,cpu=10%", "spare_blocks": 3, **cut}, Trail()
+    with engine_of(path, [94, 94], NEW_TOKENS, dtype=dtype, **how) as engine:
+        trail.watch(engine)
+        rows = [engine.add(str(i), prompt, greedy(NEW_TOKENS)) for i, prompt in enumerate(prompts)]
+        sunk = 0
+        while engine.sweep() is not None:
+            sunk += sum(row.sunk for row in engine.scheduler._room.rows.values())
+        tokens = [engine.sequences[row].generated for row in rows]
+    assert sunk and trail.micro_batches > 1 and tokens == wanted
+    for row in rows:
+        for position, logits in trail.logits[row].items():
+            expected = at_hand.logits[row][position]
+            assert (logits - expected).abs().max() < ROUNDING[name] * expected.abs().max()
+
+
+@pytest.mark.parametrize("how", [{}, {**SHAPE, **PLACES["beside"]}])
+def test_eight_bits_too(subject, answers, compare, how):
     wanted = answers("llama", FORMS["int8g32"])
-    tokens, trail = run(subject("llama").path, [a.prompt for a in wanted], NEW_TOKENS, dtype="float32+kv-int8g32")
+    tokens, trail = run(
+        subject("llama").path, [a.prompt for a in wanted], NEW_TOKENS, dtype="float32+kv-int8g32", **how
+    )
     compare(wanted, tokens, trail.logits, ROUNDING["int8g32"])
 
 
@@ -157,6 +190,24 @@ def test_prompts_that_begin_alike_share_packed_blocks(subject, answers, compare)
     compare(wanted, tokens, trail.logits, ROUNDING["int4g32"])
     computed = sum(span.count for sweep in trail.sweeps for batch in sweep.micro_batches for span in batch)
     assert computed == sum(len(p) + NEW_TOKENS - 1 for p in prompts) - 2 * 32
+
+
+@pytest.mark.parametrize("cut", [{"rows": 2}, {"batch_size": 1, "num_batches": 2}])
+def test_places_of_open_blocks_are_free_when_rows_have_ended_or_were_aborted(subject, cut):
+    model = subject("llama")
+    how = {"dtype": "float32+kv-int4g32", "weights": "cpu=100%", "sweep_tokens": None, "batch_tokens": 20, **cut}
+    with engine_of(model.path, [40] * 5, 4, **how) as engine:
+        rows = [engine.add(str(i), prompt, greedy(4)) for i, prompt in enumerate(model.prompts[:5])]
+        places = engine.kv.open
+        taken = []
+        engine.sweep()
+        engine.abort(rows[0])  # in flight
+        engine.abort(rows[4])  # waits
+        while engine.sweep() is not None:
+            taken.append(set(places._places))
+        assert max(map(len, taken)) == 2 and rows[4] not in set().union(*taken)
+        assert set().union(*taken) >= set(rows[1:4]) and rows[0] not in taken[0]
+        assert not places._places and len(places._free) == 2
 
 
 def test_latent_attention_is_refused_by_name(subject):

@@ -36,7 +36,7 @@ def test_a_window_ends_what_is_read() -> None:
 
 def test_kv_on_the_cpu_is_attended_there_or_staged_on_its_way() -> None:
     beside = Attending(MACHINE, replace(POLICY, kv=CPU, attention="cpu"))
-    assert beside.seconds(LAYER, DECODE) == (0, pytest.approx(4 * 10 * 100 / 1e5))
+    assert beside.seconds(LAYER, DECODE) == (pytest.approx(4 * 100 / 1e6), pytest.approx(4 * 9 * 100 / 1e5))
     staged = Attending(MACHINE, replace(POLICY, kv=CPU))
     assert staged.seconds(LAYER, DECODE)[1] == pytest.approx(4 * 9 * 100 / 1e5)
 
@@ -44,7 +44,14 @@ def test_kv_on_the_cpu_is_attended_there_or_staged_on_its_way() -> None:
 def test_prompts_are_attended_where_they_were_computed() -> None:
     prompt = [Load((Spans(1, 0, 64),), 1)]
     beside = Attending(MACHINE, replace(POLICY, kv=CPU, attention="cpu"))
-    assert beside.seconds(LAYER, prompt)[0] > 0
+    assert beside.seconds(LAYER, prompt) == Attending(MACHINE, POLICY).seconds(LAYER, prompt)
+
+
+def test_the_rest_of_a_prompt_attends_on_the_cpu_to_what_was_computed_before() -> None:
+    chunk, half = [Load((Spans(1, 64, 64),), 1)], Shares(gpu=0.5, cpu=0.5)
+    slow = {**MACHINE.processors, "cpu": replace(FAST, attention=Curve.flat(1e6), kv_bytes_per_s=1e12)}
+    beside = Attending(replace(MACHINE, processors=slow), replace(POLICY, kv=half, attention="cpu"))
+    assert beside.seconds(LAYER, chunk)[1] == pytest.approx(0.5 * 64 * 64 * 40 / 1e6)
 
 
 def test_packed_kv_is_unpacked_as_a_whole_first() -> None:

@@ -29,7 +29,7 @@ SHAPE = ModelShape(
     hidden_bytes=100,
     traffic_bytes=0,
     vocabulary=0,
-    footprint=Footprint([PAGE] * LAYERS, frozenset(), 0, 0, 0, 0, 16),
+    footprint=Footprint([PAGE] * LAYERS, frozenset(), 0, 0, 0, 0, 16, query_bytes=100, answer_bytes=200),
 )
 POLICY = Policy(GPU, GPU, GPU, rows=10, sweep_tokens=10, batch_tokens=10)
 DECODE = [Load((Spans(10, 99, 1),), 10)]
@@ -78,10 +78,22 @@ def test_kv_that_is_staged_holds_the_products_back() -> None:
 
 def test_attention_on_the_cpu_leaves_kv_where_it_is_and_waits_for_it() -> None:
     priced = sweep(kv=CPU, attention="cpu")
-    assert priced.lanes["cpu-compute"] == pytest.approx(LAYERS * 10 * 100 * KV / 1e7)
-    assert priced.lanes["gpu-compute"] == pytest.approx(PRODUCT_S)
-    assert priced.lanes["cpu→gpu"] < 0.01 * sweep(kv=CPU).lanes["cpu→gpu"]  # outputs, no keys
-    assert priced.seconds >= priced.lanes["cpu-compute"] + PRODUCT_S
+    assert priced.lanes["cpu-compute"] == pytest.approx(LAYERS * 10 * 99 * KV / 1e7)
+    assert priced.lanes["gpu-compute"] == pytest.approx(PRODUCT_S + ATTENTION_S / 100)
+    assert priced.lanes["cpu→gpu"] == pytest.approx(LAYERS * 10 * 200 / 1e9)  # outputs, no keys
+    assert priced.lanes["gpu→cpu"] == pytest.approx(LAYERS * 10 * (100 + KV) / 1e9)  # queries, and new keys
+    assert priced.seconds == pytest.approx(priced.lanes["cpu-compute"] + priced.lanes["gpu-compute"])
+
+
+def test_micro_batches_at_a_page_are_computed_while_the_cpu_attends_for_others() -> None:
+    halves = [Load((Spans(5, 99, 1),), 5)] * 2
+    fast = replace(MACHINE, processors={"gpu": PROCESSOR, "cpu": replace(PROCESSOR, kv_bytes_per_s=1e8)})
+    cost = SweepCost(SHAPE, fast, replace(POLICY, kv=CPU, attention="cpu"), ["gpu"] * LAYERS)
+    one, two = cost.price(DECODE), cost.price(halves)
+    assert two.lanes == pytest.approx(one.lanes)
+    assert two.seconds == pytest.approx(one.lanes["cpu-compute"] + one.lanes["gpu-compute"] / 2)
+    loads = tuple(halves)
+    assert cost.closed_form(loads, {}).seconds == pytest.approx(two.seconds)
 
 
 def test_packed_kv_crosses_links_packed_and_is_unpacked_before_attention_reads_it() -> None:

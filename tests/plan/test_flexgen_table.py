@@ -51,6 +51,8 @@ def opt(size: str, bits: int | None = None, kv_bits: int | None = None) -> Model
         kv_block=layers * BLOCK_TOKENS * token,
         block_tokens=BLOCK_TOKENS,
         staged_layer=BLOCK_TOKENS * token,
+        query_bytes=2 * hidden,
+        answer_bytes=4 * (hidden + hidden // 128),
     )
     return ModelShape(
         name=f"opt-{size}",
@@ -114,9 +116,9 @@ def plan(row: Row) -> Plan:
             batch_size=row.batch,
             num_batches=row.batches,
             slots=None if row.overlap else 1,
+            attention="cpu" if row.cpu_attention else None,
         ),
         groups=[GroupSpec(shape.footprint.kv_block)],
-        attention="cpu" if row.cpu_attention else None,
         weight_bits=row.weight_bits,
         kv_bits=row.kv_bits,
     )

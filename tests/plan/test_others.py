@@ -7,6 +7,7 @@ from tests.plan.made import beside_a_gpu, case, machine
 from tests.plan.test_gains import runs_slower
 
 from penstock.machine.machine import Curve
+from penstock.plan.attended import Found
 from penstock.plan.case import Case
 from penstock.plan.others import all_on_cpu, runners_up
 from penstock.plan.policy import Shares
@@ -21,8 +22,8 @@ WAYS = {"one micro-batch per sweep", "single-layer paging (no overlap)", "static
 def test_other_ways_are_compared_as_sketches() -> None:
     search = Search(CASE)
     ranked = search.best()
-    ways = [way.tok_s for way in runners_up(CASE, search, ranked)]
-    halved = [way.tok_s for way in runners_up(CASE, search, [runs_slower(ranked[0], 2), *ranked[1:]])]
+    ways = [way.tok_s for way in runners_up(Found(search, ranked))]
+    halved = [way.tok_s for way in runners_up(Found(search, [runs_slower(ranked[0], 2), *ranked[1:]]))]
     told = [(a, b) for a, b in zip(ways, halved, strict=True) if a is not None and b is not None]
     assert len(told) >= 2
     assert all(b == pytest.approx(a / 2) for a, b in told)
@@ -31,7 +32,7 @@ def test_other_ways_are_compared_as_sketches() -> None:
 @pytest.mark.parametrize("made", [CASE, beside_a_gpu(LENGTHS, gpu_mib=200, cpu_mib=1024)], ids=["cpu", "gpu"])
 def test_the_same_ways_are_told_of_on_every_machine(made: Case) -> None:
     search = Search(made)
-    assert {way.name for way in runners_up(made, search, search.best(3))} >= WAYS
+    assert {way.name for way in runners_up(Found(search, search.best(3)))} >= WAYS
 
 
 def test_beside_a_gpu_the_cpu_is_asked_what_it_does_alone() -> None:

@@ -58,3 +58,20 @@ def test_rows_are_as_many_as_their_states_leave_room_for() -> None:
     assert sizes().rows_held(room, 100) == 100
     with pytest.raises(UserError, match="100 rows keep 100 MiB beside their KV blocks on cpu, where"):
         sizes(Asked(batch_size=10, num_batches=10), recurrent).rows_held(room, 100)
+
+
+def test_attention_beside_a_gpu_takes_memory_of_the_host_and_no_ring_of_the_gpu() -> None:
+    model = replace(shape().footprint, staged_layer=BLOCK, query_bytes=1000, answer_bytes=2000)
+    ledger = Ledger({"gpu": 200 * MIB, "cpu": 200 * MIB, "disk": 1 << 40}, {})
+
+    def of(kv: Shares, attention: str) -> Sizes:
+        return Sizes(model, JOB, ledger, Asked(kv=kv, attention=attention), "gpu")  # type: ignore[arg-type]
+
+    cpu, disk = Shares(cpu=1.0), Shares(cpu=0.5, disk=0.5)
+    plain = of(Shares(gpu=1.0), "gpu").fixed(CUT)
+    assert [of(kv, "gpu").fixed(CUT) - plain for kv in (cpu, disk)] == [16 * MIB] * 2
+    assert [of(kv, "cpu").fixed(CUT) - plain for kv in (cpu, disk)] == [128 * 5000] * 2  # questions and answers
+    assert of(disk, "gpu").attending(CUT, "cpu") == of(disk, "cpu").attending(CUT, "disk") == 0
+    asked = of(cpu, "cpu").attending(CUT, "cpu")
+    assert asked > 512 * 3000
+    assert of(disk, "cpu").attending(CUT, "cpu") == asked + 16 * MIB  # what comes from disk

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tests.plan.made import MIB, case, shape
+from tests.plan.made import MIB, beside_a_gpu, case, shape
 
 from penstock.plan.case import Case
 from penstock.plan.policy import Shares
@@ -29,3 +29,12 @@ def test_a_rule_s_placement_never_exceeds_what_it_was_counted_against() -> None:
     use = memory(made, placed(made, Asked()))["cpu"]
     assert use.short == 0 and use.needed + use.free == use.budget
     assert use.weights > 0 and use.kv > 0 and use.buffers > 0
+
+
+def test_what_attention_beside_a_gpu_takes_of_the_host_is_no_activations() -> None:
+    asked = Asked(kv=Shares(cpu=1.0), attention="cpu")
+    made = beside_a_gpu([Length(100, 20)] * 50, 200, 2000, asked)
+    there = memory(made, placed(made, asked))["cpu"]
+    plain = replace(asked, attention=None)
+    here = memory(replace(made, asked=plain), placed(made, plain))["cpu"]
+    assert there.activations == here.activations == 0 and there.buffers > here.buffers > 0

@@ -140,7 +140,8 @@ class FakeEngine:
         for row, index, block in self.live():
             assert block.references == 1 or index < len(row.chain)
             if block.tier != self.compute_tier:
-                at_home = block.tier == row.home or index < len(row.chain)
+                home, sunk = TIERS.index(row.home), TIERS.index(block.tier)
+                at_home = home <= sunk or index < len(row.chain)
                 assert at_home and (index + 1) * self.block_tokens <= row.computed, "a tail left home"
 
     def execute(self, sweep: Sweep) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from penstock.plan.policy import Tier
 from penstock.schedule.demand import Demand
 from penstock.schedule.types import GroupSpec
 
@@ -39,4 +40,12 @@ def test_the_longest_row_that_fits(capacity: dict, longest: int) -> None:
 
 def test_the_longest_row_takes_its_best_home() -> None:
     demand = Demand([ENDLESS], 4, "cpu", whole=False)
-    assert demand.longest(100, ["cpu", "disk"], {"cpu": 20, "disk": 55}) == 24
+    assert demand.longest(100, ["cpu", "disk"], {"cpu": 10, "disk": 55}) == 24
+
+
+def test_a_row_that_no_tier_holds_whole_has_its_oldest_blocks_below() -> None:
+    cut, whole = (Demand([ENDLESS], 4, "gpu", whole=whole) for whole in (False, True))
+    room: dict[Tier, int] = {"gpu": 25, "cpu": 39, "disk": 10}
+    assert [cut.longest(100, homes, room) for homes in (["gpu"], ["gpu", "cpu"], ["gpu", "cpu", "disk"])] == [8, 20, 24]
+    assert cut.longest(100, ["cpu", "disk"], room) == 20  # and the block that is written to on the gpu
+    assert whole.longest(100, ["gpu", "cpu"], room) == 8

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from tests.schedule.fake_engine import CPU, HALF, ONE, ROOMY, STEPS, FakeEngine, engines, policy
 
 from penstock.errors import UserError
-from penstock.plan.policy import TIERS, Policy, Shares
-from penstock.schedule.types import GroupSpec, Sweep
+from penstock.plan.policy import TIERS, Policy, Shares, Tier
+from penstock.schedule.types import GroupSpec, Row, Sweep
 
 
 @settings(max_examples=120, deadline=None)
@@ -125,7 +125,48 @@ def test_the_newest_row_moves_down_where_kv_has_a_share_there() -> None:
     engine.add(8, 12)
     engine.add(8, 9)
     engine.run()
-    assert not engine.dropped and engine.moved >= 2 and engine.rows[1].home == "disk"
+    assert not engine.dropped and engine.moved == 2
+
+
+def tiers(row: Row) -> list[Tier]:
+    return [block.tier for block in row.tables[0] if block is not None]
+
+
+@pytest.mark.parametrize("kv", [Shares(gpu=0.5, cpu=0.5), Shares(gpu=0.4, cpu=0.3, disk=0.3)])
+def test_a_row_that_no_tier_holds_lies_on_several_its_oldest_blocks_below(kv: Shares) -> None:
+    capacity: dict[Tier, int] = {"gpu": 30, "cpu": 50, "disk": 40}
+    engine = FakeEngine(policy(sweep=8, kv=kv), ONE, capacity, 4, compute_tier="gpu")
+    engine.add(40 if kv.disk else 25, 8)
+    seen = []
+    for _ in engine.sweeps():
+        seen.append(tiers(engine.rows[0]))
+    assert not engine.dropped and engine.sampled == {0: 8}
+    assert all(found == sorted(found, key=TIERS.index, reverse=True) for found in seen if "disk" not in found)
+    assert {tier for found in seen for tier in found} == {tier for tier in TIERS if kv.of(tier)}
+    assert max(found.count("gpu") for found in seen) == 3  # which is filled first, and stays full
+
+
+def test_a_row_enters_in_parts_where_no_home_has_room_for_all_of_it() -> None:
+    capacity: dict[Tier, int] = {"gpu": 60, "cpu": 40}
+    engine = FakeEngine(policy(kv=Shares(gpu=0.5, cpu=0.5), sweep=99), ONE, capacity, 4, compute_tier="gpu")
+    engine.add(12, 4)  # takes 4 of 6 blocks of the gpu
+    engine.add(24, 1)
+    sweeps = engine.sweeps()
+    assert [(s.row, s.count) for s in next(sweeps).micro_batches[0]] == [(0, 12), (1, 12)]
+    for _ in sweeps:
+        assert engine.rows[1].home == "gpu"
+    assert not engine.dropped and engine.finished == [1, 0] and engine.moved >= 2
+
+
+def test_no_more_of_a_row_sinks_than_makes_room() -> None:
+    kv = Shares(gpu=0.99, cpu=0.01)
+    engine = FakeEngine(policy(rows=2, kv=kv), ONE, {"gpu": 60, "cpu": 100}, 4, compute_tier="gpu")
+    engine.add(8, 12)
+    engine.add(8, 12)
+    for _ in engine.sweeps():
+        on_cpu = [tiers(row).count("cpu") for row in engine.rows.values()]
+        assert sum(on_cpu) <= 4 and on_cpu[0] <= on_cpu[1]
+    assert engine.moved == 4 and not engine.dropped  # 10 blocks of both rows, and 6 on the gpu
 
 
 def test_admission_counts_blocks_in_use_and_one_ahead() -> None:

@@ -138,6 +138,16 @@ Activations = Annotated[
     str | None, option(PLACEMENT, "--activations", "where suspended micro-batches wait", metavar="SHARES")
 ]
 
+Attention = Annotated[
+    str,
+    option(
+        PLACEMENT,
+        "--attention",
+        "which processor attends to KV that rests below a gpu: cpu, gpu or auto (default)",
+        metavar="NAME",
+        callback=one_of("auto", "cpu", "gpu"),
+    ),
+]
 Rows = Annotated[int | None, option(CUT, "--rows", "sequences in flight at most", metavar="N", min=1)]
 SweepTokens = Annotated[
     int | None, option(CUT, "--sweep-tokens", "tokens of one pass over the weights at most", metavar="N", min=1)

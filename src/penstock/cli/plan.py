@@ -3,21 +3,20 @@
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from penstock.asked import check_cut
+from penstock.asked import ATTENTION, check_cut
 from penstock.bits import Bits, asked_bits
 from penstock.cli import options, plan_options
 from penstock.cli.console import Display, stderr_display, width_of
 from penstock.cli.overwrites import refuse_overwriting
 from penstock.errors import UserError
-from penstock.plan.question import Attention, Question
+from penstock.plan.question import Question
 
 if TYPE_CHECKING:
     from penstock.cli.plan_table import Line
@@ -32,7 +31,6 @@ Examples:
   penstock plan ./llama-70b --explain paging
 """
 DRAWN = (".png", ".svg", ".html")
-ATTENTION: Mapping[str, Attention | None] = MappingProxyType({"auto": None, "cpu": "cpu", "gpu": "gpu"})
 
 
 def plan(
@@ -59,7 +57,7 @@ def plan(
     kv: options.Kv = None,
     activations: options.Activations = None,
     no_disk: plan_options.NoDisk = False,
-    attention: plan_options.AttentionTier = "auto",
+    attention: options.Attention = "auto",
     weight_bits: options.WeightBits = None,
     allow_4bit: options.Allow4Bit = False,
     lm_head_bits: options.LmHeadBits = None,

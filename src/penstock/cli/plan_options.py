@@ -79,16 +79,6 @@ Instance = Annotated[
     option(PLAN, "--instance", "solve a bare linear program of given sizes and bandwidths, without MODEL", metavar="F"),
 ]
 NoDisk = Annotated[bool, option(PLACEMENT, "--no-disk", "let nothing rest on disk")]
-AttentionTier = Annotated[
-    str,
-    option(
-        PLACEMENT,
-        "--attention",
-        "which processor attends to KV: cpu, gpu or auto (default)",
-        metavar="NAME",
-        callback=one_of("auto", "cpu", "gpu"),
-    ),
-]
 Save = Annotated[
     str | None,
     option(OUTPUT, "--save", "keep the plan in a file for generate --plan and run-batch --plan", metavar="F"),

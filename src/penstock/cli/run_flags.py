@@ -29,6 +29,7 @@ HOW = {
     "weights": options.Weights,
     "kv": options.Kv,
     "activations": options.Activations,
+    "attention": options.Attention,
     "rows": options.Rows,
     "sweep_tokens": options.SweepTokens,
     "batch_tokens": options.BatchTokens,
@@ -46,7 +47,7 @@ HOW = {
     "trust_remote_code": options.TrustRemoteCode,
     "unchecked": options.Unchecked,
 }
-_DEFAULTS = {"dtype": "auto", "device": "auto"} | dict.fromkeys(
+_DEFAULTS = {"dtype": "auto", "device": "auto", "attention": "auto"} | dict.fromkeys(
     ("ignore_eos", "allow_4bit", "random_weights", "trust_remote_code", "unchecked"), False
 )
 

@@ -119,16 +119,17 @@ def decode_gathered(
     out: torch.Tensor,
     lse: torch.Tensor,
 ) -> None:
-    """Decode rows by torch operations alone, on any device: blocks are gathered and padded to the longest row."""
+    """Decode rows by torch operations alone, on any device: blocks here are gathered, padded to the row with most."""
     kv_heads, block_tokens = k_arena.shape[1:3]
-    row_bytes = tables.decode_table.shape[1] * _block_bytes(k_arena, v_arena, q.dtype)
-    at_once = max(1, PIECE_BYTES // row_bytes)
+    row_bytes = tables.decode_present.shape[1] * _block_bytes(k_arena, v_arena, q.dtype)
+    at_once = max(1, PIECE_BYTES // max(1, row_bytes))
     for start in range(0, len(tables.decode_tokens), at_once):
         rows = slice(start, start + at_once)
-        tokens, table = tables.decode_tokens[rows], tables.decode_table[rows].long()
+        tokens, present = tables.decode_tokens[rows], tables.decode_present[rows]
+        table = tables.decode_table[rows].long().gather(1, present.clamp(min=0))
         keys, values = (gathered(arena, table.clamp(min=0), q.dtype) for arena in (k_arena, v_arena))
-        position = torch.arange(keys.shape[2], device=q.device)
-        here = (table >= 0).repeat_interleave(block_tokens, 1) & (position < tables.decode_lengths[rows, None])
+        position = (present[:, :, None] * block_tokens + torch.arange(block_tokens, device=q.device)).flatten(1)
+        here = (present >= 0).repeat_interleave(block_tokens, 1) & (position < tables.decode_lengths[rows, None])
         if lowest is not None:
             here &= position >= lowest[tokens, None]
         # memory that was never written may hold NaN, and 0 · NaN is not 0

@@ -12,23 +12,24 @@ from torch import nn
 
 from penstock.engine import recurrent, rotary
 from penstock.engine.anatomy import Anatomy, dissect
+from penstock.engine.beside import Beside
 from penstock.engine.binding import Binding
-from penstock.engine.embedding import EmbeddingRows, RowTable
-from penstock.engine.engine import Engine, Model
+from penstock.engine.embedding import bind_embeddings
+from penstock.engine.engine import Engine
+from penstock.engine.kv_batch import Reach
+from penstock.engine.model import Model
 from penstock.engine.parking import Parking
 from penstock.engine.staging import Stager
 from penstock.errors import UserError
 from penstock.memory.allocator import HeapWatch
 from penstock.memory.clock import Clock
 from penstock.memory.device import Device
-from penstock.memory.direct import DirectReader
 from penstock.memory.kv import KVStore
 from penstock.memory.kv_form import KVForm, KVGroup, KVLayer, kv_form
 from penstock.memory.pager import Pager
 from penstock.model import gguf, page_cache, random_weights
 from penstock.model.conversion import plan_parameters
 from penstock.model.layout import Layout, lay_out
-from penstock.model.pages import Page, Slice
 from penstock.model.parameter_source import ParameterSource
 from penstock.model.precision import Precision
 from penstock.model.safetensors_index import SafetensorsIndex
@@ -36,9 +37,7 @@ from penstock.model.skeleton import build_skeleton, decoder_config, materialise_
 from penstock.model.source import Source
 from penstock.model.stored import stored_sources
 from penstock.plan.types import Footprint, Placement
-from penstock.quant.forms import named
 from penstock.quant.grouped import Grouped
-from penstock.quant.packed import Packed
 from penstock.schedule.scheduler import Scheduler
 from penstock.schedule.types import GroupSpec
 
@@ -98,6 +97,8 @@ class Blueprint:
         tables = frozenset(p.index for p in pages if p.kind == "embedding")
         item = self.precision.compute.itemsize
         core = sum(p.numel() * p.element_size() for p in self._core_tensors().values())
+        layers = [layer for group in self.groups for layer in group.layers.values()]
+        heads = int(getattr(self.config, "num_attention_heads", 0) or 0)
         return Footprint(
             pages=[page.nbytes for page in pages],
             tables=tables,
@@ -106,11 +107,14 @@ class Blueprint:
             logit_bytes=2 * item * int(getattr(self.config, "vocab_size", 0)),
             kv_block=sum(spec.block_bytes for spec in self.specs),
             block_tokens=self.kv.tokens,
-            open_block=sum(la.open_bytes(self.kv) for g in self.groups for la in g.layers.values()),
+            open_block=sum(layer.open_bytes(self.kv) for layer in layers),
             state=sum(self.anatomy.recurrent.values()),
             state_layer=max(self.anatomy.recurrent.values(), default=0),
-            staged_layer=max((la.block_bytes(self.kv) for g in self.groups for la in g.layers.values()), default=0),
+            staged_layer=max((layer.block_bytes(self.kv) for layer in layers), default=0),
             call_tokens=self._call_tokens(),
+            query_bytes=heads * max((la.k_dim for la in layers), default=0) * item,
+            answer_bytes=heads * max((la.v_dim + 1 for la in layers), default=0) * 4,  # float32, to be merged
+            transforms=bool(_dense(self.skeleton)),
         )
 
     def _call_tokens(self) -> int:
@@ -138,7 +142,16 @@ class Blueprint:
             # every expert's rows are outputs of few tokens: an expert group counts as two experts
             rows = [2 * s.shape[-2] if page.kind == "experts" else s.shape[0] for s in page.slices]
             widths[page.layer, child] = widths.get((page.layer, child), 0) * (page.kind == "layer") + sum(rows)
-        return int(item * (8 * hidden + 1.4 * max(widths.values(), default=4 * hidden)))
+        bytes_ = item * (8 * hidden + 1.4 * max(widths.values(), default=4 * hidden))
+        return int(bytes_ + self._open_span_bytes(item))
+
+    def _open_span_bytes(self, item: int) -> int:
+        """Bytes per token of a prompt whose full blocks are packed: its own keys and values of two layers, which others
+        may read too, and a copy of one layer's in compute dtype."""
+        if self.kv.packed is None:
+            return 0
+        widths = (la.k_heads * la.k_dim + la.v_heads * la.v_dim for g in self.groups for la in g.layers.values())
+        return max(widths, default=0) * (2 * self.kv.dtype.itemsize + item)
 
 
 def blueprint(
@@ -213,12 +226,21 @@ def assemble(
             device.compute_tier,
             chunking=not plan.anatomy.recurrent,
         )
-        stager = Stager(kv, placement.staging, clock) if placement.staging else None
+        reach = _reach(placement, kv, clock)
+        if reach.beside is not None:
+            undo.callback(reach.beside.close)
         parks = shares.of(device.compute_tier) < 1
         parking = Parking(shares, plan.skeleton, device, clock, offload_dir) if parks else None
-        engine = Engine(model, scheduler, pager, kv, clock, stager, parking, heap)
+        engine = Engine(model, scheduler, pager, kv, clock, reach, parking, heap)
         undo.pop_all()
     return engine
+
+
+def _reach(placement: Placement, kv: KVStore, clock: Clock) -> Reach:
+    """How attention gets to KV below the compute tier."""
+    beside = placement.policy.attention not in (None, kv.device.compute_tier)
+    stager = Stager(kv, placement.staging, clock, on_host=beside) if placement.staging else None
+    return Reach(stager, Beside(kv, clock) if beside else None)
 
 
 def _bound(plan: Blueprint, pager: Pager, device: Device, clock: Clock) -> Model:
@@ -226,7 +248,7 @@ def _bound(plan: Blueprint, pager: Pager, device: Device, clock: Clock) -> Model
     materialise_buffers(plan.skeleton, device.torch_device)
     _load_core(plan, device.torch_device)
     rotary.take_by_span(plan.skeleton)
-    _bind_embeddings(plan, pager, device, clock)
+    bind_embeddings(plan, pager, device, clock)
     binding = Binding(plan.skeleton, plan.layout, plan.precision.compute, device.torch_device)
     recurrent.take_by_row(plan.skeleton, plan.anatomy.recurrent_modules, plan.config)
     order = tuple(page.index for page in plan.layout.pages if page.kind != "embedding")
@@ -260,44 +282,6 @@ def _load_core(plan: Blueprint, device: torch.device) -> None:
 def _place(model: nn.Module, name: str, tensor: torch.Tensor, kind: str) -> None:
     owner, _, attribute = name.rpartition(".")
     getattr(model.get_submodule(owner), kind)[attribute] = tensor
-
-
-def _bind_embeddings(plan: Blueprint, pager: Pager, device: Device, clock: Clock) -> None:
-    """Put a table of rows where each paged embedding's weight was."""
-    compute = plan.precision.compute
-    for param, names in plan.layout.names.items():
-        for name in names:
-            owner, _, attribute = name.rpartition(".")
-            module = plan.skeleton.get_submodule(owner)
-            if isinstance(module, nn.Embedding):
-                read = _row_reader(plan, pager.reader, clock)
-                rows = EmbeddingRows(plan.layout.where(param), pager.at_rest, read, compute, device.torch_device)
-                table = RowTable(tuple(module.weight.shape), compute, device.torch_device, rows)
-                module._parameters[attribute] = table  # type: ignore[assignment]  # stands where the weight was
-
-
-def _row_reader(
-    plan: Blueprint, reader: DirectReader, clock: Clock
-) -> Callable[[Page, Slice, list[int]], torch.Tensor]:
-    """Rows of a slice from its page's files; converted one by one where the page has none. Compute waits for them."""
-
-    def read(page: Page, part: Slice, rows: list[int]) -> torch.Tensor:
-        row_bytes = part.nbytes // (part.stop - part.start)
-        with clock.wait("disk→cpu"), clock.lane("disk→cpu", len(rows) * row_bytes, f"rows of {page.name}"):
-            return stored(page, part, rows, row_bytes)
-
-    def stored(page: Page, part: Slice, rows: list[int], row_bytes: int) -> torch.Tensor:
-        form = named(part.dtype)
-        dtype: torch.dtype = plan.precision.stored if form else getattr(torch, part.dtype)
-        for extent in page.extents or ():
-            if extent.at <= part.offset and part.offset + part.nbytes <= extent.at + extent.nbytes:
-                offset = extent.offset + part.offset - extent.at
-                read = reader.read_rows(extent.path, offset, row_bytes, rows)
-                return Packed(form, part.shape[-1], read).wide(plan.precision.compute) if form else read.view(dtype)
-        source = plan.sources[part.param]
-        return torch.cat([source.load(part.start + row, part.start + row + 1).to(dtype) for row in rows])
-
-    return read
 
 
 def check_context(plan: Blueprint, prompt_tokens: int, what: str) -> None:

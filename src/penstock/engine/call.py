@@ -1,9 +1,9 @@
-"""A micro-batch's forward call, run in a greenlet that stops wherever it needs a page."""
+"""A micro-batch's forward call, run in a greenlet that stops wherever it needs something."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import greenlet
 import torch
@@ -18,11 +18,25 @@ if TYPE_CHECKING:
     from penstock.engine.recurrent import RowStates
 
 
+class Answer(Protocol):
+    """Attention that is computed beside the compute device."""
+
+    def wait(self) -> None:
+        """Blocks until it is there, or has failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a suspended call waits for: the page with this index."""
+    """A suspended call waits for the page with this index."""
 
     page: int
+
+
+@dataclass(frozen=True, slots=True)
+class Awaits:
+    """A suspended call waits for attention beside the compute device, and keeps the page that it holds."""
+
+    answers: Sequence[Answer]
 
 
 @dataclass(slots=True)
@@ -49,7 +63,7 @@ class Call(greenlet.greenlet):
     def __init__(self, batch: Batch, forward: Callable[[Batch], torch.Tensor | None]) -> None:
         super().__init__()
         self.batch = batch
-        self.need: Need | None = None
+        self.need: Need | Awaits | None = None
         self.held: int | None = None
         self.views: Views = {}
         self.logits: torch.Tensor | None = None
@@ -61,19 +75,26 @@ class Call(greenlet.greenlet):
     def hold(self, page: int) -> Views:
         """Stop until the engine has brought this page; its views are good until the next page is asked for."""
         while self.held != page:
-            parent = self.parent
-            if parent is None:
-                raise RuntimeError("a call without an engine above it cannot wait for a page")
-            parent.switch(Need(page))
+            self._stop(Need(page))
         return self.views
+
+    def wait_for(self, answers: Sequence[Answer]) -> None:
+        """Stop until these are there, so that the compute device works for other calls meanwhile."""
+        self._stop(Awaits(answers))
+
+    def _stop(self, need: Need | Awaits) -> None:
+        parent = self.parent
+        if parent is None:
+            raise RuntimeError("a call without an engine above it cannot wait for anything")
+        parent.switch(need)
 
     def resume(self, page: int, views: Views) -> None:
         """Go on with a page; returns when the call needs another one or has ended."""
         self.held, self.views = page, views
         self._step()
 
-    def begin(self) -> None:
-        """Run up to the first page that is needed."""
+    def go_on(self) -> None:
+        """Run from the beginning, or with what it awaited, up to the next stop."""
         self._step()
 
     def _step(self) -> None:

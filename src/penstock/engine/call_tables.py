@@ -51,19 +51,22 @@ class SpanGroup:
 class CallTables:
     """Where a call's keys and values lie, for all layers of one group.
 
-    write_blocks, write_offsets (T,): block and place in it of each token's new key, block -1 where it is not at hand.
-    decode_tokens (R,): places in the call of the spans of one token; decode_lengths (R,): their keys, own included;
-    decode_table (R, width) int32: their blocks, -1 where one is absent. groups: the longer spans.
+    holds: whether any block is here. write_blocks, write_offsets (T,): block and place in it of each token's new key,
+    block -1 where it is not at hand. decode_tokens (R,): places in the call of the spans of one token; decode_lengths
+    (R,): their keys, own included; decode_table (R, width) int32: their blocks, -1 where one is absent; decode_present
+    (R, most): which of the table's are here, in order, then -1. groups: the longer spans.
     """
 
     tokens: int
     block_tokens: int
+    holds: bool
     write_blocks: torch.Tensor
     write_offsets: torch.Tensor
     writable: bool
     decode_tokens: torch.Tensor
     decode_lengths: torch.Tensor
     decode_table: torch.Tensor
+    decode_present: torch.Tensor
     groups: tuple[SpanGroup, ...]
 
     @classmethod
@@ -92,6 +95,10 @@ class CallTables:
 
         decode = np.flatnonzero(counts == 1)
         decode_table = padded[decode, : needed[decode].max(initial=0)].astype(np.int32)
+        rows, columns = np.nonzero(decode_table >= 0)
+        here = np.bincount(rows, minlength=len(decode))
+        present = np.full((len(decode), here.max(initial=0)), -1, np.int64)
+        present[rows, np.arange(len(rows)) - np.repeat(np.cumsum(here) - here, here)] = columns
         alike: dict[tuple[int, int, bytes], list[int]] = {}
         for i in np.flatnonzero(counts > 1).tolist():
             alike.setdefault((*spans[i], (padded[i] >= 0).tobytes()), []).append(i)
@@ -113,11 +120,18 @@ class CallTables:
         return cls(
             len(positions),
             block_tokens,
+            bool((padded >= 0).any()),
             placed(write_blocks),
             placed(positions % block_tokens),
             bool((write_blocks >= 0).all()),
             placed(starts[decode]),
             placed(firsts[decode] + 1),
             placed(decode_table),
+            placed(present),
             groups,
         )
+
+    def writes_of(self, tokens: torch.Tensor) -> "CallTables":
+        """The same where these tokens (n,) alone are written, whose blocks are here."""
+        blocks, offsets = self.write_blocks[tokens], self.write_offsets[tokens]
+        return replace(self, tokens=len(tokens), write_blocks=blocks, write_offsets=offsets, writable=True)

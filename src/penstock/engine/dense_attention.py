@@ -74,6 +74,12 @@ def merge(parts: Sequence[Result]) -> Result:
     ), lse
 
 
+def merge_at(found: Result, tokens: torch.Tensor, more: Result) -> None:
+    """Add to what was found for a call's tokens what some of them (n,) find in further keys."""
+    out, lse = found
+    out[tokens], lse[tokens] = merge([(out[tokens], lse[tokens]), more])
+
+
 def finish(out: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor | None) -> Result:
     """Add the sinks, once, to what all keys together gave."""
     if sinks is None:

@@ -1,13 +1,21 @@
 """Embedding tables read by row: only the rows of the tokens at hand leave the disk."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from penstock.memory.clock import Clock
+from penstock.memory.device import Device
+from penstock.memory.direct import DirectReader
+from penstock.memory.pager import Pager
 from penstock.model.pages import Page, Slice
+from penstock.quant.forms import named
 from penstock.quant.packed import Packed
+
+if TYPE_CHECKING:
+    from penstock.engine.build import Blueprint
 
 ReadRows = Callable[[Page, Slice, list[int]], torch.Tensor]
 Resident = Callable[[int], Mapping[tuple[str, int], torch.Tensor | Packed] | None]
@@ -72,3 +80,39 @@ class EmbeddingRows:
             else:
                 table[mine] = self.read(page, part, local.tolist()).to(self.device, self.compute)
         return table[place.to(self.device)]
+
+
+def bind_embeddings(plan: "Blueprint", pager: Pager, device: Device, clock: Clock) -> None:
+    """Put a table of rows where each paged embedding's weight was."""
+    compute = plan.precision.compute
+    for param, names in plan.layout.names.items():
+        for name in names:
+            owner, _, attribute = name.rpartition(".")
+            module = plan.skeleton.get_submodule(owner)
+            if isinstance(module, nn.Embedding):
+                read = _row_reader(plan, pager.reader, clock)
+                rows = EmbeddingRows(plan.layout.where(param), pager.at_rest, read, compute, device.torch_device)
+                table = RowTable(tuple(module.weight.shape), compute, device.torch_device, rows)
+                module._parameters[attribute] = table  # type: ignore[assignment]  # stands where the weight was
+
+
+def _row_reader(plan: "Blueprint", reader: DirectReader, clock: Clock) -> ReadRows:
+    """Rows of a slice from its page's files; converted one by one where the page has none. Compute waits for them."""
+
+    def read(page: Page, part: Slice, rows: list[int]) -> torch.Tensor:
+        row_bytes = part.nbytes // (part.stop - part.start)
+        with clock.wait("disk→cpu"), clock.lane("disk→cpu", len(rows) * row_bytes, f"rows of {page.name}"):
+            return stored(page, part, rows, row_bytes)
+
+    def stored(page: Page, part: Slice, rows: list[int], row_bytes: int) -> torch.Tensor:
+        form = named(part.dtype)
+        dtype: torch.dtype = plan.precision.stored if form else getattr(torch, part.dtype)
+        for extent in page.extents or ():
+            if extent.at <= part.offset and part.offset + part.nbytes <= extent.at + extent.nbytes:
+                offset = extent.offset + part.offset - extent.at
+                read = reader.read_rows(extent.path, offset, row_bytes, rows)
+                return Packed(form, part.shape[-1], read).wide(plan.precision.compute) if form else read.view(dtype)
+        source = plan.sources[part.param]
+        return torch.cat([source.load(part.start + row, part.start + row + 1).to(dtype) for row in rows])
+
+    return read

@@ -3,19 +3,18 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 
 from penstock.engine import rotary
-from penstock.engine.binding import Binding
-from penstock.engine.cache import FlatCache
-from penstock.engine.call import Batch, Call, Views, starts_of
-from penstock.engine.kv_batch import KVBatch
+from penstock.engine.call import Awaits, Batch, Call, Need, Views, starts_of
+from penstock.engine.kv_batch import KVBatch, Reach
+from penstock.engine.model import Model
 from penstock.engine.parking import Parking
 from penstock.engine.recurrent import RowStates
 from penstock.engine.sampler import NOT_FINITE, Draw, sample
-from penstock.engine.staging import Item, Stager
+from penstock.engine.staging import Item
 from penstock.memory.allocator import HeapWatch
 from penstock.memory.clock import Clock
 from penstock.memory.kv import KVStore
@@ -64,32 +63,6 @@ class SweepReport:
     activations: Mapping[Tier, int]
 
 
-@dataclass(slots=True)
-class Model:
-    """A skeleton tied to its pages, ready to be called. dense: cache layers whose module transforms cached keys."""
-
-    module: Any
-    config: Any
-    binding: Binding
-    first_order: tuple[int, ...]
-    dense: frozenset[int] = frozenset()
-    longrope_switch: int | None = None
-    cache_name: str = "past_key_values"
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits of the batch's wanted positions, (wanted, vocabulary)."""
-        cache = FlatCache(self.config, batch, self.dense)
-        out = self.module(
-            input_ids=batch.ids,
-            position_ids=batch.positions,
-            use_cache=True,
-            **{self.cache_name: cache},
-            logits_to_keep=batch.wanted,
-        )
-        logits: torch.Tensor = out.logits[0]
-        return logits
-
-
 class Engine:
     """Steps of generation: ``add`` requests, ``sweep`` until nothing is left, ``abort`` what is not wanted any more.
 
@@ -105,12 +78,12 @@ class Engine:
         pager: Pager,
         kv: KVStore,
         clock: Clock,
-        stager: Stager | None = None,
+        reach: Reach | None = None,
         parking: Parking | None = None,
         heap: HeapWatch | None = None,
     ) -> None:
         self.model, self.scheduler, self.clock = model, scheduler, clock
-        self.pager, self.kv, self.stager, self.parking = pager, kv, stager, parking
+        self.pager, self.kv, self.reach, self.parking = pager, kv, reach or Reach(), parking
         self.heap = heap or HeapWatch(None)
         self.sequences: dict[int, Generation] = {}
         self.states = RowStates()
@@ -162,7 +135,11 @@ class Engine:
         calls = [Call(self._batch(spans), self.model.forward) for spans in sweep.micro_batches]
         self._expect_kv(calls)
         drawn: dict[int, int] = {}
-        self._serve_pages(calls, drawn)
+        try:
+            self._serve_pages(calls, drawn)
+        finally:  # what attention beside is at work on must not outlive the blocks that it reads
+            if self.reach.beside is not None:
+                self.reach.beside.settle()
         failed = {row for row, token in drawn.items() if token == NOT_FINITE}
         for row in failed:
             del drawn[row]
@@ -182,12 +159,13 @@ class Engine:
             self.parking.begin(calls)
         for call in calls:
             with self.clock.compute():
-                call.begin()
+                call.go_on()
             if self.parking is not None:
                 self.parking.park(call)
+        self._answer(calls, drawn)
         at = -1
         while waiting := [call for call in calls if not call.dead]:
-            needs = {call.need.page for call in waiting if call.need is not None}
+            needs = {call.need.page for call in waiting if isinstance(call.need, Need)}
             at = min((page for page in needs if page > at), default=min(needs))
             views = self.pager.acquire(at)
             try:
@@ -203,16 +181,29 @@ class Engine:
     def _serve(self, page: int, views: Views, calls: Sequence[Call], drawn: dict[int, int]) -> None:
         """Let every call that waits for this page go on to its next one, or to its end."""
         for call in calls:
-            if call.need is None or call.need.page != page:
-                continue
-            if self.parking is not None:
-                self.parking.unpark(call)
-            with self.clock.compute():
-                call.resume(page, views)
-                if call.dead:
-                    self._draw(call, drawn)
-            if self.parking is not None:
-                self.parking.park(call)
+            if call.need == Need(page):
+                self._go_on(call, partial(call.resume, page, views), drawn)
+        self._answer(calls, drawn)
+
+    def _answer(self, calls: Sequence[Call], drawn: dict[int, int]) -> None:
+        """Let calls that await attention beside the compute device go on, in turn, until none is left."""
+        while asking := [(call, call.need.answers) for call in calls if isinstance(call.need, Awaits)]:
+            for call, answers in asking:
+                with self.clock.wait("cpu-compute"):
+                    for answer in answers:
+                        answer.wait()
+                self._go_on(call, call.go_on, drawn)
+
+    def _go_on(self, call: Call, step: Callable[[], None], drawn: dict[int, int]) -> None:
+        """Bring a call's activations back, let it take a step, and draw its tokens if that was its last."""
+        if self.parking is not None:
+            self.parking.unpark(call)
+        with self.clock.compute():
+            step()
+            if call.dead:
+                self._draw(call, drawn)
+        if self.parking is not None:
+            self.parking.park(call)
 
     def _batch(self, spans: Sequence[Span]) -> Batch:
         """The flat input of a micro-batch."""
@@ -227,20 +218,20 @@ class Engine:
             ids=torch.tensor([ids], dtype=torch.long, device=self.device),
             positions=positions[None].to(self.device),
             wanted=torch.tensor(wanted, dtype=torch.long, device=self.device),
-            kv=KVBatch(self.kv, spans, starts, rows, self.stager),
+            kv=KVBatch(self.kv, spans, starts, rows, self.reach),
             states=self.states,
         )
 
     def _expect_kv(self, calls: Sequence[Call]) -> None:
         """Tell the stager in which order this sweep's attention will ask for blocks from slower tiers."""
-        if self.stager is None:
+        if self.reach.stager is None:
             return
         layers = sorted(layer for group in self.kv.groups for layer in group.layers)
         order: list[Item] = []
         for layer in layers:
             for call in calls:
-                order += [(layer, portion) for portion in call.batch.kv.portions(layer) if portion.blocks is not None]
-        self.stager.begin(order)
+                order += [(layer, portion) for portion in call.batch.kv.away(layer) if portion.blocks is not None]
+        self.reach.stager.begin(order)
 
     def _draw(self, call: Call, drawn: dict[int, int]) -> None:
         """Sample the tokens of a call that has ended and let its logits go."""
@@ -288,6 +279,8 @@ class Engine:
 
     def close(self) -> None:
         """Give back threads, files and memory."""
+        if self.reach.beside is not None:
+            self.reach.beside.close()
         self.pager.close()
         self.kv.close()
         if self.parking is not None:

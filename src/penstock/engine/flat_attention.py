@@ -5,12 +5,10 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from penstock.engine.attention import attend
 from penstock.engine.call import current_call
 from penstock.engine.dense_attention import attend_dense
 from penstock.engine.masks import Predicate
-from penstock.engine.packed_attention import attend_packed
-from penstock.memory.kv_form import wide_arenas
+from penstock.engine.placed_attention import attend_placed
 
 NAME = "penstock"
 
@@ -49,8 +47,8 @@ def flat_attention(
         raise UnknownArgument(f"attention with {', '.join(sorted(unknown))}")
     if attention_mask is not None and not isinstance(attention_mask, Predicate):
         raise UnknownArgument("attention with a mask that was made elsewhere")
-    batch = current_call().batch
-    kv = batch.kv
+    call = current_call()
+    batch, kv = call.batch, call.batch.kv
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     lowest_T = attention_mask.lowest(batch) if attention_mask is not None else None
     q_THD = query[0].transpose(0, 1)
@@ -59,23 +57,7 @@ def flat_attention(
         lengths, spans = kv.dense_lengths(key), [(s.first, s.count) for s in batch.spans]
         out, _ = attend_dense(q_THD, key[0], value[0], spans, lengths, lowest_T, scale, softcap, s_aux)
         return out[None], None
-    out_THD: torch.Tensor | None = None
-    for portion in kv.portions(layer):
-        q, low = portion.mine(q_THD), None if lowest_T is None else portion.mine(lowest_T)
-        with portion.arenas(layer) as arenas:
-            if portion.open is not None and kv.store.open is not None:
-                here, opened = kv.store.arenas(layer), kv.store.open.arenas(layer)
-                how = (low, scale, softcap, s_aux)
-                part, _ = attend_packed(q, arenas, here, opened, portion.open, layer, *how)
-            else:
-                part, _ = attend(q, *wide_arenas(arenas), portion.tables, low, scale, softcap, s_aux)
-        if portion.tokens is None:
-            return part[None], None
-        if out_THD is None:
-            out_THD = part.new_empty((len(q_THD), *part.shape[1:]))
-        out_THD[portion.tokens] = part
-    assert out_THD is not None  # a call has at least one span
-    return out_THD[None], None
+    return attend_placed(call, layer, q_THD, lowest_T, scale, softcap, s_aux)[None], None
 
 
 AttentionInterface.register(NAME, flat_attention)

@@ -4,7 +4,7 @@ A query sees the keys of its own block as they are, and those of earlier blocks 
 position alone, not on how prompts were cut into calls, which rows share a prompt's beginning, or what was computed
 again.
 
-Shapes: T tokens of a portion, S spans at equal positions, N tokens of each of them, n of these with those before them
+Shapes: T tokens of a call, S spans at equal positions, N tokens of each of them, n of these with those before them
 in the same block.
 """
 
@@ -22,7 +22,7 @@ from penstock.memory.kv_form import Arenas, PackedBlocks, Wide, packed_arenas
 class LongSpans:
     """Spans of more than one token at the same positions.
 
-    size: tokens of a block. tokens (S, N): their places in the portion. places (S,): their rows' open blocks. filled
+    size: tokens of a block. tokens (S, N): their places in the call. places (S,): their rows' open blocks. filled
     (S, blocks): ids on the compute tier of the blocks that they fill, in order.
     """
 
@@ -70,11 +70,11 @@ class LongSpans:
 
 @dataclass(slots=True, eq=False)
 class OpenSpans:
-    """A portion's spans. newest, earlier: tables of the portion over open blocks, for spans of one token, and over
-    packed ones.
+    """A call's spans. newest, earlier: tables of the call over open blocks, for spans of one token, and over packed
+    ones of the compute tier.
 
-    ones: places of these tokens in the portion, None where there are no others; writes: where among the open blocks
-    they go. full_places, full_ids: of the blocks that they fill. wide: by layer, the long spans' own keys and values.
+    ones: places of these tokens in the call, None where there are no others; writes: where among the open blocks they
+    go. full_places, full_ids: of the blocks that they fill. wide: by layer, the long spans' own keys and values.
     """
 
     newest: CallTables
@@ -94,13 +94,12 @@ class OpenSpans:
         samples: Sequence[bool],
         places: Sequence[int],
         own: Sequence[Sequence[int]],
-        read: Sequence[Sequence[int]],
         device: torch.device,
     ) -> "OpenSpans":
-        """Of spans ``(first, count)`` over blocks of ``size`` tokens. places: their rows' open blocks. own, read: their
-        rows' packed blocks, by ids on the compute tier and in the arena they are attended in; -1: not there. samples:
-        which end with a drawn token. One token of a prompt that goes on in the next call counts as a long span: that
-        call may write to the open block before all layers of this one have read it.
+        """Of spans ``(first, count)`` over blocks of ``size`` tokens. places: their rows' open blocks. own: their rows'
+        packed blocks on the compute tier; -1: not there. samples: which end with a drawn token. One token of a prompt
+        that goes on in the next call counts as a long span: that call may write to the open block before all layers of
+        this one have read it.
 
         Raises ValueError where a block that becomes full is not on the compute tier.
         """
@@ -122,7 +121,7 @@ class OpenSpans:
         alike: dict[tuple[int, int], list[int]] = {}
         for i, (first, count) in enumerate(spans):
             starts.append(starts[-1] + count)
-            if i not in single:
+            if not (count == 1 and samples[i]):
                 alike.setdefault((first, count), []).append(i)
         longs = [
             LongSpans(
@@ -135,19 +134,20 @@ class OpenSpans:
             )
             for (first, count), members in alike.items()
         ]
-        before = [list(table[:blocks]) for table, blocks in zip(read, index, strict=True)]
+        before = [list(table[:blocks]) for table, blocks in zip(own, index, strict=True)]
+        newest, ones = CallTables.build(spans, opened, size, device), indices([starts[i] for i in single])
         return cls(
-            CallTables.build(spans, opened, size, device),
+            newest,
             CallTables.build(spans, before, size, device),
-            indices([starts[i] for i in single]) if longs else None,
-            CallTables.build([spans[i] for i in single], [opened[i] for i in single], size, device),
+            ones if longs else None,
+            newest.writes_of(ones) if longs else newest,
             indices([places[i] for i in full]),
             indices([own[i][index[i]] for i in full]),
             tuple(longs),
         )
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor, opened: Wide, blocks: Arenas) -> None:
-        """Write the portion's new keys and values (heads, T, dim) of a layer, and pack what is full.
+        """Write the call's new keys and values (heads, T, dim) of a layer, and pack what is full.
 
         opened: the layer's open blocks. blocks: its packed ones on the compute tier.
         """

@@ -6,14 +6,13 @@ Shapes as in ``attention`` and ``open_spans``.
 import torch
 
 from penstock.engine.attention import attend_blocks, gathered
-from penstock.engine.dense_attention import Result, attend_keys, finish, merge
+from penstock.engine.dense_attention import Result, attend_keys, merge, merge_at
 from penstock.engine.open_spans import LongSpans, OpenSpans
 from penstock.memory.kv_form import Arenas, Wide
 
 
 def attend_packed(
     q: torch.Tensor,
-    blocks: Arenas,
     here: Arenas,
     opened: Wide,
     spans: OpenSpans,
@@ -21,22 +20,19 @@ def attend_packed(
     lowest: torch.Tensor | None,
     scaling: float,
     softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
 ) -> Result:
-    """``attention.attend`` of a layer whose new keys ``OpenSpans.write`` has written.
+    """``attention.attend_blocks`` of a layer whose new keys ``OpenSpans.write`` has written.
 
-    blocks: packed ones, where the portion's are attended to; here: those of the compute tier. opened: open blocks.
+    here: packed blocks of the compute tier. opened: open blocks.
     """
     parts = [attend_blocks(q, *opened, spans.newest, lowest, scaling, softcap)]
-    if spans.earlier.decode_table.numel() or spans.earlier.groups:
-        parts.append(attend_blocks(q, *blocks, spans.earlier, lowest, scaling, softcap))
-    out, lse = merge(parts)
+    if spans.earlier.holds:
+        parts.append(attend_blocks(q, *here, spans.earlier, lowest, scaling, softcap))
+    found = merge(parts)
     for long, wide in zip(spans.longs, spans.wide[layer], strict=True):
         low = None if lowest is None else lowest[long.tokens]
-        own = _own(q[long.tokens], here, long, wide, low, scaling, softcap)
-        out[long.tokens], lse[long.tokens] = merge([(out[long.tokens], lse[long.tokens]), own])
-    out, lse = finish(out, lse, sinks)
-    return out.to(q.dtype), lse
+        merge_at(found, long.tokens, _own(q[long.tokens], here, long, wide, low, scaling, softcap))
+    return found
 
 
 def _own(

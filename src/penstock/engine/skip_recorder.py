@@ -21,7 +21,6 @@ from penstock.engine.call import Batch, current_call
 from penstock.engine.engine import Engine
 from penstock.engine.skip_rule import Selection
 from penstock.errors import UserError
-from penstock.memory.kv_form import wide_arenas
 from penstock.trace.skip_trace import WORD_BITS, SkipBits
 
 NAME = "penstock-recorded"
@@ -115,14 +114,8 @@ class SkipRecorder:
 
 def row_keys(batch: Batch, layer: int) -> torch.Tensor:
     """The keys (heads, L, dim) of a call's only row that a layer still holds: the last L up to its last position."""
-    (portion,) = batch.kv.portions(layer)
-    (span,), (table,) = batch.spans, portion.ids
-    with portion.arenas(layer) as arenas:
-        arena, _ = wide_arenas(arenas)
-        ids = torch.tensor([i for i in table if i >= 0], device=arena.device)
-        keys = arena[ids].transpose(0, 1).flatten(1, 2)  # a copy: a staging buffer is filled anew
-    absent = (len(table) - len(ids)) * batch.kv.store.block_tokens
-    return keys[:, : span.first + span.count - absent]
+    ((keys, _),) = batch.kv.joined(layer)
+    return keys
 
 
 def recorded_attention(

@@ -1,13 +1,14 @@
-"""A ring of buffers through which KV blocks come up from slower tiers, one layer and portion ahead of attention."""
+"""A ring of buffers through which KV blocks come from slower tiers, one layer and portion ahead of attention."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
+from penstock.memory.buffers import aligned_buffer
 from penstock.memory.clock import Clock
 from penstock.memory.kv import KVStore
 from penstock.schedule.types import Block
@@ -21,15 +22,19 @@ Item = tuple[int, "Portion"]  # a layer and a portion of one call
 class Stager:
     """Brings portions' blocks in the order that attention was seen to ask for them, each while the one before is used.
 
-    nbytes: of one buffer; a portion's blocks of one layer fit it. Two buffers take turns.
+    nbytes: of one buffer; a portion's blocks of one layer fit it. Two buffers take turns. on_host: blocks are attended
+    to beside the compute device, in host memory, and that waits for them.
     """
 
-    def __init__(self, store: KVStore, nbytes: int, clock: Clock) -> None:
-        self.store, self.clock, self.nbytes = store, clock, nbytes
-        self._buffers = [store.device.alloc(nbytes) for _ in range(2)]
+    def __init__(self, store: KVStore, nbytes: int, clock: Clock, on_host: bool = False) -> None:
+        self.store, self.clock, self.nbytes, self.on_host = store, clock, nbytes, on_host
+        self._buffers = [self._alloc(nbytes) for _ in range(2)]
         self._ahead: tuple[Item, list[Future[None]], int] | None = None
         self._follows: dict[Item, Item] = {}
         self._turn = 0
+
+    def _alloc(self, nbytes: int) -> torch.Tensor:
+        return aligned_buffer(nbytes) if self.on_host else self.store.device.alloc(nbytes)
 
     def begin(self, order: Sequence[Item]) -> None:
         """Expect these items, in this order, in the coming sweep, and start on the first."""
@@ -60,7 +65,7 @@ class Stager:
             self._drop()
             self._ahead = self._fetch(item, self._turn)
         _, pending, turn = self._ahead
-        with self.clock.wait("disk→cpu"):
+        with nullcontext() if self.on_host else self.clock.wait("disk→cpu"):
             for copied in pending:
                 copied.result()
         self._turn = 1 - turn

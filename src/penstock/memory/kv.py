@@ -12,7 +12,7 @@ from penstock.memory.buffers import aligned_buffer
 from penstock.memory.clock import Clock, Lane
 from penstock.memory.device import Device
 from penstock.memory.direct import ScratchFile
-from penstock.memory.kv_form import Arenas, KVForm, KVGroup, KVLayer
+from penstock.memory.kv_form import Arenas, KVForm, KVGroup, KVLayer, Wide
 from penstock.memory.open_blocks import OpenBlocks
 from penstock.plan.policy import Tier
 from penstock.schedule.types import Block, Move
@@ -86,19 +86,29 @@ class KVStore:
         """The group that a cache layer belongs to."""
         return next(i for i, group in enumerate(self.groups) if layer in group.layers)
 
+    def layer(self, index: int) -> KVLayer:
+        """A cache layer's heads and widths."""
+        return self.groups[self.group_of(index)].layers[index]
+
     @property
     def block_tokens(self) -> int:
         """Tokens of a block."""
         return self.form.tokens
 
-    def arenas(self, layer: int) -> Arenas:
-        """A layer's blocks on the compute tier, as ``KVLayer.views`` has them."""
-        tier = self.device.compute_tier
+    def arenas(self, layer: int, tier: Tier | None = None) -> Arenas:
+        """A layer's blocks in the memory of a tier, the compute tier if None, as ``KVLayer.views`` has them."""
+        tier = tier or self.device.compute_tier
         if (layer, tier) not in self._views:
             place = self._places[layer][tier]
             arena = self._arenas[tier, place.group]
             self._views[layer, tier] = place.layer.views(arena, self.form, place.base, self._count(place, tier))
         return self._views[layer, tier]
+
+    def opened(self, layer: int) -> Wide:
+        """A layer's open blocks, as ``OpenBlocks.arenas`` has them; RuntimeError where blocks are never packed."""
+        if self.open is None:
+            raise RuntimeError("there are open blocks only where full ones are packed")
+        return self.open.arenas(layer)
 
     def _count(self, place: _Place, tier: Tier) -> int:
         total = self._arenas[tier, place.group].numel()
@@ -162,15 +172,12 @@ class KVStore:
         return self._arenas[tier, at.group][at.base + block * at.stride : at.base + (block + 1) * at.stride]
 
     def fetch(self, layer: int, blocks: Sequence[Block], into: torch.Tensor) -> list["Future[None]"]:
-        """Bring blocks from other tiers of one layer into consecutive places of a staging buffer on the compute device.
+        """Bring blocks from other tiers of one layer into consecutive places of a staging buffer.
 
-        Blocks on the compute tier are left out (their place stays as it is); ``copy_local`` adds them. Returns what is
-        still under way.
+        Returns what is still under way.
         """
         pending: list[Future[None]] = []
         for position, block in enumerate(blocks):
-            if block.tier == self.device.compute_tier:
-                continue
             place = self._places[layer][block.tier]
             target = into[position * place.stride : (position + 1) * place.stride]
             if block.tier == "disk":
@@ -180,20 +187,13 @@ class KVStore:
                     target.copy_(self._bytes(layer, (block.tier, block.id)))
         return pending
 
-    def copy_local(self, layer: int, blocks: Sequence[Block], into: torch.Tensor) -> None:
-        """Copy the blocks that rest on the compute tier into their places of a staging buffer."""
-        for position, block in enumerate(blocks):
-            if block.tier == self.device.compute_tier:
-                stride = self._places[layer][block.tier].stride
-                into[position * stride : (position + 1) * stride].copy_(self._bytes(layer, (block.tier, block.id)))
-
     def stride(self, layer: int) -> int:
         """Bytes of one block of a layer."""
         return next(iter(self._places[layer].values())).stride
 
     def staged_views(self, layer: int, staging: torch.Tensor, count: int) -> Arenas:
         """``count`` blocks of a layer in a staging buffer, as keys and values."""
-        return self.groups[self.group_of(layer)].layers[layer].views(staging, self.form, 0, count)
+        return self.layer(layer).views(staging, self.form, 0, count)
 
     def forget(self, row: int) -> None:
         """Free what a row keeps beside its blocks."""

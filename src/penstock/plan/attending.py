@@ -1,6 +1,7 @@
 """Seconds of one layer's attention, on the tier that computes and on the cpu beside a gpu."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from penstock.machine.machine import Machine, Processor
 from penstock.plan.load import Load
@@ -25,12 +26,15 @@ class Attending:
         here = away = 0.0
         for load in loads:
             for spans in load.spans:
-                flops = spans.pairs(layer.window) * layer.pair_flops
-                keys = spans.keys(layer.window)
-                on_cpu = self.away if spans.count == 1 else 0.0  # a prompt's keys are at hand where they were computed
-                here += (1 - on_cpu) * self._attend_s(self._here, layer, flops, keys, spans.count)
-                if on_cpu:
-                    away += on_cpu * self._attend_s(self._machine.processors["cpu"], layer, flops, keys, spans.count)
+                pairs, keys = spans.pairs(layer.window), spans.keys(layer.window)
+                # what a call computes is at hand there; of earlier calls a part is away
+                own = replace(spans, first=0.0)
+                past_pairs, past_keys = pairs - own.pairs(layer.window), keys - own.keys(layer.window)
+                left = pairs - self.away * past_pairs, keys - self.away * past_keys
+                here += self._attend_s(self._here, layer, *left, spans.count)
+                if self.away and past_pairs > 0:
+                    gone = self.away * past_pairs, self.away * past_keys
+                    away += self._attend_s(self._machine.processors["cpu"], layer, *gone, spans.count)
         return here, away + self._staging_s(layer, loads)
 
     def past_bytes(self, layer: AttentionShape, loads: Sequence[Load]) -> float:
@@ -39,14 +43,16 @@ class Attending:
         return past * layer.kv_bytes
 
     def _attend_s(
-        self, processor: Processor, layer: AttentionShape, flops: float, keys: float, queries: float
+        self, processor: Processor, layer: AttentionShape, pairs: float, keys: float, queries: float
     ) -> float:
-        """Attention of spans alike to so many keys with their values, which are unpacked before, where they are packed.
+        """Attention of spans alike, in so many pairs of a query and a key, to so many keys with their values, which are
+        unpacked before, where they are packed.
 
         Packing what is new passes over it about as often as unpacking what is old, so both count as one.
         """
         unpack_s = keys * layer.packed_elements / processor.dequantise_per_s if layer.packed_elements else 0.0
         kv_bytes = keys * (_UNPACKED_BYTES * layer.packed_elements or layer.kv_bytes)
+        flops = pairs * layer.pair_flops
         return unpack_s + max(flops / processor.attention.at(queries), kv_bytes / processor.kv_bytes_per_s)
 
     def _staging_s(self, layer: AttentionShape, loads: Sequence[Load]) -> float:

@@ -52,7 +52,7 @@ def baseline(case: Case, policy: Policy) -> Baseline:
                 asked.num_batches,
                 prompt,
                 generate,
-                cpu_attention=None if case.attention is None else case.attention == "cpu",
+                cpu_attention=None if case.asked.attention is None else case.asked.attention == "cpu",
                 weight_bits=asked.weight_bits,
                 kv_bits=asked.kv_bits,
             )

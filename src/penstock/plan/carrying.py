@@ -50,10 +50,10 @@ class Carrying:
                 if tier == "disk":
                     read_s = self._links["disk→cpu"].kv_seconds(share * past_bytes)
                     moved["disk→cpu"] = moved.get("disk→cpu", 0.0) + read_s
-                # queries go down and outputs come up
-                crossing = share * sum(s.number for s in spans if s.count == 1) * self._shape.hidden_bytes
-                self._add(moved, crossing, "cpu", up=False)
-                self._add(moved, crossing, "cpu", up=True)
+                # queries go down and what they found comes up
+                asking = share * sum(s.number * s.count for s in spans if s.first > 0)
+                self._add(moved, asking * self._shape.footprint.query_bytes, "cpu", up=False)
+                self._add(moved, asking * self._shape.footprint.answer_bytes, "cpu", up=True)
             else:
                 self._add(moved, share * past_bytes, tier, up=True, kv=True)
         return moved

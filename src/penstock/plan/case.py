@@ -16,9 +16,9 @@ from penstock.schedule.types import GroupSpec, Request
 class Case:
     """A search's input.
 
-    lengths: the job's rows. groups, chunking: as the scheduler takes them. attention, and bits of what is stored: as a
-    Policy has them. no_disk: nothing may rest on disk. token_s: the most that a row may wait for each token, where that
-    is bounded. latency: the shortest sweep is wanted, not the most tokens per second.
+    lengths: the job's rows. groups, chunking: as the scheduler takes them. bits of what is stored: as a Policy has
+    them. no_disk: nothing may rest on disk. token_s: the most that a row may wait for each token, where that is
+    bounded. latency: the shortest sweep is wanted, not the most tokens per second.
     """
 
     shape: ModelShape
@@ -28,7 +28,6 @@ class Case:
     asked: Asked = field(default_factory=Asked)
     groups: Sequence[GroupSpec] = ()
     chunking: bool = True
-    attention: Tier | None = None
     weight_bits: int | None = None
     lm_head_bits: int | None = None
     kv_bits: int | None = None
@@ -90,7 +89,6 @@ class Case:
         """A placement's policy with what the placement rule does not know of."""
         return replace(
             policy,
-            attention=self.attention,
             weight_bits=self.weight_bits,
             lm_head_bits=self.lm_head_bits,
             kv_bits=self.kv_bits,

@@ -45,6 +45,7 @@ class SweepCost:
         self._kinds = shape.kinds
         self._number = Counter(self._kinds.page_of)
         self._joint_number = Counter(self._kinds.joint_of.values())
+        self._page_at = {joint: self._kinds.page_of[at] for at, joint in self._kinds.joint_of.items()}
         resting = [self.homes[i] for i in self._kinds.order]
         self._placed, placed_of = distinct(list(zip(self._kinds.page_of, resting, strict=True)))
         self._placed_number = Counter(placed_of)
@@ -116,13 +117,11 @@ class SweepCost:
         compute = sum(number * visits[kind] for kind, number in self._number.items())
         carried: dict[str, float] = {}
         beside = 0.0
-        for layer, number in self._kinds.layers.items():
-            attend_s, elsewhere_s = self._attending.seconds(layer, loads)
-            compute += number * (attend_s + elsewhere_s)
-            beside += number * elsewhere_s
-            _add(carried, self._carrying.kv(layer, loads), number)
-        compute += self._kinds.decoders * self._between_s(tokens)
-        _add(carried, self._carrying.activations(tokens), self._kinds.decoders)
+        for i, joint in enumerate(self._joints(loads, tokens, visits)):
+            number = self._joint_number[i]
+            compute += number * joint.busy[0]
+            beside += number * joint.beside
+            _add(carried, joint.moved, number)
         found = self._outlines[loads] = _Outlined(compute, beside, carried, self._fixed_s(loads, tokens))
         return found
 
@@ -139,7 +138,7 @@ class SweepCost:
                 seconds = compute + reads + uploads + sum(writes.values()) + fixed
             else:
                 seconds = max(compute + fixed, *writes.values())
-            lanes = {f"{self._compute}-compute": compute - one.beside + fixed}
+            lanes = {f"{self._compute}-compute": compute - one.held + fixed}
             if one.beside:
                 lanes["cpu-compute"] = lanes.get("cpu-compute", 0.0) + one.beside
             lanes |= {"disk→cpu": reads, "cpu→gpu": uploads, **writes}
@@ -154,24 +153,25 @@ class SweepCost:
     def _taken(self, loads: tuple[Load, ...]) -> "_Taken":
         """What a sweep takes of every lane, with what compute and disk take from each other."""
         tokens = sum(load.tokens for load in loads)
-        pages, joints = self._pages(loads, tokens), self._joints(loads, tokens)
+        visits = self._visits.seconds(loads)
+        pages, joints = self._pages(visits, tokens), self._joints(loads, tokens, visits)
         page_sums = sums(pages, self._placed_number)
         joint_sums = sums([joint.busy for joint in joints], self._joint_number)
         slower, longer = self._together(page_sums[0] + joint_sums[0], page_sums[1] + joint_sums[1])
         factors = (slower, longer, 1.0)
-        writes, beside = dict.fromkeys(_WRITES, 0.0), 0.0
+        writes, beside, held = dict.fromkeys(_WRITES, 0.0), 0.0, 0.0
         for i, joint in enumerate(joints):
             beside += self._joint_number[i] * joint.beside
+            held += self._joint_number[i] * joint.held
             for name in _WRITES:
                 writes[name] += self._joint_number[i] * joint.moved.get(name, 0.0)
         portions = [joint.busy for joint in joints]
         fixed = self._fixed_s(loads, tokens)
         sweep = Sweep(pages, portions, scaled(page_sums, factors), scaled(joint_sums, factors), fixed)
-        return _Taken(sweep, writes, beside)
+        return _Taken(sweep, writes, beside, held)
 
-    def _pages(self, loads: Sequence[Load], tokens: float) -> list[Busy]:
+    def _pages(self, visits: Sequence[float], tokens: float) -> list[Busy]:
         """What each kind of page takes where it rests."""
-        visits = self._visits.seconds(loads)
         return [
             (visits[kind], *(carried or self._page_carried(kind, home, tokens)))
             for (kind, home), carried in zip(self._placed, self._carried, strict=True)
@@ -182,7 +182,7 @@ class SweepCost:
         carried = self._carrying.page(self._kinds.pages[kind], home, tokens)
         return carried.get("disk→cpu", 0.0), carried.get("cpu→gpu", 0.0)
 
-    def _joints(self, loads: Sequence[Load], tokens: float) -> list["_Joined"]:
+    def _joints(self, loads: Sequence[Load], tokens: float, visits: Sequence[float]) -> list["_Joined"]:
         """What each kind of joint takes besides its page."""
         layers: dict[AttentionShape, tuple[tuple[float, float], Mapping[str, float]]] = {
             layer: (self._attending.seconds(layer, loads), self._carrying.kv(layer, loads))
@@ -190,17 +190,27 @@ class SweepCost:
         }
         rest_s, activations = self._between_s(tokens), self._carrying.activations(tokens)
         joined = []
-        for joint in self._kinds.joints:
+        for kind, joint in enumerate(self._kinds.joints):
             compute, beside = (rest_s if joint.begins else 0.0), 0.0
             moved: dict[str, float] = dict(activations) if joint.begins else {}
             for layer in joint.attends:
                 (attend_s, elsewhere_s), kv = layers[layer]
-                compute += attend_s + elsewhere_s
+                compute += attend_s
                 beside += elsewhere_s
                 _add(moved, kv)
-            busy = (compute, moved.get("disk→cpu", 0.0), moved.get("cpu→gpu", 0.0))
-            joined.append(_Joined(busy, beside, moved))
+            held = self._held_s(loads, beside, compute + visits[self._page_at[kind]])
+            busy = (compute + held, moved.get("disk→cpu", 0.0), moved.get("cpu→gpu", 0.0))
+            joined.append(_Joined(busy, beside, held, moved))
         return joined
+
+    def _held_s(self, loads: Sequence[Load], beside: float, at_page: float) -> float:
+        """How long compute waits at a page for the cpu beside it, which takes so long there in all.
+
+        Attention there goes on while other micro-batches are computed at the same page; who stages KV computes nothing.
+        """
+        if not self._attending.away:
+            return beside
+        return max(0.0, beside - (1 - 1 / sum(load.calls for load in loads)) * at_page)
 
     def _between_s(self, tokens: float) -> float:
         """Everything between products of one layer."""
@@ -229,8 +239,8 @@ class SweepCost:
 
 @dataclass(frozen=True, slots=True)
 class _Outlined:
-    """Seconds that a sweep takes of every lane besides its pages. beside: on the cpu beside a gpu, within its compute.
-    carried: by link. fixed: that follow the last page."""
+    """Seconds that a sweep takes of every lane besides its pages. compute: with what it waits for the cpu beside a gpu.
+    beside: of that cpu. carried: by link. fixed: that follow the last page."""
 
     compute: float
     beside: float
@@ -240,20 +250,23 @@ class _Outlined:
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """Seconds that a sweep takes of every lane. writes: by link. beside: of compute, on the cpu beside a gpu."""
+    """Seconds that a sweep takes of every lane. writes: by link. beside: of the cpu beside a gpu. held: of compute,
+    which waits for it."""
 
     sweep: Sweep
     writes: Mapping[str, float]
     beside: float
+    held: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Joined:
-    """Where a layer begins or attends: what it takes besides the page. beside: seconds on the cpu beside a gpu. moved:
-    seconds by link."""
+    """Where a layer begins or attends: what it takes besides the page. beside: seconds of the cpu beside a gpu. held:
+    of its compute, which waits for that. moved: seconds by link."""
 
     busy: Busy
     beside: float
+    held: float
     moved: Mapping[str, float]
 
 

@@ -43,6 +43,7 @@ def given_placement(case: Case) -> Placement:
         admission="static" if static else "continuous",
         batch_size=asked.batch_size,
         num_batches=asked.num_batches,
+        attention="cpu" if sizes.beside else None,
     )
     held = {tier: int(kv.of(tier) * kv_bytes) for tier in TIERS if kv.of(tier) > 0}
     below = {tier: _reserved_below(case, sizes, cut, tier) for tier in TIERS[TIERS.index(compute) + 1 :]}
@@ -75,7 +76,7 @@ def _reserved_below(case: Case, sizes: Sizes, cut: Cut, tier: Tier) -> int:
         parked = int(share * cut.rows * case.job.longest_prompt * case.shape.hidden_bytes)
     else:
         parked = sizes.parked(cut, tier)
-    return parked + (2 * sizes.page if tier == "cpu" else 0)
+    return parked + sizes.attending(cut, tier) + (2 * sizes.page if tier == "cpu" else 0)
 
 
 def _layer_slots(case: Case, homes: Sequence[Tier]) -> int:
@@ -100,7 +101,7 @@ def _static_fixed(case: Case, sizes: Sizes, cut: Cut) -> int:
     logits = min(cut.rows, case.asked.batch_size or cut.rows) * shape.footprint.logit_bytes
     working = cut.batch * max(shape.operator_bytes, attention_bytes) + logits
     ring = min(cut.slots, len(sizes.streamable)) * sizes.page
-    return shape.footprint.core + working + sizes.suspended(cut) + ring + 2 * sizes.staging()
+    return shape.footprint.core + working + sizes.suspended(cut) + ring + sizes.staged(case.compute)
 
 
 def _homes(case: Case, before: int) -> tuple[Tier, ...]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from penstock.errors import UserError
 from penstock.machine.machine import Processor
+from penstock.plan.attended import Found
 from penstock.plan.case import Case
 from penstock.plan.gains import speed_beside
 from penstock.plan.plan import Alternative
@@ -16,13 +17,16 @@ from penstock.plan.uses import memory
 _TOKENS = 256  # of a call, where arithmetics are compared
 
 
-def runners_up(case: Case, search: Search, ranked: Sequence[Candidate]) -> Iterator[Alternative]:
-    """The next best cut, and the ways that other engines go."""
-    best = ranked[0]
-    for candidate in ranked[1:2]:
+def runners_up(found: Found) -> Iterator[Alternative]:
+    """The next best cut, attention elsewhere, and the ways that other engines go."""
+    best, search, case = found.best, found.search, found.search.case
+    for candidate in found.ranked[1:2]:
         policy = candidate.placement.policy
         name = f"{policy.rows} rows, {policy.sweep_tokens} tokens a sweep in calls of {policy.batch_tokens}"
         yield _alternative(name, candidate, best)
+    if found.other is not None and _attends_away(case, (best, found.other)):
+        place = found.other.placement.policy.attention or case.compute
+        yield _alternative(f"attention on the {place}", found.other, best)
     policy = best.placement.policy
     batch = policy.batch_tokens
     ways: list[tuple[str, Asked]] = [
@@ -35,6 +39,11 @@ def runners_up(case: Case, search: Search, ranked: Sequence[Candidate]) -> Itera
         yield _tried(name, search, asked, best)
     yield all_on_cpu(case, best)
     yield static_split(case, best)
+
+
+def _attends_away(case: Case, candidates: Sequence[Candidate]) -> bool:
+    """Whether any of them keeps KV below the compute tier, so that it matters where attention runs."""
+    return any(one.placement.policy.kv.of(case.compute) < 1 for one in candidates)
 
 
 def all_on_cpu(case: Case, best: Candidate) -> Alternative:
@@ -53,8 +62,7 @@ def all_on_cpu(case: Case, best: Candidate) -> Alternative:
         shape=replace(case.shape, arithmetic=_fastest(cpu, case.shape.arithmetic)),
         machine=machine,
         ledger=replace(case.ledger, budget={t: n for t, n in case.ledger.budget.items() if t != "gpu"}),
-        asked=replace(case.asked, weights=here, kv=here, activations=None),
-        attention=None,
+        asked=replace(case.asked, weights=here, kv=here, activations=None, attention=None),
     )
     return _tried(name, Search(alone), alone.asked, best)
 

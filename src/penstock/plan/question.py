@@ -9,7 +9,6 @@ from penstock.plan.types import Asked, Job, Length
 
 Objective = Literal["throughput", "latency"]
 CostModel = Literal["penstock", "flexgen"]
-Attention = Literal["cpu", "gpu"]
 
 _SWEEP_TOKENS = 1024  # of a sweep, about, where nobody said how many
 
@@ -23,8 +22,8 @@ class Question:
     objective: tokens per second of the job, or the time from a row's first prompt token to its last token; latency_s
     bounds that time and token_s the time that a row waits for each token, and the most tokens per second within them is
     wanted. no_disk: nothing rests on disk. machine: a preset's name or a machine file, this host where None.
-    gpu_memory, cpu_memory, disk_memory: budgets in bytes. weights … num_batches: as ``plan.types.Asked`` has them;
-    attention: the tier that attends to KV. weight_bits, lm_head_bits, kv_bits: of what is stored and moved. The rest
+    gpu_memory, cpu_memory, disk_memory: budgets in bytes. weights … num_batches: as ``plan.types.Asked`` has them.
+    weight_bits, lm_head_bits, kv_bits: of what is stored and moved. The rest
     mirrors keywords of ``LLM``.
     """
 
@@ -45,7 +44,7 @@ class Question:
     weights: Shares | None = None
     kv: Shares | None = None
     activations: Shares | None = None
-    attention: Attention | None = None
+    attention: Tier | None = None
     rows: int | None = None
     sweep_tokens: int | None = None
     batch_tokens: int | None = None
@@ -91,7 +90,7 @@ class Question:
     @property
     def has_wishes(self) -> bool:
         """Whether any of the policy is fixed."""
-        beside = (self.attention, self.weight_bits, self.lm_head_bits, self.kv_bits)
+        beside = (self.weight_bits, self.lm_head_bits, self.kv_bits)
         return self.asked != Asked() or any(wish is not None for wish in beside)
 
     @property
@@ -114,6 +113,7 @@ class Question:
             slots=self.slots,
             batch_size=self.batch_size,
             num_batches=self.num_batches,
+            attention=self.attention,
         )
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from penstock.machine.machine import Machine
+from penstock.plan.attended import Found, searched
 from penstock.plan.case import Case
 from penstock.plan.gains import duals, gains
 from penstock.plan.others import runners_up
@@ -18,8 +19,7 @@ from penstock.units import format_bytes
 
 def explain(case: Case, machine: Machine, job: str) -> Plan:
     """The best plan of a case. Raises UserError where nothing fits."""
-    search = Search(case)
-    return _explained(case, machine, job, search, search.best())
+    return _explained(machine, job, searched(case))
 
 
 def decided(case: Case, machine: Machine, job: str, placement: Placement) -> Plan:
@@ -30,7 +30,7 @@ def decided(case: Case, machine: Machine, job: str, placement: Placement) -> Pla
         found = Candidate(placement, VirtualRun(case, placement).predict(case.lengths), sketched=False)
     else:
         found = search.whole(Candidate(placement, Sketch(case, search.outlines).predict(placement)))
-    return _explained(case, machine, job, search, [found])
+    return _explained(machine, job, Found(search, [found]))
 
 
 def priced(case: Case, machine: Machine, job: str, placement: Placement, notes: Sequence[str] = ()) -> Plan:
@@ -55,9 +55,9 @@ def priced(case: Case, machine: Machine, job: str, placement: Placement, notes: 
     return replace(plan, placement=None, why_not=f"it is short of {short}")
 
 
-def _explained(case: Case, machine: Machine, job: str, search: Search, ranked: Sequence[Candidate]) -> Plan:
+def _explained(machine: Machine, job: str, found: Found) -> Plan:
     """The first of some candidates, what would help it, and what it was preferred to."""
-    best = ranked[0]
+    best, search, case = found.best, found.search, found.search.case
     return Plan(
         model=case.shape.name,
         machine=machine.name,
@@ -68,6 +68,6 @@ def _explained(case: Case, machine: Machine, job: str, search: Search, ranked: S
         placement=best.placement,
         duals=duals(case, search, best),
         gains=tuple(gains(search, best)),
-        runners_up=tuple(runners_up(case, search, ranked)),
+        runners_up=tuple(runners_up(found)),
         curve=tuple(search.curve(best.placement.policy.kv)),
     )

@@ -23,6 +23,10 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
     Raises UserError, with the least that works, where a budget is too small.
     """
     check_asked(asked, compute)
+    if model.transforms and asked.attention == "cpu" != compute:
+        raise UserError(
+            "--attention cpu: this model transforms keys where it computes, before they are attended to; leave it out"
+        )
     slots = asked.slots or 3
     rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or min(job.prompts, _MOST_ROWS)
     rows = min(rows, job.prompts) if asked.batch_size is None else rows
@@ -55,6 +59,8 @@ def check_asked(asked: Asked, compute: Tier) -> None:
     for flag, shares in (("--weights", asked.weights), ("--kv", asked.kv), ("--activations", asked.activations)):
         if shares is not None and compute == "cpu" and shares.gpu > 0:
             raise UserError(f"{flag} puts {shares.gpu:.0%} on gpu, and there is no gpu here: use cpu and disk")
+    if asked.attention == "gpu" != compute:
+        raise UserError("--attention gpu: there is no gpu here; leave it out")
     if (asked.batch_size is None) != (asked.num_batches is None):
         raise UserError("--batch-size and --num-batches go together: b rows in each of B micro-batches")
     if asked.batch_size is not None and asked.rows is not None:
@@ -97,6 +103,7 @@ def place(sizes: Sizes, cut: Cut) -> Placement:
         admission="static" if static else "continuous",
         batch_size=sizes.asked.batch_size,
         num_batches=sizes.asked.num_batches,
+        attention="cpu" if sizes.beside else None,
     )
     reserved = {tier: sum(_held_below(sizes, cut, tier).values()) for tier in _below(sizes.compute)}
     reserved[sizes.compute] = sizes.fixed(cut) + rows * sizes.model.kept
@@ -131,7 +138,7 @@ def _room_below(sizes: Sizes, cut: Cut, tier: Tier, for_kv: bool) -> int:
 
 def _held_below(sizes: Sizes, cut: Cut, tier: Tier) -> dict[str, int]:
     """Bytes of a slower tier that neither KV nor pages may take."""
-    held = {"activations": sizes.parked(cut, tier)}
+    held = {"activations": sizes.parked(cut, tier), "attention": sizes.attending(cut, tier)}
     return held | {"two page buffers": 2 * sizes.page} if tier == "cpu" else held
 
 

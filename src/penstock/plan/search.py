@@ -15,7 +15,7 @@ from penstock.plan.types import Asked, Placement
 from penstock.plan.virtual import VirtualRun, continued, rows_shown
 from penstock.plan.wish import placed
 
-_SKETCHES = 10
+SKETCHES = 10
 _FINALISTS = 2
 _NEAR = 0.95  # of the best sketch: who promises less than this is not run
 _HOPELESS = 0.9  # of the best sketch: a place that promises less is not sketched, and closed forms promise too much
@@ -61,7 +61,7 @@ class Search:
         self._known: dict[tuple[object, ...], Candidate] = {}
         self._placements: dict[Asked, Placement] = {}
 
-    def best(self, sketches: int = _SKETCHES) -> list[Candidate]:
+    def best(self, sketches: int = SKETCHES) -> list[Candidate]:
         """Placements, best first; among them what the simple rule decides. The best is predicted by a virtual run.
 
         Raises UserError, with the least budget that works, where nothing fits.

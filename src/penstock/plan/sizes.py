@@ -11,6 +11,7 @@ from penstock.units import format_bytes
 _JITTER = 16 << 20  # what the interpreter and its libraries take differs by this from one start to the next
 _HELD = 2  # a suspended call keeps less than 1/2 of what it takes when it runs (measured: 0.20 to 0.45)
 _LEAST_FILE_BYTES = 64 << 10
+_BESIDE_BYTES = 192 << 20  # of attention beside a gpu: numba and its kernels, keys and values of a long span copied out
 _STATE_COPIES = 4  # of one layer's states in a call: gathered, updated in two steps, put back
 
 
@@ -56,7 +57,28 @@ class Sizes:
         workspace += _STATE_COPIES * min(cut.rows, cut.batch) * self.model.state_layer
         workspace += self.suspended(cut)
         ring = min(cut.slots, len(self.streamable)) * self.page
-        return self.model.core + workspace + ring + 2 * self.staging()
+        if self.beside:
+            workspace += cut.batch * (self.model.query_bytes + 2 * self.model.answer_bytes)
+        return self.model.core + workspace + ring + self.staged(self.compute)
+
+    @property
+    def beside(self) -> bool:
+        """Whether the cpu attends beside a gpu."""
+        return self.compute == "gpu" and self.asked.attention == "cpu"
+
+    def attending(self, cut: Cut, tier: Tier) -> int:
+        """Bytes of a slower tier that attention beside the compute tier takes there, besides KV.
+
+        All calls of a sweep may have asked it something; their memory is of whole powers of two.
+        """
+        if not self.beside or tier != "cpu":
+            return 0
+        asked = self._sweep_tokens(cut) * (self.model.query_bytes + self.model.answer_bytes)
+        return _BESIDE_BYTES + 2 * asked + self.staged(tier)
+
+    def staged(self, tier: Tier) -> int:
+        """Bytes of a tier for KV on its way to attention: two buffers where it runs."""
+        return 2 * self.staging() if tier == ("cpu" if self.beside else self.compute) else 0
 
     def suspended(self, cut: Cut) -> int:
         """Bytes of activations on the compute tier of the calls that wait for a page while another one runs."""
@@ -97,7 +119,8 @@ class Sizes:
 
     def staging(self) -> int:
         """Bytes of one buffer for KV that comes from slower tiers: the longest row's blocks of one layer, at least."""
-        if self.asked.kv is None or self.asked.kv.of(self.compute) >= 1:
+        kv = self.asked.kv
+        if kv is None or kv.of(self.compute) >= 1 or (self.beside and not kv.disk):
             return 0
         blocks = -(-self.job.longest_tokens // self.model.block_tokens) + 1
         return max(blocks * self.model.staged_layer, 8 << 20)

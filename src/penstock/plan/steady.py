@@ -80,7 +80,8 @@ class Steady:
         rooms = {case.compute: float(case.ledger.free(case.compute) - sizes.fixed(cut))}
         for tier in self._tiers:
             if tier != case.compute:
-                rooms[tier] = float(case.ledger.free(tier) - (2 * sizes.page if tier == "cpu" else 0))
+                taken = sizes.attending(cut, tier) + (2 * sizes.page if tier == "cpu" else 0)
+                rooms[tier] = float(case.ledger.free(tier) - taken)
         return rooms
 
     def _least(self, sizes: Sizes, tier: Tier) -> float:

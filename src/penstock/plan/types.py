@@ -16,7 +16,9 @@ class Footprint:
     logits are wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row, kept on the
     compute tier; where there is any, prompts are not cut. state_layer: the largest part of it at one layer. open_block:
     of a row's newest KV block where full ones are packed, kept there too.
-    staged_layer: the largest block of a single layer. call_tokens: of one call, from which on products are no faster.
+    staged_layer: the largest block of a single layer. query_bytes, answer_bytes: per token and layer, what attention
+    beside a gpu is asked with and answers. transforms: a module transforms cached keys before they are attended to, so
+    that they must come to it. call_tokens: of one call, from which on products are no faster.
     """
 
     pages: Sequence[int]
@@ -31,6 +33,9 @@ class Footprint:
     staged_layer: int = 0
     call_tokens: int = 1024
     open_block: int = 0
+    query_bytes: int = 0
+    answer_bytes: int = 0
+    transforms: bool = False
 
     @property
     def kept(self) -> int:
@@ -71,7 +76,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a person fixed; None where the rule decides."""
+    """What a person fixed; None where the rule decides. attention: the tier that attends to KV."""
 
     weights: Shares | None = None
     kv: Shares | None = None
@@ -82,6 +87,7 @@ class Asked:
     slots: int | None = None
     batch_size: int | None = None
     num_batches: int | None = None
+    attention: Tier | None = None
 
     @property
     def is_given(self) -> bool:

@@ -1,6 +1,8 @@
 """What rows in flight ask of each tier, and where one more would find room."""
 
 from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
 
 from penstock.plan.policy import TIERS, Shares, Tier
 from penstock.schedule.room import Room
@@ -35,22 +37,31 @@ class Claims:
         self._resting[home] += number * self._demand.held(length)
 
     def home_with_room(self, row: Row) -> Tier | None:
-        """The tier furthest below its share of KV among those that hold the row's known tokens."""
+        """The tier furthest below its share of KV among those that hold the row's known tokens.
+
+        Where none holds them whole, the fastest on which they can begin, while their oldest blocks sink below it.
+        """
         total = sum(self._resting.values()) + self._demand.held(row.length)
 
         def short(home: Tier) -> float:
             return self._kv.of(home) * total - self._resting[home]
 
-        shared = self._shared(row)
-        for home in sorted(self._room.homes, key=short, reverse=True):
+        shared, homes, rooms = self._shared(row), self._room.homes, self._rooms()
+        for home in sorted(homes, key=short, reverse=True):
             needs = self._demand.peak(row.length, home)
             needs[home] -= sum(self._room.groups[b.group].block_bytes for b in shared if b.tier == home)
-            if all(
-                self._promised[tier] - self._counted_twice(tier) + need <= self._pool.capacity(tier)
-                for tier, need in needs.items()
-            ):
+            if all(need <= rooms[tier] for tier, need in needs.items()):
                 return home
-        return None
+        parts = (h for at, h in enumerate(homes) if self._demand.fits_in_parts(row.length, h, homes[at + 1 :], rooms))
+        return next(parts, None)
+
+    def _rooms(self) -> Mapping[Tier, int]:
+        """Bytes of each tier that nobody claims: what rows claim beyond their home is below it."""
+        rooms = {t: self._pool.capacity(t) - self._promised[t] + self._counted_twice(t) for t in TIERS}
+        for home, below in pairwise(self._room.homes):
+            if rooms[home] < 0:
+                rooms[home], rooms[below] = 0, rooms[below] + rooms[home]
+        return rooms
 
     def _shared(self, row: Row) -> list[Block]:
         """Blocks of rows in flight that the row would take over, for as long as it lives.

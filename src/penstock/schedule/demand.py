@@ -49,12 +49,30 @@ class Demand:
             home: self._full_bytes(blocks - 1),
         }
 
+    def fits_in_parts(self, length: int, home: Tier, below: Sequence[Tier], room: Mapping[Tier, int]) -> bool:
+        """Whether a row of this length has room, its oldest blocks on tiers below its home. room: bytes by tier.
+
+        No promise where windows leave gaps on every tier, nor where a prompt that is not cut has to be on the compute
+        tier as a whole.
+        """
+        needs, stride = self.peak(length, home), self.stride_bytes
+        if (
+            self._whole
+            or self.windowed
+            or any(need > room.get(tier, 0) for tier, need in needs.items() if tier != home)
+        ):
+            return False
+        here, *lower = (max(0, room.get(tier, 0)) // stride * stride for tier in (home, *below))
+        return here > 0 and needs[home] <= here + sum(lower)
+
     def longest(self, wanted: int, homes: Sequence[Tier], capacity: Mapping[Tier, int]) -> int:
-        """Positions up to ``wanted`` that one row alone can compute on its best home."""
+        """Positions up to ``wanted`` that one row alone can compute, at its best home and maybe below."""
 
         def fits(length: int) -> bool:
             return any(
-                all(need <= capacity.get(tier, 0) for tier, need in self.peak(length, home).items()) for home in homes
+                all(need <= capacity.get(tier, 0) for tier, need in self.peak(length, home).items())
+                or self.fits_in_parts(length, home, homes[at + 1 :], capacity)
+                for at, home in enumerate(homes)
             )
 
         if fits(wanted):

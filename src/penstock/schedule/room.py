@@ -14,7 +14,8 @@ class Room:
 
     rows: in flight, in the order of admission. homes: tiers where full blocks may rest, fastest first. chunking: a row
     may get blocks for a part of what it wants. give_way: told of each row that is dropped. moves, dropped: what has
-    happened since they were last emptied. shared_tokens: prompt tokens that were taken over, not computed, so far.
+    happened since they were last emptied. exhausted: tiers from which nothing more sinks before a sweep is computed.
+    shared_tokens: prompt tokens that were taken over, not computed, so far.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Room:
         self.rows: dict[int, Row] = {}
         self.moves: list[Move] = []
         self.dropped: list[int] = []
+        self.exhausted: set[Tier] = set()
         self.shared_tokens = 0
         self._turns = 0
         self._last_holder = -1  # no row of a later turn holds blocks
@@ -89,7 +91,9 @@ class Room:
         if not missing:
             return wanted
         least = missing if not self._chunking else 1 if held == 0 else 0
-        affordable = min(missing, max(0, self.pool.free(self.compute_tier) - spare) // stride)
+        if self._affordable(missing, spare) < missing:
+            self._sink(self.compute_tier, missing * stride + spare, row)
+        affordable = self._affordable(missing, spare)
         if affordable < least:
             if not self._make_room(self.compute_tier, least * stride, row):
                 return 0
@@ -98,6 +102,10 @@ class Room:
             table.extend(self.pool.take(group, self.compute_tier) for _ in range(affordable))
         self._last_holder = max(self._last_holder, row.turn)
         return min(wanted, held + affordable * self.block_tokens)
+
+    def _affordable(self, blocks: int, spare: int) -> int:
+        """Of so many blocks in every group those that the compute tier has room for, and ``spare`` bytes besides."""
+        return min(blocks, max(0, self.pool.free(self.compute_tier) - spare) // self.demand.stride_bytes)
 
     def leave_behind(self, row: Row) -> None:
         """Give up the blocks that no window reaches any more."""
@@ -112,17 +120,31 @@ class Room:
                 index -= 1
 
     def carry_home(self, row: Row) -> None:
-        """Move the blocks that have become full from the compute tier to the row's home; newer rows give way."""
-        if row.rested == row.computed // self.block_tokens:
+        """Move the blocks that have become full from the compute tier to the row's home, or below where that is full.
+
+        Newer rows give way where there is no room at all; blocks that only older rows leave no room for stay where they
+        are for another sweep.
+        """
+        if row.home == self.compute_tier:
             return
-        while row.home != self.compute_tier:
-            home, blocks = row.home, self._full_blocks(row, self.compute_tier, row.rested)
-            if not self._make_room(home, self._bytes(blocks), row):
-                return  # dropped, or older rows fill its home: they stay where they are for another sweep
-            if row.home == home:
-                self.moves += [self.pool.move(block, home) for block in blocks]
-                row.rested = row.computed // self.block_tokens
-                return
+        while row.rested < row.computed // self.block_tokens:
+            blocks = self._blocks_at(row, row.rested, self.compute_tier)
+            nbytes = self._bytes(blocks)
+            tier = self._tier_with_room([row.home, *self._below(row.home)], nbytes)
+            if tier is None:
+                if not self._make_room(row.home, nbytes, row):
+                    return
+                tier = row.home
+            self.moves += [self.pool.move(block, tier) for block in blocks]
+            row.rested += 1
+
+    def _blocks_at(self, row: Row, index: int, tier: Tier) -> list[Block]:
+        """A row's blocks of the same positions, of all groups, that lie on a tier; shared ones too."""
+        return [b for table in row.tables if (b := table[index]) is not None and b.tier == tier]
+
+    def _below(self, tier: Tier) -> Sequence[Tier]:
+        """Homes slower than a tier, fastest first."""
+        return [home for home in self.homes if TIERS.index(home) > TIERS.index(tier)]
 
     def release(self, row: Row) -> None:
         """Give up a row's blocks and what it wants or owns of its prompt."""
@@ -142,7 +164,7 @@ class Room:
 
     def _give_up(self, row: Row) -> None:
         self.release(row)
-        row.computed = row.rested = row.listed = 0
+        row.computed = row.rested = row.sunk = row.listed = 0
         row.begun, row.awaits = False, None
         row.tables = [[] for _ in self.groups]
         self.dropped.append(row.id)
@@ -161,29 +183,59 @@ class Room:
         for block in self.prefixes.unwant(row):
             self.pool.evict(block)
 
-    def _full_blocks(self, row: Row, tier: Tier, first: int = 0) -> list[Block]:
-        """The row's full blocks on a tier from index ``first`` on, oldest first in each group, shared ones too."""
-        full = slice(first, row.computed // self.block_tokens)
-        return [b for table in row.tables for b in table[full] if b is not None and b.tier == tier]
-
     def _bytes(self, blocks: Sequence[Block]) -> int:
         return sum(self.groups[block.group].block_bytes for block in blocks)
 
     def _make_room(self, tier: Tier, need_bytes: int, row: Row) -> bool:
-        """Free bytes on a tier for a row: newer rows, then the row itself, are demoted or dropped, newest first.
+        """Free bytes on a tier for a row: oldest blocks sink, of newer rows first; where that is not enough newer rows,
+        then the row itself, are dropped, newest first.
 
-        False where that was not enough: the row was dropped, or it holds nothing there and older rows hold the rest.
-        A victim that shares all of its blocks frees nothing; then the next one follows.
+        False where it still was not: the row was dropped, or it holds nothing there and older rows hold the rest. A
+        victim that shares all of its blocks frees nothing; then the next one follows.
         """
         while self.pool.free(tier) < need_bytes:
+            self._sink(tier, need_bytes)
+            if self.pool.free(tier) >= need_bytes:
+                break
             victim = self._newest_holding(tier, row)
             if victim is None:
                 return False
-            if not self._demote(victim, tier):
-                self._drop(victim)
-                if victim is row:
-                    return False
+            self._drop(victim)
+            if victim is row:
+                return False
         return True
+
+    def _sink(self, tier: Tier, need_bytes: int, oldest: Row | None = None) -> None:
+        """Free bytes on a tier, as far as that goes, by what lies there of the rows at home there: of the newest row
+        first, and of none older than ``oldest``, the oldest full blocks move to the fastest lower home with room.
+
+        Rows that share some of them find them there too.
+        """
+        below = self._below(tier)
+        if not below or tier in self.exhausted or (oldest is not None and oldest.turn > self._last_holder):
+            return
+        for row in reversed(self.rows.values()):
+            full = row.rested if tier != self.compute_tier else row.computed // self.block_tokens
+            while row.home == tier and row.sunk < full and self.pool.free(tier) < need_bytes:
+                blocks = self._blocks_at(row, row.sunk, tier)
+                lower = self._tier_with_room(below, self._bytes(blocks))
+                if lower is None:
+                    self.exhausted.add(tier)
+                    return
+                self.moves += [self.pool.move(block, lower) for block in blocks]
+                row.sunk += 1
+            if row is oldest or self.pool.free(tier) >= need_bytes:
+                return
+        self.exhausted.add(tier)
+
+    def _tier_with_room(self, tiers: Sequence[Tier], nbytes: int) -> Tier | None:
+        """The first of some tiers that has so many bytes free, or can have by what sinks from there."""
+        for tier in tiers:
+            if self.pool.free(tier) < nbytes:
+                self._sink(tier, nbytes)
+            if self.pool.free(tier) >= nbytes:
+                return tier
+        return None
 
     def _newest_holding(self, tier: Tier, oldest: Row) -> Row | None:
         """The newest row, ``oldest`` at the oldest, that holds blocks on a tier.
@@ -205,17 +257,3 @@ class Room:
             if row is oldest:
                 return None
         return None
-
-    def _demote(self, row: Row, tier: Tier) -> bool:
-        """Move a row's full blocks from its home to a lower one with room, its home from now on; False if none has.
-
-        Rows that share some of them find them there too, and keep their homes.
-        """
-        blocks = self._full_blocks(row, tier) if row.home == tier else []
-        for lower in self.homes:
-            below = TIERS.index(lower) > TIERS.index(tier)
-            if blocks and below and self._bytes(blocks) <= self.pool.free(lower):
-                self.moves += [self.pool.move(block, lower) for block in blocks]
-                row.home = lower
-                return True
-        return False

@@ -95,7 +95,8 @@ class Sweep:
 class Row:
     """One sequence in flight. ``computed``: positions whose KV exists. ``tables[g]``: its blocks of group g in order;
     None where a window has left a block behind. ``home``: the tier that holds its full blocks, other than leading ones
-    that it shares with rows of another home. ``limit``: tokens it may generate, which is the request's max_tokens
+    that it shares with rows of another home, and the oldest ones where that tier is short of room: these lie below.
+    ``sunk``: leading blocks that do. ``limit``: tokens it may generate, which is the request's max_tokens
     unless memory holds no row of that length. ``turn``: rows admitted before it, ever. ``rested``: leading blocks known
     to lie off the compute tier.
 
@@ -113,6 +114,7 @@ class Row:
     tables: list[list[Block | None]] = field(default_factory=list)
     turn: int = 0
     rested: int = 0
+    sunk: int = 0
     chain: tuple[bytes, ...] = ()
     begun: bool = False
     listed: int = 0
