@@ -42,6 +42,7 @@ def test_what_a_job_recorded_settles_what_is_left(name: str) -> None:
     ("asked", "said"),
     [
         ({"weight_bits": 5}, "--weight-bits 5: give 4, 8, 16 or auto"),
+        ({"weight_bits": "6"}, "--weight-bits 6: give 4, 8, 16 or auto"),
         ({"kv_bits": True}, "--kv-bits True: give 4, 8, 16 or auto"),
         ({"lm_head_bits": "auto"}, "--lm-head-bits auto: give 4, 8 or 16"),
         ({"weight_bits": 8, "allow_4bit": True}, "--allow-4bit has a say with --weight-bits auto or --kv-bits auto"),

@@ -205,6 +205,12 @@ def test_text_for_a_model_without_tokenizer_is_refused(mute):
         model.generate("text", GREEDY)
 
 
+@pytest.mark.parametrize("model", [None, 5, b"demo"])
+def test_a_model_that_is_no_text_is_a_users_mistake(model):
+    with pytest.raises(UserError, match="give a path"):
+        LLM(model)
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [
@@ -218,6 +224,9 @@ def test_text_for_a_model_without_tokenizer_is_refused(mute):
         ({"cpu_memory": "much"}, "much"),
         ({"device": "abacus"}, "abacus"),
         ({"dtype": "int3"}, "int3"),
+        ({"dtype": 4}, "dtype=4: give text"),
+        ({"attention": ["cpu"]}, "give text"),
+        ({"plan": 5}, "plan=5: give a path"),
         ({"trace": "no/such/dir.json"}, "--trace no/such/dir.json is not a file in a directory that exists"),
     ],
 )

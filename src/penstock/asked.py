@@ -1,6 +1,7 @@
 """What a person fixed of placement and cut, checked: keywords of ``LLM`` that mirror flags."""
 
 from collections.abc import Mapping
+from os import PathLike
 
 from penstock.errors import UserError
 from penstock.plan.policy import Shares, Tier
@@ -10,6 +11,14 @@ from penstock.plan.types import Asked
 Shared = str | Mapping[str, float] | None
 
 ATTENTION: Mapping[str | None, Tier | None] = {None: None, "auto": None, "cpu": "cpu", "gpu": "gpu"}
+
+
+def check_kinds(words: Mapping[str, object], paths: Mapping[str, object]) -> None:
+    """Raise UserError for a keyword that is no text, or no text and no path; only ``model`` may not be None."""
+    for name, value in {**words, **paths}.items():
+        left_out = value is None and name != "model"
+        if not (left_out or isinstance(value, str) or (name in paths and isinstance(value, PathLike))):
+            raise UserError(f"{name}={value!r}: give {'a path' if name in paths else 'text'}")
 
 
 def asked_for(

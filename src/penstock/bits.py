@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal
 
 from penstock.errors import UserError
 from penstock.plan.types import Asked
@@ -61,12 +61,17 @@ def asked_bits(weight_bits: AskedBits, lm_head_bits: int | None, kv_bits: AskedB
 
     Raises UserError for what are none, and where nothing is left that 4 bits could be allowed for.
     """
-    asked = {"weight_bits": weight_bits, "kv_bits": kv_bits}
+    asked = {"weight_bits": _number(weight_bits), "kv_bits": _number(kv_bits)}
     free = [name for name, bits in asked.items() if bits == "auto"]
     if allow_4bit and not free:
         raise UserError("--allow-4bit has a say with --weight-bits auto or --kv-bits auto: add one")
     fixed = {name: bits for name, bits in asked.items() if bits != "auto"}
-    return Bits(**fixed, lm_head_bits=lm_head_bits, free=dict.fromkeys(free, (8, 4) if allow_4bit else (8,)))
+    return Bits(**fixed, lm_head_bits=_number(lm_head_bits), free=dict.fromkeys(free, (8, 4) if allow_4bit else (8,)))
+
+
+def _number(bits: Any) -> Any:
+    """Bits that were written as a text, as a number."""
+    return int(bits) if isinstance(bits, str) and bits.isdecimal() else bits
 
 
 def check_bits(bits: object, flag: str, *, auto: bool) -> None:

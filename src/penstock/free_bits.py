@@ -7,6 +7,7 @@ from typing import TypeVar
 from penstock.bits import Bits
 from penstock.blueprints import Blueprints
 from penstock.engine.build import Blueprint
+from penstock.engine.warming import warm
 from penstock.errors import UserError
 from penstock.model.packing import packing_of
 from penstock.placing import Placing
@@ -36,7 +37,7 @@ def plan_of_free_bits(model: str, question: Question, bits: Bits, on_event: Even
     plans, refusal = _each(bits, planned)
     chosen, best = max(plans, key=lambda made: (made[1].fits, _worth(question, made[1])))
     others = [
-        f"{plan.predicted.total_tok_s:,.3g} tok/s with {choice.said(bits.free)}"
+        f"{_rate(plan.predicted.total_tok_s)} with {choice.said(bits.free)}"
         for choice, plan in plans
         if plan is not best
     ]
@@ -62,19 +63,21 @@ def bits_of_run(
         made = model.packed(packing_of(choice))
         cached = page_cache_bytes(made, disk)
         placing = Placing(made, asked, None, compute, root, runtime.event)
+        # as the run will, before it counts its memory
+        warm(made.layout.pages, made.precision.compute, runtime.device.torch_device)
         placement = placing.choose(job, lambda: runtime.ledger(cached, job.held))
         predicted = placing.predict(placement, job, runtime.ledger(cached, job.held).budget)
         return predicted.total_tok_s if predicted is not None else 0.0  # a prompt fits nowhere, which the run will say
 
     speeds, _ = _each(bits, tok_s)
     chosen, fastest = max(speeds, key=lambda made: made[1])
-    told = f"auto: {chosen.said(bits.free)}, {fastest:.3g} tok/s planned"
+    told = f"auto: {chosen.said(bits.free)}, {_rate(fastest)} planned"
     as_is = [speed for choice, speed in speeds if not choice.packs(bits.free)]
     if not as_is:
         return chosen, f"{told}, where unpacked nothing fits; {_EVAL}"
     if not chosen.packs(bits.free):
         return chosen, f"{told}, and no more with fewer bits"
-    return chosen, f"{told} instead of {as_is[0]:.3g} as before; {_EVAL}"
+    return chosen, f"{told} instead of {_rate(as_is[0])} as before; {_EVAL}"
 
 
 def _each(bits: Bits, make: Callable[[Bits], Made]) -> tuple[list[tuple[Bits, Made]], UserError | None]:
@@ -94,3 +97,8 @@ def _each(bits: Bits, make: Callable[[Bits], Made]) -> tuple[list[tuple[Bits, Ma
 def _worth(question: Question, plan: Plan) -> float:
     aim = question.objective == "latency", question.most_sweep_s
     return worth(*aim, plan.predicted.steady.seconds, plan.predicted.total_tok_s)
+
+
+def _rate(tok_s: float) -> str:
+    """Three digits, and whole numbers from a hundred on."""
+    return f"{tok_s:,.0f} tok/s" if tok_s >= 100 else f"{tok_s:.3g} tok/s"

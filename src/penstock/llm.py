@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 from weakref import ref
 
-from penstock.asked import Shared, asked_for
+from penstock.asked import Shared, asked_for, check_kinds
 from penstock.batch import run_batch
 from penstock.bits import AskedBits, asked_bits, check_planned
 from penstock.encoding import Item, Prompt, held_bytes, job_of
@@ -81,6 +81,8 @@ class LLM:
         on_event: Event | None = None,
         page_bytes: int | None = None,
     ) -> None:
+        paths = {"model": model, "offload_dir": offload_dir, "plan": plan, "trace": trace}
+        check_kinds({"dtype": dtype, "device": device, "attention": attention}, paths)
         self.asked = asked_for(
             weights=weights,
             kv=kv,

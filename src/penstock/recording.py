@@ -59,9 +59,9 @@ def record(
     if prompt_tokens is not None:
         prompt, chat = {"prompt_token_ids": _first_tokens(llm, prompt, prompt_tokens)}, False
     item = llm.encoder.item(0, prompt, params, chat)
-    llm.model.settle(job_of([item]))
-    if llm.blueprint.kv.packed is not None:
+    if llm.blueprint.kv.packed is not None or "kv_bits" in llm.model.bits.free:
         raise UserError("a trace is recorded from keys as they are: leave --kv-bits out")
+    llm.model.settle(job_of([item]))
     if item.sampling.max_tokens < 2:
         raise UserError(f"{item.sampling.max_tokens} token to draw makes no step to record: draw at least 2")
     with TraceWriter(path, _header(llm, item, len(layers), selection)) as writer:

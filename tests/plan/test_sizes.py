@@ -70,8 +70,9 @@ def test_attention_beside_a_gpu_takes_memory_of_the_host_and_no_ring_of_the_gpu(
     cpu, disk = Shares(cpu=1.0), Shares(cpu=0.5, disk=0.5)
     plain = of(Shares(gpu=1.0), "gpu").fixed(CUT)
     assert [of(kv, "gpu").fixed(CUT) - plain for kv in (cpu, disk)] == [16 * MIB] * 2
-    assert [of(kv, "cpu").fixed(CUT) - plain for kv in (cpu, disk)] == [128 * 5000] * 2  # questions and answers
+    assert [of(kv, "cpu").fixed(CUT) - plain for kv in (cpu, disk)] == [512 * 5000] * 2  # of all calls
     assert of(disk, "gpu").attending(CUT, "cpu") == of(disk, "cpu").attending(CUT, "disk") == 0
     asked = of(cpu, "cpu").attending(CUT, "cpu")
     assert asked > 512 * 3000
-    assert of(disk, "cpu").attending(CUT, "cpu") == asked + 16 * MIB  # what comes from disk
+    apart = 2 * 512 * 3000  # a row on both asks twice
+    assert of(disk, "cpu").attending(CUT, "cpu") == asked + apart + 16 * MIB  # what comes from disk

@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -40,5 +40,6 @@ def _lock() -> AbstractContextManager[Any]:
         lock = open(directory / "lock", "ab")  # noqa: SIM115  # it is the context
     except OSError:  # numba finds another place then, or keeps nothing
         return nullcontext()
-    fcntl.flock(lock, fcntl.LOCK_EX)  # goes with the file, also where a process is killed
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(lock, fcntl.LOCK_EX)  # goes with the file, also where a process is killed
     return lock

@@ -59,7 +59,12 @@ def add_pairs(emitter: Emitter, sums: ir.Value, a: ir.Value, b: ir.Value) -> ir.
 
 
 class Coded(Record):
-    """Emits the codes of one record: an element is scale · code + minimum, without either where that is None."""
+    """Emits the codes of one record: an element is scale · code + minimum, without either where that is None.
+
+    has_minimum: whether that is one, which the sum of a token's elements meets.
+    """
+
+    has_minimum = False
 
     scale: ir.Value | None = None
     minimum: ir.Value | None = None
@@ -96,6 +101,7 @@ class _FourBits(Coded):
 
 
 class _ScaleAndMinimum4(_FourBits):
+    has_minimum = True
     numbers, elements = 4, tuple(map(float, range(16)))
 
     def __init__(self, emitter: Emitter, address: ir.Value) -> None:
@@ -131,6 +137,11 @@ _CODED: dict[str, type[Coded]] = {
 def in_pairs(record: str) -> bool:
     """Whether rows of such records are multiplied so on this CPU."""
     return HERE and record in _CODED
+
+
+def has_minimum(record: str) -> bool:
+    """Whether elements of such records, ``in_pairs``, have a minimum added."""
+    return _CODED[record].has_minimum
 
 
 def coded(emitter: Emitter, form: Form | Sixteen, address: ir.Value) -> Coded:

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 
+PARTS = 8  # of a product for each thread, to be taken in turn
+
 
 @cache
 def _threads(number: int) -> ThreadPoolExecutor:

@@ -75,10 +75,8 @@ class Beside:
         softcap: float | None,
     ) -> list[Question]:
         """Begin on each portion's attention; arguments as ``attention.attend_blocks`` has them, lowest on the host."""
-        asked = [self._ask(layer, portion, q, lowest, scaling, softcap) for portion in portions]
-        # not the questions themselves: what came up for them is the callers' alone
-        self._coming = [*(one for one in self._coming if not one.done()), *(one.coming for one in asked)]
-        return asked
+        self._coming = [one for one in self._coming if not one.done()]
+        return [self._ask(layer, portion, q, lowest, scaling, softcap) for portion in portions]
 
     def _ask(
         self,
@@ -100,14 +98,15 @@ class Beside:
         down = space.copy = self._device.download(queries.reshape(-1).view(torch.uint8), question)
         with torch.inference_mode(False):  # the threads that copy know nothing of the mode
             up = torch.empty(nbytes, dtype=torch.uint8, device=queries.device)
-        mark = self._device.mark()
+        mark, coming_down, kind, shape = self._device.mark(), [queries], queries.dtype, queries.shape
 
         @torch.inference_mode()
         def work() -> Ticket:
-            with self._clock.lane("gpu→cpu", queries.nbytes, "queries"):  # which are kept until they have come down
+            with self._clock.lane("gpu→cpu", question.nbytes, "queries"):
                 down.finish()
+            coming_down.clear()
             with portion.arenas(layer) as (keys, values), self._clock.lane("cpu-compute", what="attention"):
-                q_host = question.view(queries.dtype).view(queries.shape)
+                q_host = question.view(kind).view(shape)
                 found = attend_blocks(q_host, keys, values, portion.tables, low, scaling, softcap)
             for part, into in zip(found, _results(answer, tokens, heads), strict=True):
                 into.copy_(part)
@@ -116,6 +115,7 @@ class Beside:
             return space.copy
 
         coming = self._worker.submit(work)
+        self._coming.append(coming)  # at once, and not the question: what comes up for it is the caller's alone
         return Question(portion.tokens, _results(up, tokens, heads), nbytes, space, coming, self._clock)
 
     def _space(self, nbytes: int) -> _Space:

@@ -223,7 +223,8 @@ def decode(
         scratch = [np.empty((heads, size), np.float32) for size in (k.shape[3], v.shape[3], k.shape[2])]
         kernel(*shared, *results, *scratch, np.empty(heads, np.float32), np.empty(heads, np.float32), start, stop)
 
-    keys = np.maximum(lengths - lowest[tokens], 1)
+    here = k.shape[2] * (table >= 0).sum(1)
+    keys = np.maximum(np.minimum(lengths - lowest[tokens], here), 1)
     in_parts(attend_part, keys, k.shape[1], k.shape[1] * (k.shape[3] + v.shape[3]) * k.itemsize)
 
 

@@ -110,8 +110,8 @@ def _row_reader(plan: "Blueprint", reader: DirectReader, clock: Clock) -> ReadRo
         for extent in page.extents or ():
             if extent.at <= part.offset and part.offset + part.nbytes <= extent.at + extent.nbytes:
                 offset = extent.offset + part.offset - extent.at
-                read = reader.read_rows(extent.path, offset, row_bytes, rows)
-                return Packed(form, part.shape[-1], read).wide(plan.precision.compute) if form else read.view(dtype)
+                found = reader.read_rows(extent.path, offset, row_bytes, rows)
+                return Packed(form, part.shape[-1], found).wide(plan.precision.compute) if form else found.view(dtype)
         source = plan.sources[part.param]
         return torch.cat([source.load(part.start + row, part.start + row + 1).to(dtype) for row in rows])
 

@@ -6,15 +6,14 @@ For more tokens, ``product_kernel`` widens a panel once for a tile of them, or u
 import torch
 
 from penstock.compiled.pairs import in_pairs
-from penstock.compiled.threads import in_turn
+from penstock.compiled.threads import PARTS, in_turn
 from penstock.engine import few_kernel, pair_kernel
 from penstock.engine.operand import Operand, kind
 from penstock.quant.packed import Packed
 from penstock.quant.rows import BLOCK
 
 MOST, MOST_PAIRS = 8, 32  # tokens, in float32 and where pairs are multiplied
-PARTS = 8  # of a product for each thread, to be taken in turn
-STEP = 8  # rows of weights that a part is whole multiples of, as are those of all tiles
+STEP = 8  # rows of weights: parts are whole multiples of it, and it is one of each tile's rows
 _PART_BYTES = 1 << 20  # of weights: for less a thread takes longer to wake than the product
 
 

@@ -7,6 +7,7 @@ the nearest cache are gone over again.
 from collections.abc import Callable
 from functools import cache
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -73,19 +74,23 @@ def multiply_rows(context, weight, rows, tokens, form, row, stride, columns, x, 
     return types.void(weight, rows, tokens, form, *[Integer] * 7), emit
 
 
+@numba.njit(inline="always")
+def _multiply(rows, tokens, form, weight, first, x, columns, out):
+    """The product of all tokens with as many rows of weights as the tuple is long."""
+    stride = weight.strides[0]
+    row = weight.ctypes.data + first * stride
+    for t in range(0, len(x), len(tokens)):
+        met, place = x.ctypes.data + t * x.strides[0], out.ctypes.data + t * out.strides[0] + 4 * first
+        multiply_rows(weight, rows, tokens, form, row, stride, columns, met, x.strides[0], place, out.strides[0])
+
+
 def _multiply_few(rows, one, tokens, form, weight, x, columns, out, start, stop):
     """The product of tokens x with rows start ≤ n < stop of weights, written to those columns of out (T, n)."""
-    weight_at, stride = weight.ctypes.data, weight.strides[0]
-    x_at, x_stride, out_at, out_stride = x.ctypes.data, x.strides[0], out.ctypes.data, out.strides[0]
-    whole = start + (stop - start) // ROWS * ROWS
-    for n in range(start, whole, ROWS):
-        for t in range(0, len(x), len(tokens)):
-            row, met, place = weight_at + n * stride, x_at + t * x_stride, out_at + t * out_stride + 4 * n
-            multiply_rows(weight, rows, tokens, form, row, stride, columns, met, x_stride, place, out_stride)
-    for n in range(whole, stop):
-        for t in range(0, len(x), len(tokens)):
-            row, met, place = weight_at + n * stride, x_at + t * x_stride, out_at + t * out_stride + 4 * n
-            multiply_rows(weight, one, tokens, form, row, stride, columns, met, x_stride, place, out_stride)
+    whole = start + (stop - start) // len(rows) * len(rows)
+    for first in range(start, whole, len(rows)):
+        _multiply(rows, tokens, form, weight, first, x, columns, out)
+    for first in range(whole, stop):
+        _multiply(one, tokens, form, weight, first, x, columns, out)
 
 
 @cache

@@ -55,7 +55,8 @@ def flat_attention(
     layer = kv.layer_of(key)
     if layer is None:
         lengths, spans = kv.dense_lengths(key), [(s.first, s.count) for s in batch.spans]
-        out, _ = attend_dense(q_THD, key[0], value[0], spans, lengths, lowest_T, scale, softcap, s_aux)
+        low = None if lowest_T is None else lowest_T.to(query.device)
+        out, _ = attend_dense(q_THD, key[0], value[0], spans, lengths, low, scale, softcap, s_aux)
         return out[None], None
     return attend_placed(call, layer, q_THD, lowest_T, scale, softcap, s_aux)[None], None
 

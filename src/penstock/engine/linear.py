@@ -42,7 +42,7 @@ class Widening:
         flat = x.reshape(-1, weight.shape[1]).contiguous()
         kernel = self._kernel(flat, weight)
         if kernel is None and _alike(weight, x):
-            return nn.functional.linear(x.contiguous(), weight, bias)
+            return nn.functional.linear(flat.view(x.shape), weight, bias)
         out = x.new_empty((flat.shape[0], weight.shape[0]))
         self._write(kernel, flat, weight, out)
         self.forget()

@@ -17,12 +17,13 @@ _KINDS = {dtype: str(stored).removeprefix("torch.") for dtype, stored in STORED.
 class Operand:
     """Rows of weights. kind: numba's name of their elements. row_bytes: of a row, without what may lie between them.
 
-    group: elements that are read together. form: as ``compiled.codes.layout`` takes it; its length is compiled into a
-    kernel, and means nothing for dtypes.
+    record: how a run of elements lies (``quant.rows``). group: elements that are read together. form: as
+    ``compiled.codes.layout`` takes it; its length is compiled into a kernel, and means nothing for dtypes.
     """
 
     array: npt.NDArray[Any]
     kind: str
+    record: str
     row_bytes: int
     group: int
     form: tuple[int, ...]
@@ -31,10 +32,10 @@ class Operand:
     def of(cls, weight: torch.Tensor | Packed) -> "Operand":
         """Weights (out, in) on the cpu; no bytes are copied."""
         if isinstance(weight, Packed):
-            data = weight.data.numpy()
-            return cls(data, "uint8", data.shape[1], weight.form.group, (0,) * (number(weight.form) + 1))
+            data, numbered = weight.data.numpy(), (0,) * (number(weight.form) + 1)
+            return cls(data, "uint8", weight.form.record, data.shape[1], weight.form.group, numbered)
         array = weight.view(STORED[weight.dtype]).numpy()
-        return cls(array, kind(weight), array.shape[1] * array.itemsize, 1, (0,))
+        return cls(array, kind(weight), kind(weight), array.shape[1] * array.itemsize, 1, (0,))
 
 
 def kind(weight: torch.Tensor) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 
 from penstock.compiled.codes import layout_of
 from penstock.compiled.kernels import compiled
-from penstock.compiled.pairs import SUMS, add_pairs, coded, load_pairs, ones
+from penstock.compiled.pairs import SUMS, add_pairs, coded, has_minimum, load_pairs, ones
 from penstock.compiled.record import records
 from penstock.compiled.vectors import Emitter, Integer
 from penstock.engine.operand import Operand
@@ -168,8 +168,10 @@ def work(x: torch.Tensor, weights: Operand, out: npt.NDArray[np.float32]) -> Cal
     tile = tile_of(x.shape[0])
     columns, missing = x.shape[1], (0, -x.shape[1] % BLOCK, 0, len(out) - x.shape[0])
     met = (nn.functional.pad(x, missing) if any(missing) else x.contiguous()).view(torch.uint16).numpy()
-    sums = np.empty((len(out), met.shape[1] // BLOCK, SUMS), np.float32)
-    _compiled_sum()(met, columns, sums)
+    blocks = met.shape[1] // BLOCK if has_minimum(weights.record) else 0
+    sums = np.empty((len(out), blocks, SUMS), np.float32)
+    if blocks:
+        _compiled_sum()(met, columns, sums)
     kernel = _compiled(weights.kind, TILES[tile], tile, len(weights.form))
     lengths = (0,) * TILES[tile], (0,), (0,) * tile, weights.form
     return lambda start, stop: kernel(*lengths, weights.array, met, columns, sums, out, start, stop)

@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from penstock.compiled.kernels import compiled
-from penstock.compiled.threads import in_threads, in_turn
+from penstock.compiled.threads import PARTS, in_threads, in_turn
 from penstock.compiled.vectors import LANES, LINE, WIDE, Emitter, Integer
 from penstock.compiled.widen import widen
 from penstock.engine.few import multiply_few, takes_few
@@ -35,7 +35,6 @@ PANEL_STRIDE = 4 * (DEPTH + 16)  # bytes from row to row: not a power of two, so
 BAND_STRIDE = 4 * (CHUNK + 16)
 FEWEST = 4  # tokens: for fewer, widening first and one product of a vector is faster, where the few are not taken
 AHEAD = 2  # rows of weights prefetched during a tile
-PARTS = 8  # of a product for each thread, to be taken in turn
 
 
 @intrinsic
@@ -186,10 +185,10 @@ def _compiled_multiply(stored: str, form: int) -> Callable[..., None]:
 
 
 class Multiplier:
-    """Products in float32 with 16-bit or packed weights.
+    """Products with 16-bit or packed weights that are widened, or multiplied in pairs (``few``), on the way.
 
-    Where activations are float32, however many tokens there are. Those of 16 bits meet packed weights here while they
-    are few: for more, weights unpacked to 16 bits and a product in 16 bits take about as long, or half.
+    Where activations are float32, however many tokens there are. Those of 16 bits are multiplied here while they are
+    few: for more, weights in 16 bits and torch's product take about as long, or half.
 
     packed: one long float32 tensor, scratch for activations in the order in which they are read.
     """

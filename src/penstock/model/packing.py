@@ -46,9 +46,10 @@ class Packing:
 
     @property
     def bits(self) -> Mapping[str, int | None]:
-        """What a person would have asked for to get it, by flag; None where that is not packed."""
+        """What a person would have asked for to get it, by flag; None where that is left as it is."""
         forms = {"weight_bits": self.weights, "lm_head_bits": self.head, "kv_bits": self.kv}
-        return {name: form.bits if form else None for name, form in forms.items()}
+        said = {name: form.bits if form else None for name, form in forms.items()}
+        return said if self.weights or self.own else {**said, "weight_bits": 16}
 
     def rounded_plainly(self) -> "Packing":
         """The same formats, each group rounded between its least and its largest element."""

@@ -57,9 +57,11 @@ class Sizes:
         workspace += _STATE_COPIES * min(cut.rows, cut.batch) * self.model.state_layer
         workspace += self.suspended(cut)
         ring = min(cut.slots, len(self.streamable)) * self.page
-        if self.beside:
-            workspace += cut.batch * (self.model.query_bytes + 2 * self.model.answer_bytes)
-        return self.model.core + workspace + ring + self.staged(self.compute)
+        return self.model.core + workspace + ring + self.staged(self.compute) + self.asking(self._sweep_tokens(cut))
+
+    def asking(self, tokens: int) -> int:
+        """Bytes on the compute tier of questions to attention beside it, and of their answers, for so many tokens."""
+        return tokens * (self.model.query_bytes + 2 * self.model.answer_bytes) if self.beside else 0
 
     @property
     def beside(self) -> bool:
@@ -69,12 +71,15 @@ class Sizes:
     def attending(self, cut: Cut, tier: Tier) -> int:
         """Bytes of a slower tier that attention beside the compute tier takes there, besides KV.
 
-        All calls of a sweep may have asked it something; their memory is of whole powers of two.
+        All calls of a sweep may have asked it something, of rows on the cpu and on the disk apart; the memory of a
+        question is a whole power of two.
         """
         if not self.beside or tier != "cpu":
             return 0
         asked = self._sweep_tokens(cut) * (self.model.query_bytes + self.model.answer_bytes)
-        return _BESIDE_BYTES + 2 * asked + self.staged(tier)
+        kv = self.asked.kv
+        apart = 2 if self.staging() and (kv is None or kv.cpu > 0) else 1
+        return _BESIDE_BYTES + 2 * apart * asked + self.staged(tier)
 
     def staged(self, tier: Tier) -> int:
         """Bytes of a tier for KV on its way to attention: two buffers where it runs."""
