@@ -25,7 +25,7 @@ def _remember_few_products() -> None:
     """Keep few shapes of products ready.
 
     oneDNN and torch's layer over it each keep 1,024, of 0.3 MiB and more: a product in bfloat16 of as many different
-    numbers of tokens as experts or ragged prompts bring takes half a GiB. To prepare one again is lost in its noise.
+    numbers of tokens as experts or ragged prompts bring takes 300 MiB and more. To prepare one again is lost in noise.
     They read these variables at their first product; a user's own values stand.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
