@@ -88,4 +88,4 @@ def test_products_of_many_shapes_are_not_all_kept():
     names = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}  # those of this process are set by now
     environment = {name: value for name, value in os.environ.items() if name not in names}
     run = subprocess.run([sys.executable, "-c", MANY_SHAPES], env=environment, capture_output=True, check=True)
-    assert int(run.stdout) < 40 * MIB
+    assert int(run.stdout) < 100 * MIB, "with all of them kept it is 240"
