@@ -102,6 +102,23 @@ def records(
             yield whole, [loop.index]
 
 
+def records_of_rows(
+    wide: Emitter, form: Form | Sixteen, row: ir.Value, stride: ir.Value, rows: int, columns: ir.Value
+) -> Iterator[tuple[ir.Value, Sequence[ir.Value | int], list[ir.Value]]]:
+    """As ``records``, of several rows at once: each body with the places of its record in all of them.
+
+    row: address of the first, stride: bytes from row to row. As many rows that lie next are brought into the cache
+    meanwhile: a row ends too soon for the processor to run ahead.
+    """
+    ahead = wide.builder.mul(stride, stride.type(rows))
+    for number, blocks in records(wide.builder, form, columns):
+        address = wide.at(row, (number, form.record_bytes))
+        places = [wide.at(address, (r, stride)) for r in range(rows)]
+        for place in places:
+            wide.prefetch_all(wide.at(place, (ahead, 1)), form.record_bytes)
+        yield number, blocks, places
+
+
 class Table:
     """Elements of 4-bit codes, where ``element`` emits those of codes as floats.
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from penstock.compiled.codes import layout_of, record
 from penstock.compiled.kernels import compiled
-from penstock.compiled.record import VECTORS, Record, records
+from penstock.compiled.record import VECTORS, Record, records_of_rows
 from penstock.compiled.vectors import LANES, Emitter, Integer
 from penstock.engine.operand import Operand
 from penstock.quant.rows import BLOCK
@@ -32,8 +32,7 @@ def multiply_rows(context, weight, rows, tokens, form, row, stride, columns, x, 
     """Write to ``out`` (tokens, rows) the products of rows of weights with ``x`` (tokens, columns), float32; addresses.
 
     As many rows and tokens as the tuples are long, stored as ``weight`` and ``form`` tell (``codes.layout_of``). x ends
-    with zeros up to a whole block. The rows that lie next are brought into the cache meanwhile: a row ends too soon for
-    the processor to run ahead.
+    with zeros up to a whole block.
     """
     stored, row_range, token_range = layout_of(weight, form), range(rows.count), range(tokens.count)
 
@@ -42,7 +41,6 @@ def multiply_rows(context, weight, rows, tokens, form, row, stride, columns, x, 
         wide, single = Emitter(builder, LANES), Emitter(builder, 1)
         apart = 2 if tokens.count == 1 else 1  # sums of each row and token that do not wait for each other
         totals = [[[wide.zero() for _ in range(apart)] for _ in token_range] for _ in row_range]
-        ahead = builder.mul(stride, stride.type(rows.count))
 
         def add(groups: list[Record], index: ir.Value | int, place: ir.Value) -> None:
             """A block of every row; ``place``: of its first column in x."""
@@ -55,11 +53,7 @@ def multiply_rows(context, weight, rows, tokens, form, row, stride, columns, x, 
                     for t in token_range:
                         wide.add_product(totals[r][t][v % apart], weights, met[t][v])
 
-        for number, blocks in records(builder, stored, columns):
-            address = single.at(row, (number, stored.record_bytes))
-            places = [single.at(address, (r, stride)) for r in row_range]
-            for place in places:
-                single.prefetch_all(single.at(place, (ahead, 1)), stored.record_bytes)
+        for number, blocks, places in records_of_rows(wide, stored, row, stride, rows.count, columns):
             group = [record(wide, stored, place) for place in places]
             for block in blocks:
                 add(group, block, single.at(x, (number, 4 * stored.group), (block, 4 * BLOCK)))

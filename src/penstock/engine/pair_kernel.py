@@ -20,7 +20,7 @@ from torch import nn
 from penstock.compiled.codes import layout_of
 from penstock.compiled.kernels import compiled
 from penstock.compiled.pairs import SUMS, add_pairs, coded, has_minimum, load_pairs, ones
-from penstock.compiled.record import records
+from penstock.compiled.record import records_of_rows
 from penstock.compiled.vectors import Emitter, Integer
 from penstock.engine.operand import Operand
 from penstock.quant.rows import BLOCK
@@ -37,7 +37,6 @@ def multiply_rows(
 
     As many rows and tokens as the tuples are long, stored as ``weight`` and ``form`` tell (``codes.layout_of``);
     addresses and bytes from row to row. x ends with zeros up to a whole block; sums: of its blocks (``sum_blocks``).
-    The rows that lie next are brought into the cache meanwhile: each ends too soon for the processor to run ahead.
     """
     stored, row_range, token_range = layout_of(weight, form), range(rows.count), range(tokens.count)
 
@@ -45,13 +44,9 @@ def multiply_rows(
         _, _, _, _, row, stride, columns, x, x_stride, sums, sums_stride, out, apart = arguments
         wide, single = Emitter(builder, SUMS), Emitter(builder, 1)
         totals = [[wide.zero() for _ in token_range] for _ in row_range]
-        nothing, ahead = ir.Constant(wide.float, [0.0] * SUMS), builder.mul(stride, stride.type(rows.count))
+        nothing = ir.Constant(wide.float, [0.0] * SUMS)
 
-        for number, blocks in records(builder, stored, columns):
-            address = single.at(row, (number, stored.record_bytes))
-            places = [single.at(address, (r, stride)) for r in row_range]
-            for place in places:
-                single.prefetch_all(single.at(place, (ahead, 1)), stored.record_bytes)
+        for number, blocks, places in records_of_rows(wide, stored, row, stride, rows.count, columns):
             group = [coded(wide, stored, place) for place in places]
             dots = [[nothing for _ in token_range] for _ in row_range]
             elements = [nothing for _ in token_range]
