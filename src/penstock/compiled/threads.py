@@ -7,6 +7,7 @@ from functools import cache
 from itertools import pairwise
 
 PARTS = 8  # of a product for each thread, to be taken in turn
+PART_BYTES = 1 << 20  # of weights, read or written: for less a thread takes longer to wake than the work
 
 
 @cache

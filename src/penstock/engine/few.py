@@ -6,7 +6,7 @@ For more tokens, ``product_kernel`` widens a panel once for a tile of them, or u
 import torch
 
 from penstock.compiled.pairs import in_pairs
-from penstock.compiled.threads import PARTS, in_turn
+from penstock.compiled.threads import PART_BYTES, PARTS, in_turn
 from penstock.engine import few_kernel, pair_kernel
 from penstock.engine.operand import Operand, kind
 from penstock.quant.packed import Packed
@@ -14,7 +14,6 @@ from penstock.quant.rows import BLOCK
 
 MOST, MOST_PAIRS = 8, 32  # tokens, in float32 and where pairs are multiplied
 STEP = 8  # rows of weights: parts are whole multiples of it, and it is one of each tile's rows
-_PART_BYTES = 1 << 20  # of weights: for less a thread takes longer to wake than the product
 
 
 def _paired(x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
@@ -45,7 +44,7 @@ def multiply_few(x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tens
     made = out if in_place else torch.empty(filled_up, len(weights.array))
     work = kernel.work(x, weights, made.numpy())
     rows = len(weights.array)
-    parts = max(1, min(torch.get_num_threads() * PARTS, rows // STEP, rows * weights.row_bytes // _PART_BYTES))
+    parts = max(1, min(torch.get_num_threads() * PARTS, rows // STEP, rows * weights.row_bytes // PART_BYTES))
     cuts = [min(-(-rows // STEP) * part // parts * STEP, rows) for part in range(parts + 1)]
     in_turn(lambda _, start, stop: work(start, stop), cuts, min(parts, torch.get_num_threads()))
     if not in_place:

@@ -8,19 +8,19 @@ import torch
 from numba import types
 
 from penstock.compiled.kernels import compiled
-from penstock.compiled.threads import in_threads
+from penstock.compiled.threads import PART_BYTES, in_threads
 from penstock.compiled.vectors import STORED
 from penstock.compiled.widen import widen
 from penstock.quant.forms import Form, number
 
 
 def unpack(packed: torch.Tensor, form: Form, target: torch.Tensor) -> None:
-    """Write packed rows (rows, bytes) to target (rows, columns), with as many threads as torch computes with.
+    """Write packed rows (rows, bytes) to target (rows, columns), with as many threads as torch computes with at most.
 
     Elements are rounded to the target's dtype, one of ``vectors.STORED``: exact in float32.
     """
-    threads = max(1, min(len(packed), torch.get_num_threads()))
-    cuts = [len(packed) * part // threads for part in range(threads + 1)]
+    parts = max(1, min(len(packed), torch.get_num_threads(), target.nbytes // PART_BYTES))
+    cuts = [len(packed) * part // parts for part in range(parts + 1)]
     rows, made = packed.numpy(), target.view(STORED[target.dtype]).numpy()
     work = unpacker(form, made.dtype.name)
     in_threads(lambda start, stop: work(rows, made, start, stop), cuts)
