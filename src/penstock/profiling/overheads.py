@@ -27,8 +27,8 @@ LAYERS = (2, 8)
 EXPERTS = (8, 64)
 # In and out of most products: as wide as a small model's, so that they are handed to threads as those are.
 _WIDTH, _HEAD = 512, 64
-# Rows, and rows of a micro-batch: enough for the products' kernel for many tokens, which takes longer to be called.
-CUTS = ((8, 8), (32, 8), (32, 32))
+# Rows, and rows of a micro-batch: more than any kernel for few tokens takes, since others take longer to be called.
+CUTS = ((8, 8), (64, 8), (64, 64))
 VOCABULARIES = (2048, 65536)
 _SAMPLED_ROWS = 32
 _EXPERT_ROWS, _EXPERT_LAYERS = 8, 2

@@ -13,8 +13,10 @@ from penstock.machine.machine import Link
 from penstock.model.pages import Extent
 from penstock.profiling.disk import Loaded, Streamer, jitter, link_of_pages, mixed_pages, page_times
 from penstock.profiling.place import Place
+from penstock.profiling.traffic import LayerRest
 
-TOKENS, WIDTH = 256, 2048
+TOKENS, WIDTH = 64, 2048  # as a decode call has: of a call of many tokens reading takes a smaller part
+_PRODUCTS = 7  # of a layer
 _ROUND_S = 1.5  # of all three, so that what a disk or a neighbour does in the meantime meets them alike
 _LEAST_ROUNDS = 3
 
@@ -33,23 +35,23 @@ class Together:
 def measure_together(
     place: Place, extents: Sequence[Extent], budget_s: float, tokens: int = TOKENS, width: int = WIDTH
 ) -> Together:
-    """Products alone, pages alone, and both, in turn; each against itself alone in the same rounds."""
-    product = _product(place, tokens, width)
-    product()
+    """A layer's compute alone, pages alone, and both, in turn; each against itself alone in the same rounds."""
+    layer = _layer(place, tokens, width)
+    layer()
     rounds = max(_LEAST_ROUNDS, round(budget_s / _ROUND_S))
     share_s = budget_s / (3 * rounds)
-    products: dict[str, list[float]] = {"alone": [], "beside": []}
+    layers: dict[str, list[float]] = {"alone": [], "beside": []}
     pages: dict[str, list[list[Loaded]]] = {"alone": [], "beside": []}
     with Streamer(mixed_pages(extents)) as stream:
         stream.window(share_s / 2)  # threads and files begin
         for _ in range(rounds):
             stream.pause()
-            products["alone"].append(_each_s(product, share_s))
+            layers["alone"].append(_each_s(layer, share_s))
             stream.go_on()
             pages["alone"].append(stream.window(share_s))
-            products["beside"].append(_each_s(product, share_s))
+            layers["beside"].append(_each_s(layer, share_s))
             pages["beside"].append(stream.loaded())
-    compute_loses = lost(*(1 / median(products[how]) for how in ("alone", "beside")))
+    compute_loses = lost(*(1 / median(layers[how]) for how in ("alone", "beside")))
     alone, beside = (page_times(pages[how]) for how in ("alone", "beside"))
     slower = [lost(1 / alone[size], 1 / beside[size]) for size in alone.keys() & beside.keys()]
     read = replace(link_of_pages(pages["alone"]), jitter=jitter(pages["beside"]))
@@ -70,16 +72,21 @@ def lost(alone: float, beside: float) -> float:
     return max(0.0, 1 - beside / alone)
 
 
-def _product(place: Place, tokens: int, width: int) -> Callable[[], None]:
-    """A product as runs here make it, with another matrix each time."""
+def _layer(place: Place, tokens: int, width: int) -> Callable[[], None]:
+    """Products as runs here make them, with another matrix each time, and what is done between them.
+
+    Reading takes more from the latter: it is small operations, many of them, each called from Python.
+    """
     auto = place.auto
     count = place.copies(width * width * auto.stored.itemsize)
     in_turn = cycle(place.noise(count * width * width, auto.stored).view(count, width, width))
     hidden = place.noise(tokens * width, auto.compute).view(1, tokens, width)
-    widening = Widening(auto.compute, place.device.torch_device)
+    widening, rest = Widening(auto.compute, place.device.torch_device), LayerRest(place, tokens, width, 2 * width)
 
-    def product() -> None:
-        widening.linear(hidden, next(in_turn), None)
+    def layer() -> None:
+        for _ in range(_PRODUCTS):
+            widening.linear(hidden, next(in_turn), None)
+        rest.compute()
         place.settle()
 
-    return product
+    return layer

@@ -20,10 +20,10 @@ WIDTHS = Heads(16, 8)
 @torch.inference_mode()
 def measure_traffic(place: Place, budget_s: float, tokens: int = TOKENS, hidden: int = HIDDEN, ffn: int = FFN) -> float:
     """Bytes per second, in the bytes that ``traffic_bytes`` counts, of calls of so many tokens."""
-    layer = _Layer(place, tokens, hidden, ffn)
+    rest = LayerRest(place, tokens, hidden, ffn)
 
     def work() -> None:
-        layer.between_products()
+        rest.compute()
         place.settle()
 
     widths = (WIDTHS.queries + 2 * WIDTHS.kv) * WIDTHS.dim
@@ -31,8 +31,8 @@ def measure_traffic(place: Place, budget_s: float, tokens: int = TOKENS, hidden:
     return counted / median_s(work, budget_s)
 
 
-class _Layer:
-    """What the products of a layer give, made beforehand."""
+class LayerRest:
+    """A layer without its products and its attention; what these would give is made beforehand."""
 
     def __init__(self, place: Place, tokens: int, hidden: int, ffn: int) -> None:
         self._place, self._tokens = place, tokens
@@ -49,8 +49,8 @@ class _Layer:
         self._tables = CallTables.build([(0, tokens)], [list(range(blocks))], BLOCK_TOKENS, where)
         self._k_arena, self._v_arena = kv_arenas(place, WIDTHS, blocks)
 
-    def between_products(self) -> None:
-        """One layer without its products and its attention."""
+    def compute(self) -> None:
+        """Do it once."""
         self._norm(self._residual)
         q, k, v = (x.view(1, self._tokens, -1, WIDTHS.dim).transpose(1, 2) for x in (self._q, self._k, self._v))
         _, k = apply_rotary_pos_emb(q, k, self._cos, self._sin)
