@@ -41,9 +41,9 @@ class LLM:
     first job. gpu_memory, cpu_memory, disk_memory: budgets ("4GiB" or bytes). weights, kv, activations: shares
     ("cpu=40%,disk=60%"). plan: a file that ``penstock plan --save`` wrote. trace: the file that ``close`` writes it to.
     page_bytes: largest page. on_event: called with dictionaries whose ``kind`` is ``note`` (``text``), ``load``
-    (``what``; bytes ``done`` of ``total``), ``sweep`` (progress after each) or ``text`` (new ``text`` of prompt
-    ``index``, where it is the only one or has stop texts); without it notes go to the logger ``penstock``. The others
-    mirror flags: ``penstock generate --help``.
+    (``what``; ``done`` of ``total``, bytes, or seconds where ``unit`` is ``s``), ``sweep`` (progress after each) or
+    ``text`` (new ``text`` of prompt ``index``, where it is the only one or has stop texts); without it notes go to the
+    logger ``penstock``. The others mirror flags: ``penstock generate --help``.
 
     last_run: figures of the last ``generate``, as ``report.Account.summary`` describes them. Mistakes and refusals
     raise UserError with one line. Use it as a context manager, or call ``close``.
