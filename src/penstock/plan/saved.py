@@ -55,6 +55,11 @@ class SavedPlan:
     placement: Placement
     predicted: Expected
 
+    @property
+    def bounds(self) -> Mapping[Tier, int]:
+        """The budgets that bind a run: of a disk on which nothing may rest, the page cache is left out."""
+        return {tier: nbytes for tier, nbytes in self.budget.items() if nbytes}
+
 
 def save_plan(plan: Plan, fingerprint: str, page_bytes: int, path: Path) -> None:
     """Write a plan for ``load_plan``. page_bytes: of all pages.
