@@ -24,8 +24,9 @@ from penstock.model.fingerprint import fingerprint
 from penstock.opened import OpenedModel
 from penstock.outlook import Outlook
 from penstock.outputs import RequestOutput
-from penstock.placing import Placing, bits_of_plan, saved_plan
+from penstock.placing import Placing, bits_of_plan
 from penstock.plan.policy import Tier
+from penstock.plan.saved import saved_plan
 from penstock.plan.types import Job, Ledger
 from penstock.preparing import Prepared, prepare
 from penstock.runtime import Event, Runtime

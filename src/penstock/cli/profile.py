@@ -36,7 +36,12 @@ PROFILE = "Profile"
 
 Checkpoint = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="read this model's files to measure their disk", show_default=False),
+    typer.Argument(
+        metavar="[MODEL]",
+        help="read this model's files to measure their disk",
+        show_default=False,
+        callback=options.named_model,
+    ),
 ]
 Show = Annotated[bool, options.option(PROFILE, "--show", "print the stored profile and measure nothing")]
 Force = Annotated[bool, options.option(PROFILE, "--force", "measure again, whatever is stored")]
