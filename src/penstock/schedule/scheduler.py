@@ -134,7 +134,7 @@ class Scheduler:
         """The next sweep, or None where no row is left; report it with ``done`` before asking again."""
         self._gave_way = 0
         room = self._room
-        room.exhausted.clear()
+        room.next_sweep()
         if room.demand.windowed:
             for row in room.rows.values():
                 room.leave_behind(row)
