@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from penstock import LLM, SamplingParams, UserError
 from penstock.budgets import Budgets
+from penstock.cli import main
 from penstock.encoding import held_bytes, job_of
+from penstock.machine import limits
 from penstock.memory.device import CpuDevice
 from penstock.outlook import Outlook
 from penstock.plan.types import Job
@@ -112,3 +114,37 @@ def test_prompts_and_answers_take_no_more_than_is_counted(tmp_path, length, new)
         more = most(llm, items) - most(llm, items[:32])  # what sweeps take is the same for both
     counted = held_bytes(items[32:])
     assert counted / 2 < more < counted
+
+
+@pytest.fixture(scope="module")
+def planned(model, tmp_path_factory):
+    """A plan for 3 GiB of cpu and a disk of which nothing was said."""
+    path = str(tmp_path_factory.mktemp("planned") / "plan.json")
+    flags = ["--dtype", "float32", "--prompt-len", "40", "--gen-len", "6", "--num-prompts", "3"]
+    assert main(["plan", model, *flags, "--cpu-memory", "3GiB", "--save", path]) == 0
+    return path
+
+
+@pytest.mark.parametrize(("flags", "allowed"), [({}, 3 << 30), ({"cpu_memory": "4GiB"}, 4 << 30)])
+def test_a_saved_plan_runs_within_its_budgets_or_larger_ones(model, planned, flags, allowed):
+    with LLM(model, dtype="float32", unchecked=True, plan=planned, **flags) as llm:
+        assert len(llm.generate(PROMPTS, GREEDY)) == 3
+        assert llm.last_run["budget_bytes"]["cpu"] == allowed
+
+
+def test_a_budget_that_a_saved_plan_does_not_fit_is_refused_with_one_that_it_does(model, planned):
+    with (
+        LLM(model, dtype="float32", unchecked=True, plan=planned, cpu_memory="64MiB") as llm,
+        pytest.raises(UserError, match=r"^--plan puts .* on cpu, where 0 B are free: .*, or give --cpu-memory \d+MiB$"),
+    ):
+        llm.generate(PROMPTS, GREEDY)
+
+
+def test_what_a_plan_was_made_for_binds_as_far_as_it_is_free(tmp_path):
+    asked = {"gpu": None, "cpu": None, "disk": 3 << 30}
+    planned = {"cpu": 1 << 30, "disk": 1 << 30, "gpu": 1 << 30}
+    budgets = Budgets(asked, CpuDevice(), tmp_path, planned)
+    assert budgets.ledger(0).budget == {"gpu": 0, "cpu": 1 << 30, "disk": 3 << 30}
+    assert (budgets.disk, Budgets({**asked, "disk": None}, CpuDevice(), tmp_path, planned).disk) == (3 << 30, 1 << 30)
+    endless = Budgets(asked, CpuDevice(), tmp_path, {"cpu": 1 << 60}).ledger(0).budget["cpu"]
+    assert endless < limits.memory_limit_bytes()

@@ -1,7 +1,7 @@
 """What may be taken of each tier, and what is taken already."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,14 +20,23 @@ _EMULATED_GPU = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Bytes asked for per tier, None where what is free holds; files on disk go to ``offload_root``."""
+    """Bytes asked for per tier, None where what is free holds; files on disk go to ``offload_root``.
+
+    planned: what a saved plan was made for, which holds where nothing is asked for and as far as it is free.
+    """
 
     asked: Mapping[Tier, int | None]
     device: Device
     offload_root: Path
+    planned: Mapping[Tier, int] = field(default_factory=dict)
+
+    @property
+    def disk(self) -> int | None:
+        """What files may take, None where what is free holds."""
+        return self.planned.get("disk") if self.asked["disk"] is None else self.asked["disk"]
 
     def ledger(self, cached: int, held: int = 0) -> Ledger:
-        """Budgets in force, as asked or what is free less a margin, and what is taken of them now.
+        """Budgets in force, as asked, planned or what is free less a margin, and what is taken of them now.
 
         cached: bytes of the page cache. held: of cpu memory, what prompts and answers will take.
         """
@@ -41,7 +50,8 @@ class Budgets:
             "cpu": int(memory * (1 - _MARGIN)),
             "disk": int(disk * (1 - _MARGIN)),
         }
-        budget = {tier: free[tier] if (asked := self.asked[tier]) is None else asked for tier in TIERS}
+        held_to = {tier: min(free[tier], self.planned.get(tier, free[tier])) for tier in TIERS}
+        budget = {tier: held_to[tier] if (asked := self.asked[tier]) is None else asked for tier in TIERS}
         taken: dict[Tier, int] = {"cpu": resident + held + _UNCOUNTED + budget["cpu"] // _SLACK, "disk": cached}
         return Ledger(budget, taken, {"cpu": 1 / _SLACK})
 

@@ -1,6 +1,8 @@
 """Where penstock keeps files of its own, that their names last, and how names are shown."""
 
 import os
+from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 
 
@@ -10,6 +12,15 @@ def cache_directory() -> Path:
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "penstock"
+
+
+def kernel_directory(sources: Iterable[Path]) -> Path:
+    """Where kernels that are made of these sources are kept: in ``$NUMBA_CACHE_DIR``, else in the cache directory.
+
+    numba looks at a kernel's own file alone to see whether what it kept is still true.
+    """
+    base = Path(os.environ.get("NUMBA_CACHE_DIR") or cache_directory() / "numba")
+    return base / sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 
 def sync_directory(path: Path) -> None:

@@ -24,8 +24,9 @@ from penstock.model.fingerprint import fingerprint
 from penstock.opened import OpenedModel
 from penstock.outlook import Outlook
 from penstock.outputs import RequestOutput
-from penstock.placing import Placing, bits_of_plan, saved_plan
+from penstock.placing import Placing, bits_of_plan
 from penstock.plan.policy import Tier
+from penstock.plan.saved import saved_plan
 from penstock.plan.types import Job, Ledger
 from penstock.preparing import Prepared, prepare
 from penstock.runtime import Event, Runtime
@@ -39,11 +40,11 @@ class LLM:
 
     model: directory, GGUF file, hub id or ``demo``. weight_bits, kv_bits: 4, 8, 16 or ``auto``, which is decided by the
     first job. gpu_memory, cpu_memory, disk_memory: budgets ("4GiB" or bytes). weights, kv, activations: shares
-    ("cpu=40%,disk=60%"). plan: a file that ``penstock plan --save`` wrote. trace: the file that ``close`` writes it to.
-    page_bytes: largest page. on_event: called with dictionaries whose ``kind`` is ``note`` (``text``), ``load``
-    (``what``; bytes ``done`` of ``total``), ``sweep`` (progress after each) or ``text`` (new ``text`` of prompt
-    ``index``, where it is the only one or has stop texts); without it notes go to the logger ``penstock``. The others
-    mirror flags: ``penstock generate --help``.
+    ("cpu=40%,disk=60%"). plan: a file that ``penstock plan --save`` wrote; its budgets hold where none is given. trace:
+    the file that ``close`` writes it to. page_bytes: largest page. on_event: called with dictionaries whose ``kind`` is
+    ``note`` (``text``), ``load`` (``what``; ``done`` of ``total``, bytes, or seconds where ``unit`` is ``s``),
+    ``sweep`` (progress after each) or ``text`` (new ``text`` of prompt ``index``, where it is the only one or has stop
+    texts); without it notes go to the logger ``penstock``. The others mirror flags: ``penstock generate --help``.
 
     last_run: figures of the last ``generate``, as ``report.Account.summary`` describes them. Mistakes and refusals
     raise UserError with one line. Use it as a context manager, or call ``close``.
@@ -104,7 +105,8 @@ class LLM:
             check_trace(trace)
         keep_little()
         memory: Mapping[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
-        self._runtime = Runtime.open(device, memory, offload_dir, trace, on_event)
+        planned = None if self._saved is None else self._saved.bounds
+        self._runtime = Runtime.open(device, memory, offload_dir, trace, on_event, planned)
         self.model = OpenedModel(
             model,
             self._runtime,

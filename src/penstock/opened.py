@@ -79,10 +79,12 @@ class OpenedModel:
 
     def cache_pages(self) -> None:
         """Put converted pages in the page cache, where that finds room; what does not is told."""
-        disk = self.runtime.budgets.asked["disk"]
+        budgets = self.runtime.budgets
+        disk = budgets.disk
         self.blueprint = cache_pages(self.blueprint, disk, self.runtime.progress("preparing pages"))
         if left := self.blueprint.converted_bytes:
-            room = "what is free on disk" if disk is None else f"--disk-memory {format_bytes(disk)}"
+            bound = "--disk-memory" if budgets.asked["disk"] is not None else "the plan's budget of disk,"
+            room = "what is free on disk" if disk is None else f"{bound} {format_bytes(disk)}"
             self.runtime.note(
                 f"pages are converted whenever they are read: a cache of {format_bytes(left)} exceeds {room}"
             )

@@ -19,7 +19,7 @@ from penstock.plan.case import Case
 from penstock.plan.plan import Prediction
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.rule import decide
-from penstock.plan.saved import Identity, SavedPlan, check, load_plan
+from penstock.plan.saved import Identity, SavedPlan, check
 from penstock.plan.sizes import least_mib
 from penstock.plan.types import Asked, Job, Ledger, Length, Placement
 from penstock.plan.virtual import VirtualRun
@@ -161,15 +161,6 @@ class Placing:
         if not placed.staging and any(policy.kv.of(tier) > 0 for tier in TIERS if tier not in in_place):
             return "leaves no room for KV on its way to where it is attended to"
         return None
-
-
-def saved_plan(path: Path, asked: Asked) -> SavedPlan:
-    """A plan from a file; UserError where it is none, or where flags would change it."""
-    if asked != Asked():
-        raise UserError(
-            f"--plan {path} fixes placement and cut: leave the flags for these out, or plan again with them"
-        )
-    return load_plan(path)
 
 
 def bits_of_plan(saved: SavedPlan, asked: Bits) -> Bits:

@@ -12,13 +12,14 @@ from penstock.budgets import Budgets
 from penstock.engine.build import Blueprint
 from penstock.engine.caching import check_packed
 from penstock.engine.shape import model_shape
+from penstock.engine.warming import warm
 from penstock.errors import UserError
 from penstock.machine import probe
 from penstock.machine.machine import Machine
 from penstock.machine.presets import machine_of
 from penstock.memory.device import Device, open_device
 from penstock.memory.offload import offload_root
-from penstock.model import source
+from penstock.model import source, tokenizer
 from penstock.model.packing import packing_of
 from penstock.model.pages import Extent
 from penstock.plan.baseline import baseline, check_expressible
@@ -31,6 +32,7 @@ from penstock.plan.reasons import decided, explain, priced
 from penstock.plan.remarks import bounds, job, too_long
 from penstock.plan.rule import check_asked, decide
 from penstock.plan.shape import ModelShape
+from penstock.plan.sizes import JITTER_BYTES
 from penstock.plan.types import Ledger
 from penstock.profiling import here
 
@@ -129,13 +131,22 @@ def meet(model: str, question: Question, on_event: Event = lambda event: None) -
         compute = device.compute_tier
         _check(question, "this host", [t for t in TIERS if t != "gpu" or compute == "gpu"], compute)
         plan = _planned_here(model, question, device)
+        # what a run has in memory before it counts what is left: its plan must leave as much
+        warm(plan, device.torch_device, question.attention)
+        known_words = tokenizer.load(plan.source, trust_remote_code=question.trust_remote_code)
         root = offload_root(question.offload_dir)
         budgets, cached = Budgets(dict(question.budgets), device, root), page_cache_bytes(plan, question.disk_memory)
         machine = computing_on(compute, host_machine(plan, root, on_event, budgets.ledger(cached)))
-        ledger = budgets.ledger(cached)
+        ledger = _at_another_start(budgets.ledger(cached))
+        del known_words
     if question.no_disk:
         ledger = replace(ledger, budget={**ledger.budget, "disk": 0})
     return Planner(plan, machine, ledger, True)
+
+
+def _at_another_start(ledger: Ledger) -> Ledger:
+    """What another process finds taken, at most."""
+    return replace(ledger, taken={**ledger.taken, "cpu": ledger.taken["cpu"] + JITTER_BYTES})
 
 
 def computing_on(compute: Tier, machine: Machine) -> Machine:

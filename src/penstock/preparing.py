@@ -54,7 +54,7 @@ class Prepared:
 
 def prepare(model: Blueprint, job: Job, placing: Placing, runtime: Runtime) -> Prepared:
     """An engine for a job. Raises UserError, with nothing left behind, where a budget is too small or a disk full."""
-    warm(model.layout.pages, model.precision.compute, runtime.device.torch_device)
+    warm(model, runtime.device.torch_device, placing.asked.attention)
     placement = placing.choose(job, lambda: runtime.ledger(model.cached_bytes, job.held))
     ledger = runtime.ledger(model.cached_bytes, job.held)
     offload: Path | None = None

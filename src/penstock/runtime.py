@@ -37,15 +37,19 @@ class Runtime:
         offload_dir: str | os.PathLike[str] | None,
         trace: str | os.PathLike[str] | None,
         on_event: Event | None,
+        planned: Mapping[Tier, int] | None = None,
     ) -> Self:
-        """The device of that name within these budgets ("4GiB" or bytes); UserError for what there is not here."""
+        """The device of that name within these budgets ("4GiB" or bytes), or those of a plan where there are none.
+
+        UserError for what there is not here.
+        """
         asked = {tier: None if size is None else parse_bytes(size, f"--{tier}-memory") for tier, size in memory.items()}
         root, opened = offload_root(offload_dir), open_device(device)
         computes = opened.compute_tier
         if memory["gpu"] is not None and computes != "gpu":
             raise UserError("--gpu-memory is given, and there is no gpu here: leave it out")
         clock = Clock(compute_lane="gpu-compute" if computes == "gpu" else "cpu-compute", tracing=trace is not None)
-        return cls(Budgets(asked, opened, root), clock, on_event or _log, trace)
+        return cls(Budgets(asked, opened, root, planned or {}), clock, on_event or _log, trace)
 
     @property
     def device(self) -> Device:

@@ -33,6 +33,7 @@ SWEEP: dict[str, Any] = {
     "eta_s": 17460.0,
 }
 LOAD = {"kind": "load", "what": "converting to pages", "done": 2**20, "total": 4 * 2**20}
+MEASURING = {"kind": "load", "what": "measuring disks", "done": 6.2, "total": 15.0, "unit": "s"}
 
 
 def test_the_display_suits_the_stream() -> None:
@@ -68,6 +69,16 @@ def test_a_new_subject_is_said_at_once() -> None:
         "reading resident pages: 1/4 MiB (25 %)",
         "computing in float32",
     ]
+
+
+def test_what_is_measured_is_shown_in_seconds() -> None:
+    lines, live = io.StringIO(), Terminal()
+    LineDisplay(lines, Clock()).show(MEASURING)
+    assert lines.getvalue() == "measuring disks: 6/15 s (41 %)\n"
+    display = LiveDisplay(live)
+    display.show(MEASURING)
+    display.close()
+    assert "measuring disks" in live.getvalue() and "6/15 s" in live.getvalue()
 
 
 def test_json_lines_are_the_events_at_most_once_a_second() -> None:

@@ -51,6 +51,12 @@ def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> N
         ["generate", "demo", "--rows", "0"],
         ["generate", "demo", "x", "--weights", "cpu=50%"],
         ["generate", "demo", "x", "--max-tokens", "0"],
+        ["generate", "demo", "x", "--cpu-memory", "4Gx"],
+        ["generate", "demo", "x", "--plan", "no-such-file"],
+        ["generate", "demo", "x", "--offload-dir", "/dev/null/none"],
+        ["generate", "./none/here", "x"],
+        ["models", "no-such-file.gguf"],
+        ["plan", "demo", "--machine", "none"],
         ["run-batch", "demo", "-i", "no-such-file", "-o", "out.jsonl"],
     ],
 )

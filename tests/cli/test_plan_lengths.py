@@ -35,7 +35,7 @@ def words(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def chat(_: Any, messages: list[dict[str, Any]]) -> list[int]:
         return [token for message in messages for token in ids(str(message["content"]))] + [1, 2, 3]
 
-    source.DEMO, source.resolve = "demo", resolve  # type: ignore[attr-defined]  # modules made on the spot
+    source.resolve = resolve  # type: ignore[attr-defined]  # modules made on the spot
     tokenizer.load = lambda found, **_: asked["tokenizer"]  # type: ignore[attr-defined]
     tokenizer.has_chat_template = lambda own: own is not None  # type: ignore[attr-defined]
     tokenizer.encode_chat = chat  # type: ignore[attr-defined]

@@ -1,5 +1,9 @@
+import io
 import json
 import math
+import re
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +31,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     def measure(checkpoint: object, offload_dir: Path, form: Form, progress: Progress) -> Profile:
         done.append(form.name)
-        progress("products", 0.25)
-        progress("", 1.0)
+        progress("products", 15.0, 60.0)
+        progress("", 60.0, 60.0)
         return profile(form.name, mount=mount_of(tmp_path))
 
     def disks(stored: Profile, *arguments: object) -> Profile:
@@ -127,11 +131,35 @@ def test_a_spoilt_profile_is_one_line(measured: list[str], capsys: pytest.Captur
 
 def test_progress_is_told_on_stderr(measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile"]) == 0
-    assert capsys.readouterr().err == "products (25%)\n"
+    assert capsys.readouterr().err == "products (15/60 s)\n"
     assert main(["profile", "--force", "--json"]) == main(["profile", "--json"]) == 0
     load, note = map(json.loads, capsys.readouterr().err.splitlines())
-    assert load == {"kind": "load", "what": "products", "done": 0.25, "total": 1.0}
+    assert load == {"kind": "load", "what": "products", "done": 15.0, "total": 60.0, "unit": "s"}
     assert note["kind"] == "note" and note["text"].startswith("measured ")
+
+
+def test_a_terminal_is_told_what_is_measured_and_since_when(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", stderr := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(penstock.profiling.measure, "measure_profile", lambda *how: _slowly(*how, stderr))
+    assert main(["profile"]) == 0
+    assert re.search(r"\d s of about 60\b.* products", stderr.getvalue())
+
+
+def _slowly(checkpoint: object, offload_dir: Path, form: Form, progress: Progress, drawn: io.StringIO) -> Profile:
+    """Waits until the bar has been drawn."""
+    progress("products", 15.0, 60.0)
+    for _ in range(100):
+        if "products" in drawn.getvalue():
+            break
+        time.sleep(0.05)
+    return profile(form.name)
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,40 +7,67 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from penstock.directories import kernel_directory
+
 MODULE = "def add(a, b):\n    return a + b\n"
+WAYS = {
+    "when it is made": "compiled(add, types.int64(types.int64, types.int64), directory=directory)",
+    "when it is called": "compiled(add, directory=directory)",
+    "of the simulator": "kept(add)",
+}
 CODE = """
-import numba
+from pathlib import Path
 from numba import types
 from added import add
 from penstock.compiled.kernels import compiled
+from penstock.sim import kernel_cache
+from penstock.sim.kernel_cache import kept
 
-print(numba.config.CACHE_DIR, flush=True)
-made = compiled(add, types.int64(types.int64, types.int64))
+directory = kernel_cache._home()
+print(directory, flush=True)
+made = {way}
 print(made(2, 3), sum(made.stats.cache_hits.values()), flush=True)
 """
 
+each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
-def started(directory: Path) -> subprocess.Popen[str]:
+
+def started(way: str, directory: Path) -> subprocess.Popen[str]:
     (directory / "added.py").write_text(MODULE)
     paths = os.pathsep.join([str(directory), *sys.path])
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(directory / "kept"), "PYTHONPATH": paths}
-    return subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, text=True, env=environment)
+    code = CODE.format(way=way)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def test_the_next_process_finds_what_was_compiled(tmp_path):
-    said = [started(tmp_path).communicate()[0].splitlines()[1] for _ in range(2)]
+@each_way
+def test_the_next_process_finds_what_was_compiled(way, tmp_path):
+    said = [started(way, tmp_path).communicate()[0].splitlines()[1] for _ in range(2)]
     assert said == ["5 0", "5 1"]
 
 
-def test_processes_compile_one_after_the_other(tmp_path):
-    with started(tmp_path) as process:
+@each_way
+def test_processes_compile_one_after_the_other(way, tmp_path):
+    with started(way, tmp_path) as process:
         assert process.stdout is not None
         directory = Path(process.stdout.readline().strip())
         process.communicate()
-    with open(directory / "lock", "ab") as lock, started(tmp_path) as process:
+    with open(directory / "lock", "ab") as lock, started(way, tmp_path) as process:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert process.stdout is not None
         process.stdout.readline()
         assert not select.select([process.stdout], [], [], 1.0)[0], "it compiled while another process did"
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert process.stdout.readline() == "5 1\n"
+
+
+def test_what_is_kept_leaves_with_the_sources_that_it_was_made_of(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    source = tmp_path / "emitter.py"
+    source.write_text("1")
+    before = kernel_directory([source])
+    source.write_text("2")
+    assert before.parent == tmp_path
+    assert kernel_directory([source]) != before

@@ -159,3 +159,8 @@ def test_values_are_frozen(tmp_path: Path) -> None:
     plan = load_plan(saved(tmp_path / "p"))
     assert isinstance(plan, SavedPlan)
     assert plan.placement.policy.kv == Shares(gpu=1.0)
+
+
+def test_a_disk_on_which_nothing_may_rest_still_holds_page_caches(tmp_path: Path) -> None:
+    plan = load_plan(saved(tmp_path / "plan.json"))
+    assert replace(plan, budget={"cpu": 5, "disk": 0}).bounds == {"cpu": 5}

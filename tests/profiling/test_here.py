@@ -13,7 +13,7 @@ from penstock.machine.machine import Link
 from penstock.profiling import here
 from penstock.profiling.disk import mount_of
 from penstock.profiling.here import host_machine, stored_machine
-from penstock.profiling.measure import SHORT, Form
+from penstock.profiling.measure import SHORT, Form, Progress
 from penstock.profiling.profile import Profile
 from penstock.profiling.profile_file import load_profile, save_profile
 
@@ -31,8 +31,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Form
     """The forms that were measured, and the rooms for matrices that were given with them."""
     done: list[tuple[Form, Mapping[str, int] | None]] = []
 
-    def measure(extents: object, offload: Path, form: Form, progress: object, rooms: Any = None) -> Profile:
+    def measure(extents: object, offload: Path, form: Form, progress: Progress, rooms: Any = None) -> Profile:
         done.append((form, rooms))
+        progress("disks", 6.0, 15.0)
         return profile(form.name, mount=mount_of(tmp_path))
 
     monkeypatch.setattr(here, "measure_profile", measure)
@@ -55,8 +56,9 @@ def test_a_host_is_measured_once_and_that_is_said(measured: list[Any], tmp_path:
     host_machine([], tmp_path, said.append)
     host_machine([], tmp_path, said.append)
     assert measured == [(SHORT, None)]
-    assert [event["text"] for event in said] == [
-        "measuring this host, once, for about 15 s (penstock profile measures longer)"
+    assert said == [
+        {"kind": "note", "text": "measuring this host, once, for about 15 s (penstock profile measures longer)"},
+        {"kind": "load", "what": "measuring disks", "done": 6.0, "total": 15.0, "unit": "s"},
     ]
 
 

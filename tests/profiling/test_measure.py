@@ -38,12 +38,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_profile_of_this_host(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(os.urandom(MIB))
-    said: list[tuple[str, float]] = []
+    said: list[tuple[str, float, float]] = []
     found = measure_profile(
         [Extent(str(tmp_path / "weights"), 0, MIB, 0)],
         tmp_path,
         TINY,
-        lambda what, part: said.append((what, part)),
+        lambda *told: said.append(told),
         {"cpu": 8 * MIB},
     )
     machine, cpu = found.machine, found.machine.processors["cpu"]
@@ -53,14 +53,14 @@ def test_a_profile_of_this_host(tmp_path: Path) -> None:
     assert cpu.visit_s > 0 and cpu.activation_bytes_per_s > 0
     assert "links" in machine.source
     assert stale_reasons(found, found.host) == []
-    parts = [part for _, part in said]
-    assert parts == sorted(parts) and said[-1] == ("", 1.0)
+    done_s = [done_s for _, done_s, _ in said]
+    assert done_s == sorted(done_s) and said[-1] == ("", TINY.budget_s, TINY.budget_s)
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
     stored = load_profile(save_profile(found, tmp_path / "profile.json"))
     assert stored is not None and stored.machine.processors["cpu"].products.keys() == cpu.products.keys()
 
-    more = with_disks(replace(found, disks={}), None, tmp_path, TINY, lambda what, part: None)
+    more = with_disks(replace(found, disks={}), None, tmp_path, TINY, lambda what, done_s, total_s: None)
     assert more.disks.keys() == found.disks.keys() and more.machine is found.machine
 
 
@@ -85,7 +85,7 @@ def test_forms_and_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_later_steps_pay_for_what_took_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
-    steps = measure._Steps(10.0, lambda what, part: None)
+    steps = measure._Steps(10.0, lambda what, done_s, total_s: None)
     assert steps.begin("first", 0.4) == pytest.approx(4.0)
     now[0] = 9.5
     assert steps.begin("second", 0.2) < 0.5
@@ -93,11 +93,32 @@ def test_later_steps_pay_for_what_took_longer(monkeypatch: pytest.MonkeyPatch) -
     assert steps.begin("third", 0.1) == 0.0
 
 
+def test_what_is_done_is_told_in_seconds_of_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: 0.0)
+    told: list[tuple[str, float, float]] = []
+    for shares, parts in ((measure._ALL, (measure._ALL / 4, measure._ALL / 2)), (measure._DISKS, (measure._DISKS,))):
+        steps = measure._Steps(60.0, lambda *told_of: told.append(told_of), shares=shares)
+        for number, share in enumerate(parts):
+            steps.begin(f"step {number}", share)
+        steps.say("")
+    disks_s = pytest.approx(60.0 * measure._DISKS / measure._ALL)
+    assert told == [
+        ("step 0", 0.0, 60.0),
+        ("step 1", 15.0, 60.0),
+        ("", 60.0, 60.0),
+        ("step 0", 0.0, disks_s),
+        ("", disks_s, disks_s),
+    ]
+
+
 def test_compiling_is_part_of_the_time_up_to_a_third_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure.time, "perf_counter", lambda: 100.0)
 
     def left(compiling_s: float) -> float:
-        return measure._Steps(30.0, lambda what, part: None, compiling_s).begin("all", measure._ALL) / measure._ALL
+        return (
+            measure._Steps(30.0, lambda what, done_s, total_s: None, compiling_s).begin("all", measure._ALL)
+            / measure._ALL
+        )
 
     assert left(0.0) == left(3.0) == pytest.approx(30.0)  # making models and files has a part of its own
     assert left(10.0) * measure._ALL == left(60.0) * measure._ALL == pytest.approx(20.0)

@@ -1,8 +1,12 @@
 """Sharing, seen from the engine: what rows read is theirs, memory holds, and every row ends."""
 
 import random
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from itertools import zip_longest
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.schedule.fake_engine import HALF, ONE, ROOMY, STEPS, FakeEngine, engines, policy
@@ -108,6 +112,62 @@ def test_who_gives_way_is_the_newest_with_blocks_there(
     room._newest_holding = both  # type: ignore[method-assign]  # the same, checked
     engine.take(steps, chance, prompts)
     engine.run()
+
+
+def sink_by_looking_at_all(room: Room, tier: Tier, need_bytes: int, oldest: Row | None = None) -> None:
+    """``Room._sink`` as it was: in a full tier every row is passed for every block."""
+    below = room._below(tier)
+    if not below or tier in room._exhausted or (oldest is not None and oldest.turn > room._last_holder):
+        return
+    for row in reversed(room.rows.values()):
+        full = row.rested if tier != room.compute_tier else row.computed // room.block_tokens
+        while row.home == tier and row.sunk < full and room.pool.free(tier) < need_bytes:
+            blocks = room._blocks_at(row, row.sunk, tier)
+            lower = room._tier_with_room(below, room._bytes(blocks))
+            if lower is None:
+                room._exhausted.add(tier)
+                return
+            room.moves += [room.pool.move(block, lower) for block in blocks]
+            row.sunk += 1
+        if row is oldest or room.pool.free(tier) >= need_bytes:
+            return
+    room._exhausted.add(tier)
+
+
+@settings(max_examples=300, deadline=None)
+@given(engines(), alike(), st.lists(st.sampled_from([*STEPS, "add", "add", "sweep"]), max_size=60), st.integers())
+def test_what_sinks_is_what_looking_at_all_rows_would_choose(
+    engine: FakeEngine, prompts: list[Prompt], steps: list[str], seed: int
+) -> None:
+    other = deepcopy(engine)
+    room = other.scheduler._room
+    room._sink = partial(sink_by_looking_at_all, room)  # type: ignore[method-assign]  # the decisions of before
+    sweeps = []
+    for one in (engine, other):
+        sweeps.append(executed := list[Sweep]())
+        one.execute = partial(noted, executed, one.execute)  # type: ignore[method-assign]  # the same, seen
+        one.take(steps, random.Random(seed), prompts)
+        one.run()
+    assert sweeps[0] == sweeps[1]
+
+
+def noted(executed: list[Sweep], execute: Callable[[Sweep], None], sweep: Sweep) -> None:
+    executed.append(deepcopy(sweep))
+    execute(sweep)
+
+
+def test_a_full_tier_is_not_gone_through_for_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    full = Room._full
+    monkeypatch.setattr(Room, "_full", lambda room, row: (looked.append(row.id), full(room, row))[1])
+    number = 300
+    kv = policy(rows=number, sweep=4 * number, batch=4 * number, kv=HALF)
+    engine = FakeEngine(kv, ONE, {"cpu": 10 * (number + 20), "disk": 10 * 40 * number}, 2)
+    for _ in range(number):
+        engine.add(8, 24)
+    sweeps = sum(1 for _ in engine.sweeps())
+    assert engine.moved > 10 * number
+    assert len(looked) < 4 * (engine.moved + number * sweeps)
 
 
 def spans(sweep: Sweep) -> list[tuple[int, int, int]]:

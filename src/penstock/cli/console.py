@@ -177,7 +177,7 @@ def width_of(stream: TextIO) -> int:
 
 
 def _fraction(event: Event) -> float:
-    """How much of the work is done: bytes prepared, or tokens of those that may still come."""
+    """How much of the work is done: of what is prepared, or tokens of those that may still come."""
     done, rest = (
         (event["done"], event["total"] - event["done"])
         if event["kind"] == "load"
@@ -189,7 +189,14 @@ def _fraction(event: Event) -> float:
 def _load_line(event: Event) -> str:
     if not event["total"]:
         return f"{event['what']}"
-    return f"{event['what']}: {figures.size_of(event['done'], event['total'])} ({figures.share(_fraction(event))})"
+    return f"{event['what']}: {_amount(event)} ({figures.share(_fraction(event))})"
+
+
+def _amount(event: Event) -> str:
+    """What is prepared of the whole."""
+    if event.get("unit") == "s":
+        return figures.seconds_of(event["done"], event["total"])
+    return figures.size_of(event["done"], event["total"])
 
 
 def _pace_parts(event: Event) -> list[str]:
@@ -211,8 +218,7 @@ def _state_parts(event: Event) -> list[str]:
 
 
 def _load_view(event: Event) -> "RenderableType":
-    amount = figures.size_of(event["done"], event["total"]) if event["total"] else ""
-    return _bar_line(event["what"], _fraction(event), amount)
+    return _bar_line(event["what"], _fraction(event), _amount(event) if event["total"] else "")
 
 
 def _sweep_view(event: Event) -> "RenderableType":

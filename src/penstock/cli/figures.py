@@ -11,6 +11,11 @@ def size_of(used_bytes: int, budget_bytes: int | None) -> str:
     return f"{_short(used_bytes / parse_bytes(f'1 {unit}'))}/{budget} {unit}"
 
 
+def seconds_of(done_s: float, total_s: float) -> str:
+    """Seconds done of those that it takes: ``12/60 s``."""
+    return f"{done_s:.0f}/{total_s:.0f} s"
+
+
 def bandwidth(nbytes: int, seconds: float) -> str:
     """Bytes moved in some time, as a rate: ``1.4 GB/s``."""
     return format_rate(nbytes / seconds if seconds > 0 else 0.0)

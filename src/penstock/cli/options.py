@@ -7,6 +7,8 @@ import typer
 from typer.core import TyperCommand
 
 from penstock.bits import check_bits
+from penstock.model.names import check_name
+from penstock.units import parse_bytes
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as shells say it
 
@@ -46,6 +48,24 @@ def option(panel: str, flag: str, help: str, **more: Any) -> Any:
     return typer.Option(flag, *more.pop("short", ()), help=help, rich_help_panel=panel, show_default=False, **more)
 
 
+def size_option(flag: str, help: str) -> Any:
+    """A flag that is a budget of memory."""
+
+    def check(size: str | None) -> str | None:
+        if size is not None:
+            parse_bytes(size, flag)
+        return size
+
+    return option(MEMORY, flag, help, metavar="SIZE", callback=check)
+
+
+def named_model(model: str | None) -> str | None:
+    """The name of a model as it is, UserError where it is none's."""
+    if model is not None:
+        check_name(model)
+    return model
+
+
 def bits_option(flag: str, help: str, *, auto: bool = False) -> Any:
     """A flag that is a number of bits, or ``auto`` where the planner may choose."""
 
@@ -63,7 +83,10 @@ def bits_option(flag: str, help: str, *, auto: bool = False) -> Any:
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="a Hugging Face directory, a GGUF file, a hub id, or demo", show_default=False
+        metavar="MODEL",
+        help="a Hugging Face directory, a GGUF file, a hub id, or demo",
+        show_default=False,
+        callback=named_model,
     ),
 ]
 Prompts = Annotated[
@@ -110,21 +133,14 @@ Unchecked = Annotated[
     bool, option(MODEL, "--unchecked", "skip the check that this model's answers are exact (they may be wrong)")
 ]
 
-GpuMemory = Annotated[
-    str | None, option(MEMORY, "--gpu-memory", "at most this much of the GPU (default: what is free)", metavar="SIZE")
-]
+GpuMemory = Annotated[str | None, size_option("--gpu-memory", "at most this much of the GPU (default: what is free)")]
 CpuMemory = Annotated[
     str | None,
-    option(
-        MEMORY,
-        "--cpu-memory",
-        "at most this much for the whole process, interpreter included (default: what is free)",
-        metavar="SIZE",
+    size_option(
+        "--cpu-memory", "at most this much for the whole process, interpreter included (default: what is free)"
     ),
 ]
-DiskMemory = Annotated[
-    str | None, option(MEMORY, "--disk-memory", "at most this much for files of penstock's own", metavar="SIZE")
-]
+DiskMemory = Annotated[str | None, size_option("--disk-memory", "at most this much for files of penstock's own")]
 OffloadDir = Annotated[
     str | None,
     option(MEMORY, "--offload-dir", "where KV and activations on disk go (default: the user's cache)", metavar="DIR"),

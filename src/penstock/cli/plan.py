@@ -84,6 +84,10 @@ def plan(
     check_cut(rows, batch_size, num_batches)
     _check_outputs(save, plot, explain)
     refuse_overwriting({"--save": save, "--plot": plot}, {"-i": input, "MODEL": model, "--machine": machine})
+    if machine is not None:
+        from penstock.machine.presets import machine_of
+
+        machine_of(machine)  # before libraries are imported, which takes seconds
     bits = asked_bits(weight_bits, lm_head_bits, kv_bits, allow_4bit)
     if bits.free and explain is not None:
         raise UserError(f"--explain {explain} compares ways to move weights of given bits: leave auto out")

@@ -9,6 +9,7 @@ from penstock.cli import figures
 from penstock.errors import UserError
 from penstock.jobs.lines import Line, read_lines
 from penstock.jobs.request import Parsed, parse
+from penstock.model.names import DEMO
 from penstock.plan.beginnings import Beginnings
 
 ENCODED = 1000  # prompts whose tokens are counted; those of later ones are estimated from their bytes
@@ -128,7 +129,7 @@ class _Counter:
         from penstock.model import source, tokenizer
 
         # the small files of a hub model are enough here: its weights are not asked for
-        configs_only = self._model != source.DEMO and not self._model.lower().endswith(".gguf")
+        configs_only = self._model != DEMO and not self._model.lower().endswith(".gguf")
         found = source.resolve(self._model, trust_remote_code=self._trust_remote_code, random_weights=configs_only)
         self._tokenizer = tokenizer.load(found, trust_remote_code=self._trust_remote_code)
         self._loaded = True

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli.options import OUTPUT, PLACEMENT, one_of, option
+from penstock.cli.options import OUTPUT, PLACEMENT, named_model, one_of, option
 
 PLAN = "What is planned"
 
@@ -14,6 +14,7 @@ PlanModel = Annotated[
         metavar="MODEL",
         help="a Hugging Face directory or its config.json, a GGUF file, a hub id, or demo",
         show_default=False,
+        callback=named_model,
     ),
 ]
 PlanInput = Annotated[

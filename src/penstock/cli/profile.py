@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.cli import options
+from penstock.cli import figures, options
 from penstock.errors import UserError
 from penstock.units import format_bytes, format_rate, format_seconds
 
@@ -36,7 +36,12 @@ PROFILE = "Profile"
 
 Checkpoint = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="read this model's files to measure their disk", show_default=False),
+    typer.Argument(
+        metavar="[MODEL]",
+        help="read this model's files to measure their disk",
+        show_default=False,
+        callback=options.named_model,
+    ),
 ]
 Show = Annotated[bool, options.option(PROFILE, "--show", "print the stored profile and measure nothing")]
 Force = Annotated[bool, options.option(PROFILE, "--force", "measure again, whatever is stored")]
@@ -122,29 +127,30 @@ def _note(text: str, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress(as_json: bool) -> Iterator[Callable[[str, float], None]]:
+def _progress(as_json: bool) -> Iterator[Callable[[str, float, float], None]]:
     """A bar on a terminal, a line for each measurement elsewhere, JSON lines for programs; on stderr."""
     if as_json or not sys.stderr.isatty():
 
-        def line(what: str, part: float) -> None:
-            event = {"kind": "load", "what": what, "done": part, "total": 1.0}
-            typer.echo(json.dumps(event) if as_json else f"{what} ({part:.0%})", err=True)
+        def line(what: str, done_s: float, total_s: float) -> None:
+            event = {"kind": "load", "what": what, "done": done_s, "total": total_s, "unit": "s"}
+            typer.echo(json.dumps(event) if as_json else f"{what} ({figures.seconds_of(done_s, total_s)})", err=True)
 
-        yield lambda what, part: line(what, part) if what else None
+        yield lambda what, done_s, total_s: line(what, done_s, total_s) if what else None
         return
 
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (
         BarColumn(30),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
+        TextColumn("{task.elapsed:.0f} s of about {task.total:.0f}"),  # goes on between measurements
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda what, part: bar.update(task, description=what, completed=part)
+        task = bar.add_task("", visible=False)
+        yield lambda what, done_s, total_s: bar.update(
+            task, description=what, completed=done_s, total=total_s, visible=True
+        )
 
 
 def lines(profile: "Profile") -> Iterator[str]:

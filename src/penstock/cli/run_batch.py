@@ -36,7 +36,10 @@ REASONS = {"invalid_json": "not JSON", "invalid_request": "invalid"}  # other co
 Model = Annotated[
     str | None,
     typer.Argument(
-        metavar="MODEL", help="a Hugging Face directory, a GGUF file, a hub id, or demo", show_default=False
+        metavar="MODEL",
+        help="a Hugging Face directory, a GGUF file, a hub id, or demo",
+        show_default=False,
+        callback=options.named_model,
     ),
 ]
 Input = Annotated[

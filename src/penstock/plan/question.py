@@ -23,8 +23,7 @@ class Question:
     bounds that time and token_s the time that a row waits for each token, and the most tokens per second within them is
     wanted. no_disk: nothing rests on disk. machine: a preset's name or a machine file, this host where None.
     gpu_memory, cpu_memory, disk_memory: budgets in bytes. weights … num_batches: as ``plan.types.Asked`` has them.
-    weight_bits, lm_head_bits, kv_bits: of what is stored and moved. The rest
-    mirrors keywords of ``LLM``.
+    weight_bits, lm_head_bits, kv_bits: of what is stored and moved. The rest mirrors keywords of ``LLM``.
     """
 
     prompt_len: int = 512

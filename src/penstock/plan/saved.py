@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from penstock.errors import UserError
 from penstock.plan.plan import Plan
 from penstock.plan.policy import TIERS, Admission, Policy, Shares, Tier
-from penstock.plan.types import Placement
+from penstock.plan.types import Asked, Placement
 from penstock.units import format_bytes
 
 FORMAT = 2  # raised where a plan of before would be run with other bytes than it says
@@ -54,6 +54,11 @@ class SavedPlan:
     budget: Mapping[Tier, int]
     placement: Placement
     predicted: Expected
+
+    @property
+    def bounds(self) -> Mapping[Tier, int]:
+        """The budgets that bind a run: of a disk on which nothing may rest, the page cache is left out."""
+        return {tier: nbytes for tier, nbytes in self.budget.items() if nbytes}
 
 
 def save_plan(plan: Plan, fingerprint: str, page_bytes: int, path: Path) -> None:
@@ -110,6 +115,15 @@ def load_plan(path: Path) -> SavedPlan:
         raise UserError(f"{path}: {_said(error.errors(include_url=False)[0])}") from error
     except _Contradiction as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def saved_plan(path: Path, asked: Asked) -> SavedPlan:
+    """A plan from a file; UserError where it is none, or where flags would change it."""
+    if asked != Asked():
+        raise UserError(
+            f"--plan {path} fixes placement and cut: leave the flags for these out, or plan again with them"
+        )
+    return load_plan(path)
 
 
 def check(saved: SavedPlan, model: Identity) -> None:

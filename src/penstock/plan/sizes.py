@@ -8,7 +8,7 @@ from penstock.plan.policy import Tier
 from penstock.plan.types import Asked, Footprint, Job, Ledger
 from penstock.units import format_bytes
 
-_JITTER = 16 << 20  # what the interpreter and its libraries take differs by this from one start to the next
+JITTER_BYTES = 16 << 20  # what the interpreter and its libraries take differs by this from one start to the next
 _HELD = 2  # a suspended call keeps less than 1/2 of what it takes when it runs (measured: 0.20 to 0.45)
 _LEAST_FILE_BYTES = 64 << 10
 _BESIDE_BYTES = 192 << 20  # of attention beside a gpu: numba and its kernels, keys and values of a long span copied out
@@ -17,7 +17,7 @@ _STATE_COPIES = 4  # of one layer's states in a call: gathered, updated in two s
 
 def least_mib(ledger: Ledger, tier: Tier, needed: int) -> int:
     """A budget that leaves so many bytes free, in MiB: what is taken of memory at the next start differs from now."""
-    return -(-(ledger.least(tier, needed) + (0 if tier == "disk" else _JITTER)) // (1 << 20))
+    return -(-(ledger.least(tier, needed) + (0 if tier == "disk" else JITTER_BYTES)) // (1 << 20))
 
 
 def parking_file_bytes(nbytes: int) -> int:

@@ -15,10 +15,10 @@ class Footprint:
     they do not rest in memory. core: always resident. call_bytes: per token of a call. logit_bytes: per row whose
     logits are wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row, kept on the
     compute tier; where there is any, prompts are not cut. state_layer: the largest part of it at one layer. open_block:
-    of a row's newest KV block where full ones are packed, kept there too.
-    staged_layer: the largest block of a single layer. query_bytes, answer_bytes: per token and layer, what attention
-    beside a gpu is asked with and answers. transforms: a module transforms cached keys before they are attended to, so
-    that they must come to it. call_tokens: of one call, from which on products are no faster.
+    of a row's newest KV block where full ones are packed, kept there too. staged_layer: the largest block of a single
+    layer. query_bytes, answer_bytes: per token and layer, what attention beside a gpu is asked with and answers.
+    transforms: a module transforms cached keys before they are attended to, so that they must come to it. call_tokens:
+    of one call, from which on products are no faster.
     """
 
     pages: Sequence[int]
@@ -61,8 +61,7 @@ class Job:
     """What is to be generated: prompts, their mean and largest length with the tokens that follow.
 
     lengths: of the rows that are known, which the others are like. held: bytes of cpu memory that prompts and answers
-    take until the last one has ended. scored: the logits of all tokens are wanted, not of
-    each row's last one alone.
+    take until the last one has ended. scored: the logits of all tokens are wanted, not of each row's last one alone.
     """
 
     prompts: int

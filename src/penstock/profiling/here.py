@@ -65,6 +65,12 @@ def _checkpoint(extents: Sequence[Extent]) -> Path | None:
 
 
 def _progress(on_event: Event) -> Progress:
-    return lambda what, part: on_event(
-        {"kind": "load", "what": f"measuring {what}", "done": round(100 * part), "total": 100}
+    return lambda what, done_s, total_s: on_event(
+        {
+            "kind": "load",
+            "what": f"measuring {what}" if what else "measured",
+            "done": done_s,
+            "total": total_s,
+            "unit": "s",
+        }
     )

@@ -25,7 +25,7 @@ from penstock.profiling.profile import Host, Profile, gpu_name, now_utc, version
 from penstock.profiling.together import measure_together
 from penstock.units import format_bytes
 
-Progress = Callable[[str, float], None]
+Progress = Callable[[str, float, float], None]
 
 # What each part takes of the time; the rest is for what no clock is held against: making models, matrices and files.
 _PRODUCTS, _ATTENTION, _TRAFFIC, _UNPACKING, _OVERHEADS = 0.25, 0.1, 0.02, 0.01, 0.08
@@ -86,7 +86,7 @@ def measure_machine(
     offload_dir: Path,
     budget_s: float = LONG.budget_s,
     short: bool = False,
-    progress: Progress = lambda what, part: None,
+    progress: Progress = lambda what, done_s, total_s: None,
 ) -> Machine:
     """This host as a machine: ``measure_profile`` without what only a stored profile needs."""
     form = replace(SHORT, budget_s=min(budget_s, SHORT.budget_s)) if short else replace(LONG, budget_s=budget_s)
@@ -97,15 +97,15 @@ def measure_profile(
     checkpoint: Sequence[Extent] | None,
     offload_dir: Path,
     form: Form = LONG,
-    progress: Progress = lambda what, part: None,
+    progress: Progress = lambda what, done_s, total_s: None,
     rooms: Mapping[Tier, int] | None = None,
 ) -> Profile:
     """Measure this host, its gpu where there is one, and the disks of a checkpoint, page cache and ``offload_dir``.
 
     checkpoint: where weights are read from; None: from a file that is written to ``offload_dir`` for it and removed.
-    progress: called with what is measured next and the part of all that is done. rooms: bytes of cpu and gpu memory
-    that matrices and KV may take, by default a quarter of what is free. What takes longer than it should shortens what
-    comes after it. Raises UserError where a disk cannot be measured.
+    progress: called with what is measured next, the seconds of it all that are done, and all. rooms: bytes of cpu and
+    gpu memory that matrices and KV may take, by default a quarter of what is free. What takes longer than it should
+    shortens what comes after it. Raises UserError where a disk cannot be measured.
     """
     keep_little()
     started, extra, rooms = time.perf_counter(), dict[str, float](), rooms or {}
@@ -113,7 +113,7 @@ def measure_profile(
         cpu, device = Place.of(CpuDevice(), rooms.get("cpu")), open_device("auto")
         opened.callback(device.close)
         places = [cpu, Place.of(device, rooms.get("gpu"))] if device.compute_tier == "gpu" else [cpu]
-        progress("compiling kernels", 0.0)
+        progress("compiling kernels", 0.0, form.budget_s)
         for place in places:
             _warm_up(place, form)
         steps = _Steps(form.budget_s, progress, time.perf_counter() - started)
@@ -144,7 +144,7 @@ def with_disks(
     profile: Profile, checkpoint: Sequence[Extent] | None, offload_dir: Path, form: Form, progress: Progress
 ) -> Profile:
     """The profile with the file systems of a checkpoint and an offload directory measured too, and nothing else."""
-    steps = _Steps(form.budget_s, progress)
+    steps = _Steps(form.budget_s, progress, shares=_DISKS)
     sizes = (steps.begin("disks", _DISKS), form.file_bytes, form.kv_bytes)
     with measured_disks(checkpoint, offload_dir, offload_root(None), *sizes, steps.say) as disks:
         return replace(profile, disks={**profile.disks, **disks.by_mount})
@@ -153,14 +153,15 @@ def with_disks(
 class _Steps:
     """Tells what is measured next, and gives each step its part of the time; less where earlier ones took longer."""
 
-    def __init__(self, budget_s: float, progress: Progress, compiling_s: float = 0.0) -> None:
-        self._budget_s, self._progress, self._given, self._begun = budget_s, progress, 0.0, 0.0
+    def __init__(self, budget_s: float, progress: Progress, compiling_s: float = 0.0, shares: float = _ALL) -> None:
+        self._budget_s, self._progress, self._shares = budget_s, progress, shares
+        self._given = self._begun = 0.0
         self._started = time.perf_counter() - min(compiling_s, _COMPILING * budget_s)
 
     def begin(self, what: str, share: float) -> float:
         """Seconds that a step may take."""
         left_s = max(0.0, self._budget_s - (time.perf_counter() - self._started))
-        seconds = min(share * self._budget_s, share / max(share, _ALL - self._given) * left_s)
+        seconds = min(share * self._budget_s, share / max(share, self._shares - self._given) * left_s)
         self._begun = self._given
         self._given += share
         self.say(what)
@@ -168,7 +169,8 @@ class _Steps:
 
     def say(self, what: str) -> None:
         """Tell what comes next within the step that was begun; nothing: all is done."""
-        self._progress(what, min(1.0, self._begun / _ALL) if what else 1.0)
+        total_s = self._budget_s * self._shares / _ALL
+        self._progress(what, total_s * min(1.0, self._begun / self._shares) if what else total_s, total_s)
 
 
 def _warm_up(place: Place, form: Form) -> None:

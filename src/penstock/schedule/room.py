@@ -1,5 +1,6 @@
 """The rows in flight and their blocks: taking over, growing, going home, and giving way to older rows."""
 
+import heapq
 from collections.abc import Callable, Mapping, Sequence
 
 from penstock.plan.policy import TIERS, Tier
@@ -14,8 +15,7 @@ class Room:
 
     rows: in flight, in the order of admission. homes: tiers where full blocks may rest, fastest first. chunking: a row
     may get blocks for a part of what it wants. give_way: told of each row that is dropped. moves, dropped: what has
-    happened since they were last emptied. exhausted: tiers from which nothing more sinks before a sweep is computed.
-    shared_tokens: prompt tokens that were taken over, not computed, so far.
+    happened since they were last emptied. shared_tokens: prompt tokens that were taken over, not computed, so far.
     """
 
     def __init__(
@@ -36,8 +36,9 @@ class Room:
         self.rows: dict[int, Row] = {}
         self.moves: list[Move] = []
         self.dropped: list[int] = []
-        self.exhausted: set[Tier] = set()
         self.shared_tokens = 0
+        self._exhausted: set[Tier] = set()  # nothing more sinks from these before a sweep is computed
+        self._sinking: dict[Tier, list[tuple[int, int]]] = {}  # (- turn, id) of rows that may sink, heaps
         self._turns = 0
         self._last_holder = -1  # no row of a later turn holds blocks
         self._chunking = chunking
@@ -48,6 +49,11 @@ class Room:
         row.home, row.turn = home, self._turns
         self._turns += 1
         self.rows[row.id] = row
+
+    def next_sweep(self) -> None:
+        """Look again at what may sink: rows have more full blocks since the last sweep was computed."""
+        self._exhausted.clear()
+        self._sinking.clear()
 
     def begin(self, row: Row) -> bool:
         """Let a row take over what is computed of its prompt; False while an older row computes more of it."""
@@ -72,6 +78,7 @@ class Room:
         row.tables, row.computed, row.listed, row.begun = tables, known * self.block_tokens, known, True
         if known:
             self._last_holder = max(self._last_holder, row.turn)
+            self._may_sink(row)
         self.shared_tokens += row.computed
         self.prefixes.own(row)
         self._unwant(row)
@@ -137,6 +144,7 @@ class Room:
                 tier = row.home
             self.moves += [self.pool.move(block, tier) for block in blocks]
             row.rested += 1
+            self._may_sink(row)
 
     def _blocks_at(self, row: Row, index: int, tier: Tier) -> list[Block]:
         """A row's blocks of the same positions, of all groups, that lie on a tier; shared ones too."""
@@ -212,21 +220,47 @@ class Room:
         Rows that share some of them find them there too.
         """
         below = self._below(tier)
-        if not below or tier in self.exhausted or (oldest is not None and oldest.turn > self._last_holder):
+        if not below or tier in self._exhausted or (oldest is not None and oldest.turn > self._last_holder):
             return
-        for row in reversed(self.rows.values()):
-            full = row.rested if tier != self.compute_tier else row.computed // self.block_tokens
-            while row.home == tier and row.sunk < full and self.pool.free(tier) < need_bytes:
-                blocks = self._blocks_at(row, row.sunk, tier)
-                lower = self._tier_with_room(below, self._bytes(blocks))
-                if lower is None:
-                    self.exhausted.add(tier)
-                    return
-                self.moves += [self.pool.move(block, lower) for block in blocks]
-                row.sunk += 1
-            if row is oldest or self.pool.free(tier) >= need_bytes:
+        while (row := self._newest_sinking(tier)) is not None:
+            if oldest is not None and row.turn < oldest.turn:
                 return
-        self.exhausted.add(tier)
+            blocks = self._blocks_at(row, row.sunk, tier)
+            lower = self._tier_with_room(below, self._bytes(blocks))
+            if lower is None:
+                self._exhausted.add(tier)
+                return
+            self.moves += [self.pool.move(block, lower) for block in blocks]
+            row.sunk += 1
+            if self.pool.free(tier) >= need_bytes:
+                return
+        if oldest is None:
+            self._exhausted.add(tier)
+
+    def _newest_sinking(self, tier: Tier) -> Row | None:
+        """The newest row at home on a tier with full blocks that have not sunk.
+
+        Thousands of rows may have sunk as far as they can, and every block that is wanted asks again.
+        """
+        if tier not in self._sinking:  # newest first, which is a heap
+            self._sinking[tier] = [(-row.turn, row.id) for row in reversed(self.rows.values()) if row.home == tier]
+        heap = self._sinking[tier]
+        while heap:
+            turn, row_id = heap[0]
+            row = self.rows.get(row_id)
+            if row is not None and row.turn == -turn and row.sunk < self._full(row):
+                return row
+            heapq.heappop(heap)
+        return None
+
+    def _may_sink(self, row: Row) -> None:
+        """Count with a row that has more full blocks at home than it had."""
+        if (heap := self._sinking.get(row.home)) is not None:
+            heapq.heappush(heap, (-row.turn, row.id))
+
+    def _full(self, row: Row) -> int:
+        """Leading blocks of a row that are full and at home, or below."""
+        return row.rested if row.home != self.compute_tier else row.computed // self.block_tokens
 
     def _tier_with_room(self, tiers: Sequence[Tier], nbytes: int) -> Tier | None:
         """The first of some tiers that has so many bytes free, or can have by what sinks from there."""

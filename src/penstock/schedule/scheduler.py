@@ -23,9 +23,9 @@ class Scheduler:
     where the next sweep's moves carry it, while the last, partly filled one stays. A row goes whole to a home that has
     room for it; where none has, and when a tier is short, its oldest blocks lie on lower ones that the policy gives a
     share of KV. Where these are full too the newest row is dropped and recomputed later; so the oldest row always goes
-    on. A row that memory cannot hold to its end, even alone, generates as many
-    tokens as fit (``Row.limit``). chunking: a prefill may be cut into several spans; where not, it goes whole, in a
-    micro-batch of its own if it is longer than one, and a sweep may then exceed ``policy.sweep_tokens`` by it.
+    on. A row that memory cannot hold to its end, even alone, generates as many tokens as fit (``Row.limit``). chunking:
+    a prefill may be cut into several spans; where not, it goes whole, in a micro-batch of its own if it is longer than
+    one, and a sweep may then exceed ``policy.sweep_tokens`` by it.
 
     continuous: at most ``policy.rows`` rows; every row past its known tokens takes one token of a sweep, the oldest
     prefills take the rest; of those that wait, the ones that may generate most enter first. static: groups of
@@ -134,7 +134,7 @@ class Scheduler:
         """The next sweep, or None where no row is left; report it with ``done`` before asking again."""
         self._gave_way = 0
         room = self._room
-        room.exhausted.clear()
+        room.next_sweep()
         if room.demand.windowed:
             for row in room.rows.values():
                 room.leave_behind(row)

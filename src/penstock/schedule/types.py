@@ -96,9 +96,9 @@ class Row:
     """One sequence in flight. ``computed``: positions whose KV exists. ``tables[g]``: its blocks of group g in order;
     None where a window has left a block behind. ``home``: the tier that holds its full blocks, other than leading ones
     that it shares with rows of another home, and the oldest ones where that tier is short of room: these lie below.
-    ``sunk``: leading blocks that do. ``limit``: tokens it may generate, which is the request's max_tokens
-    unless memory holds no row of that length. ``turn``: rows admitted before it, ever. ``rested``: leading blocks known
-    to lie off the compute tier.
+    ``sunk``: leading blocks that do. ``limit``: tokens it may generate, which is the request's max_tokens unless memory
+    holds no row of that length. ``turn``: rows admitted before it, ever. ``rested``: leading blocks known to lie off
+    the compute tier.
 
     Sharing: ``chain``: hashes of the prompt blocks that it may share. ``begun``: whether it has taken over what was
     computed of them. ``listed``: how many of them it took over or gave to the index. ``awaits``: the hash that an older

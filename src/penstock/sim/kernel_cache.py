@@ -1,13 +1,11 @@
 """Where the simulator's compiled code is kept."""
 
-import os
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from penstock.directories import cache_directory
+from penstock.directories import kernel_directory
 
 _HERE = Path(__file__).parent
 # Kernels make no arrays: references to those that they are given need not be counted.
@@ -34,16 +32,10 @@ def piece(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kept(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile a function when it is first called, or take it from the disk; it runs without the interpreter's lock."""
-    import numba
+    """Compile a function when it is first called, or take it from the disk."""
+    from penstock.compiled.kernels import compiled  # imports numba
 
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(_home())
-    try:
-        compiled: Callable[..., None] = numba.njit(function, cache=True, nogil=True, **_PLAIN)
-    finally:
-        numba.config.CACHE_DIR = before
-    return compiled
+    return compiled(function, directory=_home(), **_PLAIN)
 
 
 def is_compiled() -> bool:
@@ -53,7 +45,4 @@ def is_compiled() -> bool:
 
 
 def _home() -> Path:
-    """The directory of these sources: numba looks at a function's own file alone to see whether it is as it was."""
-    sources = [_HERE / "prices.py", *sorted(_HERE.glob("kernel_*.py"))]
-    base = Path(os.environ.get("NUMBA_CACHE_DIR") or cache_directory() / "numba")
-    return base / sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    return kernel_directory([_HERE / "prices.py", *sorted(_HERE.glob("kernel_*.py"))])

@@ -6,8 +6,7 @@ used, so nothing depends on the order of work.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,14 +47,14 @@ def choose(
 
 @cache
 def _compiled() -> tuple[Advance, Choose]:
-    import numba  # half a second, and only where chains are run
-    from numba import types
+    from numba import types  # half a second, and only where chains are run
+
+    from penstock.compiled.kernels import compiled
 
     matrix, number = types.Array(types.uint64, 2, "C"), types.uint64
     advances = types.void(matrix, types.intp, types.intp, number, types.int64, types.int64)
     chooses = types.void(matrix, matrix, types.Array(number, 1, "C"), matrix)
-    jit: Callable[[Any], Callable[[Any], Any]] = partial(numba.njit, nogil=True, cache=True)
-    return jit(advances)(_advance), jit(chooses)(_choose)
+    return compiled(_advance, advances), compiled(_choose, chooses)
 
 
 def _advance(
