@@ -270,3 +270,10 @@ def test_prompts_that_begin_alike_are_computed_once(tmp_path: Path) -> None:
 def test_prompts_beyond_the_model_s_context_are_told_of(tmp_path: Path) -> None:
     plan = make_plan(config(tmp_path, LLAMA), replace(question(), lengths=[(32, 4), (256, 4), (300, 4)], num_prompts=3))
     assert plan.notes == ("2 prompts are longer than the model's context of 256 tokens allows, and a run refuses them",)
+
+
+def test_attention_beside_a_gpu_that_holds_all_kv_is_told_to_change_nothing(tmp_path: Path) -> None:
+    on_gpu, beside = (make_plan(config(tmp_path, LLAMA), question(attention=asked)) for asked in (None, "cpu"))
+    assert beside.memory["cpu"].kv == beside.memory["disk"].kv == 0
+    assert not [note for note in on_gpu.notes if "--attention cpu" in note]
+    assert [note for note in beside.notes if "--attention cpu changes nothing" in note]

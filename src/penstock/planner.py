@@ -29,7 +29,7 @@ from penstock.plan.plan import Plan
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.question import Question
 from penstock.plan.reasons import decided, explain, priced
-from penstock.plan.remarks import bounds, job, too_long
+from penstock.plan.remarks import bounds, job, nothing_beside, too_long
 from penstock.plan.rule import check_asked, decide
 from penstock.plan.shape import ModelShape
 from penstock.plan.sizes import JITTER_BYTES
@@ -86,8 +86,12 @@ def make_plan(model: str, question: Question, on_event: Event = lambda event: No
     plan = _given(case, question, runs) if question.is_given else _searched(case, question)
     if by_flexgen:
         plan = replace(plan, baseline=baseline(case, plan.policy))
-    notes = (*plan.notes, *bounds(question, plan.predicted), *too_long(question, met.model.context))
-    plan = replace(plan, notes=notes)
+    told = (
+        *bounds(question, plan.predicted),
+        *too_long(question, met.model.context),
+        *nothing_beside(question, plan.memory),
+    )
+    plan = replace(plan, notes=(*plan.notes, *told))
     return replace(plan, placement=None, why_not=cannot) if cannot else plan
 
 

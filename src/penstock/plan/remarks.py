@@ -1,8 +1,9 @@
 """What is told of a question's job beside its plan: in words, and where what was asked cannot be had."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from penstock.plan.plan import Prediction
+from penstock.plan.plan import Prediction, Use
+from penstock.plan.policy import Tier
 from penstock.plan.question import Question
 from penstock.units import format_seconds
 
@@ -27,6 +28,13 @@ def too_long(question: Question, context: int | None) -> Iterator[str]:
     if beyond:
         prompts = "1 prompt is" if beyond == 1 else f"{beyond:,} prompts are"
         yield f"{prompts} longer than the model's context of {context:,} tokens allows, and a run refuses them"
+
+
+def nothing_beside(question: Question, memory: Mapping[Tier, Use]) -> Iterator[str]:
+    """Attention on the cpu that was asked for beside a gpu, where that holds all KV."""
+    elsewhere = sum(use.kv for tier, use in memory.items() if tier != "gpu")
+    if question.attention == "cpu" and "gpu" in memory and memory["gpu"].kv and not elsewhere:
+        yield "--attention cpu changes nothing: all KV lies on the gpu, and is attended to there"
 
 
 def job(question: Question) -> str:
