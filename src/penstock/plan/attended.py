@@ -59,4 +59,4 @@ def _may_attend_beside(case: Case) -> bool:
     asked = case.asked
     elsewhere = asked.kv is None or asked.kv.gpu < 1
     beside = case.compute == "gpu" and "cpu" in case.machine.processors and not case.shape.footprint.transforms
-    return beside and elsewhere and asked.attention is None
+    return beside and elsewhere and asked.attention is None and not asked.cpu_layers

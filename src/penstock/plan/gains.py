@@ -67,7 +67,7 @@ def _gain(change: str, search: Search, best: Candidate) -> Gain:
 def _kv_shares(search: Search, best: Candidate) -> list[Shares | None]:
     """Where KV may rest then: of a plan that has it elsewhere, where it is, and where the linear program puts it."""
     case, resting = search.case, best.placement.policy.kv
-    if case.asked.kv is not None or resting.of(case.compute) >= 1:
+    if case.asked.kv is not None or resting.of(case.kv_tier) >= 1:
         return [case.asked.kv]
     estimate = search.steady.placed(cut_of(best.placement.policy))
     return list(dict.fromkeys([resting, *([estimate.kv] if estimate else [])]))

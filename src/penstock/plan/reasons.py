@@ -35,9 +35,9 @@ def decided(case: Case, machine: Machine, job: str, placement: Placement) -> Pla
 
 def priced(case: Case, machine: Machine, job: str, placement: Placement, notes: Sequence[str] = ()) -> Plan:
     """A placement as it was given, whether it fits or not, with what it would do if it did."""
-    # new KV is on the compute tier only while its layer is computed, so none of it stays there between sweeps
-    room = dict(placement.kv)
-    room[case.compute] = room.get(case.compute, 0) + 2 * sum(room.values())
+    # new KV is where it is written only while its layer is computed, so none of it stays there between sweeps
+    room, newest = dict(placement.kv), placement.policy.kv_tier(case.compute)
+    room[newest] = room.get(newest, 0) + 2 * sum(room.values())
     predicted = VirtualRun(case, replace(placement, kv=room)).predict(case.lengths)
     plan = Plan(
         model=case.shape.name,
