@@ -55,11 +55,11 @@ def asked_for(
 
 
 def layers_asked(given: int | str | None) -> int | None:
-    """Decoder layers that the cpu is to compute beside a gpu; none where nobody said."""
-    if given is None:
-        return 0
+    """Decoder layers that the cpu is to compute beside a gpu, None for ``auto``; none where nobody said."""
+    if given is None or given == "auto":
+        return 0 if given is None else None
     if isinstance(given, bool) or not isinstance(given, int) or given < 0:
-        raise UserError(f"--compute-cpu-layers {given}: a whole number")
+        raise UserError(f"--compute-cpu-layers {given}: a whole number, or auto")
     return given
 
 

@@ -67,7 +67,7 @@ class LLM:
         kv: Shared = None,
         activations: Shared = None,
         attention: str | None = None,
-        compute_cpu_layers: int | None = None,
+        compute_cpu_layers: int | str | None = None,
         rows: int | None = None,
         sweep_tokens: int | None = None,
         batch_tokens: int | None = None,

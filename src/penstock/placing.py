@@ -13,7 +13,6 @@ from penstock.errors import UserError
 from penstock.machine.machine import Machine
 from penstock.model.fingerprint import fingerprint
 from penstock.model.packing import Packing, packing_of
-from penstock.plan.attended import searched
 from penstock.plan.beginnings import Beginnings
 from penstock.plan.case import Case
 from penstock.plan.plan import Prediction
@@ -22,6 +21,7 @@ from penstock.plan.rule import decide
 from penstock.plan.saved import Identity, SavedPlan, check, load_plan
 from penstock.plan.sizes import least_mib
 from penstock.plan.split_cost import with_turning_point
+from penstock.plan.splits import searched
 from penstock.plan.types import Asked, Job, Ledger, Length, Placement
 from penstock.plan.virtual import VirtualRun
 from penstock.plan.wish import hidden

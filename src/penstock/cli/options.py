@@ -158,7 +158,7 @@ ComputeCpuLayers = Annotated[
         PLACEMENT,
         "--compute-cpu-layers",
         "beside a gpu, compute the first N decoder layers on the cpu, where they and all KV rest; sweeps of many tokens"
-        " bring them up all the same",
+        " bring them up all the same; auto: as many as make it faster, if any",
         metavar="N",
         parser=_layers,
     ),

@@ -12,11 +12,15 @@ _WORTH_LEAVING = 0.97  # of what attention beside the gpu promises is enough to 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search found, best first. other: the best with attention on the other processor, where it was tried."""
+    """What a search found, best first. other: the best with attention on the other processor, where it was tried.
+
+    apart: likewise the best with layers on the cpu beside a gpu, or without where the best of all has them.
+    """
 
     search: Search
     ranked: Sequence[Candidate]
     other: Candidate | None = None
+    apart: Candidate | None = None
 
     @property
     def best(self) -> Candidate:

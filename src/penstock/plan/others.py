@@ -40,7 +40,10 @@ def runners_up(found: Found) -> Iterator[Alternative]:
             asked = replace(asked, rows=None)
         yield _tried(name, search, asked, best)
     yield all_on_cpu(case, best)
-    if not policy.cpu_layers:
+    if found.apart is not None:
+        layers = found.apart.placement.policy.cpu_layers
+        yield _alternative(f"{layers} layers on the cpu" if layers else "all layers on the gpu", found.apart, best)
+    elif not policy.cpu_layers:
         yield static_split(search, best)
 
 

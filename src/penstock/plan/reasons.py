@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from penstock.machine.machine import Machine
-from penstock.plan.attended import Found, searched
+from penstock.plan.attended import Found
 from penstock.plan.case import Case
 from penstock.plan.gains import duals, gains
 from penstock.plan.others import runners_up
 from penstock.plan.plan import Plan
 from penstock.plan.search import Candidate, Search
 from penstock.plan.sketch import Sketch
+from penstock.plan.splits import searched
 from penstock.plan.types import Placement
 from penstock.plan.uses import memory
 from penstock.plan.virtual import VirtualRun
