@@ -42,6 +42,13 @@ def test_layers_are_computed_on_the_cpu_where_that_is_faster() -> None:
     assert not any(one.name == "static split" for one in plan.runners_up)
 
 
+def test_what_would_help_may_be_computed_elsewhere() -> None:
+    made = linked(1e9)
+    plan = explain(made, made.machine, "a job")
+    (more,) = (gain for gain in plan.gains if gain.change == "one more GiB of gpu")  # which holds all layers
+    assert more.tok_s > 1.2 * plan.predicted.total_tok_s
+
+
 def test_no_number_of_layers_does_much_better() -> None:
     chosen = searched(linked(1e9)).worth
     each = [searched(linked(1e9, Asked(cpu_layers=layers, cpu_tokens=64))).worth for layers in range(1, 9)]

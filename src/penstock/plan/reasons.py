@@ -68,7 +68,7 @@ def _explained(machine: Machine, job: str, found: Found) -> Plan:
         predicted=best.predicted,
         placement=best.placement,
         duals=duals(case, search, best),
-        gains=tuple(gains(search, best)),
+        gains=tuple(gains(search, best, found.apart is not None and best.placement.policy.cpu_layers > 0)),
         runners_up=tuple(runners_up(found)),
         curve=tuple(search.curve(best.placement.policy.kv)),
     )
