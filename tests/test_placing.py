@@ -115,6 +115,16 @@ def test_layers_on_the_cpu_beside_a_gpu_run_where_all_that_goes_with_them_does(
         chosen(edited, compute=compute)
 
 
+def test_the_cpu_s_kernels_are_wanted_where_it_may_compute_layers() -> None:
+    saved = SavedPlan(
+        Identity("tiny", "same", 2, 2 << 20), "here", "a job", {}, SPLIT, Expected(1.0, 1.0, 1.0, 1.0, {})
+    )
+    model: Any = MODEL
+    for asked, plan, wanted in ((Asked(), None, False), (Asked(cpu_layers=2), None, True), (Asked(), saved, True)):
+        assert Placing(model, asked, plan, "gpu", Path(), lambda event: None).may_split is wanted
+    assert Placing(model, Asked(cpu_layers=None), None, "gpu", Path(), lambda event: None).may_split
+
+
 def test_another_model_s_plan_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"--plan is for tiny \(other\), and this is tiny \(same\)"):
         chosen(PLACED, fingerprint="other")

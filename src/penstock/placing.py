@@ -45,6 +45,11 @@ class Placing:
     offload: Path
     event: Event
 
+    @property
+    def may_split(self) -> bool:
+        """Whether the cpu may have layers to compute beside a gpu."""
+        return self.asked.cpu_layers != 0 if self.saved is None else self.saved.placement.policy.cpu_layers > 0
+
     def choose(self, job: Job, ledger: Callable[[], Ledger]) -> Placement:
         """The placement for a job. ledger: budgets and what is taken of them now.
 
