@@ -33,6 +33,9 @@ def test_shares_are_read_and_counts_kept() -> None:
         ({"batch_tokens": True}, "--batch-tokens True: a whole number"),
         ({"kv": "cpu=50%"}, "--kv 'cpu=50%' sums to 50 %"),
         ({"attention": "disk"}, "--attention disk: there are auto, cpu, gpu"),
+        ({"compute_cpu_layers": -1}, "--compute-cpu-layers -1: a whole number, or auto"),
+        ({"compute_cpu_layers": "some"}, "--compute-cpu-layers some: a whole number"),
+        ({"compute_cpu_layers": 1.5}, "--compute-cpu-layers 1.5: a whole number"),
         ({"batch_size": 2}, "--batch-size needs --num-batches beside it"),
         ({"num_batches": 2}, "--num-batches needs --batch-size beside it"),
         ({"batch_size": 2, "num_batches": 2, "rows": 4}, "--rows 4 and --batch-size 2 say the same thing"),
@@ -43,6 +46,12 @@ def test_what_cannot_be_is_a_users_mistake(said: dict[str, Any], why: str) -> No
     with pytest.raises(UserError) as caught:
         asked_for(**{**NOTHING, **said})
     assert str(caught.value).startswith(why) and "\n" not in str(caught.value)
+
+
+def test_layers_of_the_cpu_are_none_unless_said() -> None:
+    assert asked_for(**NOTHING).cpu_layers == asked_for(**NOTHING, compute_cpu_layers=0).cpu_layers == 0
+    assert asked_for(**NOTHING, compute_cpu_layers=7).cpu_layers == 7
+    assert asked_for(**NOTHING, compute_cpu_layers="auto").cpu_layers is None
 
 
 def test_a_cut_in_one_form_is_fine() -> None:

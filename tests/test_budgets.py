@@ -46,6 +46,7 @@ def generated(model, **how):
     [
         ("gpu_memory", {"device": "emulated"}),
         ("gpu_memory", {"device": "emulated", "kv": "cpu=50%,disk=50%", "weights": "gpu=50%,disk=50%"}),
+        ("gpu_memory", {"device": "emulated", "compute_cpu_layers": 1}),
         ("disk_memory", {"kv": "disk=100%"}),
         ("disk_memory", {"kv": "cpu=50%,disk=50%", "activations": "disk=100%", "batch_tokens": 16, "sweep_tokens": 64}),
         ("disk_memory", {"device": "emulated", "kv": "disk=100%"}),

@@ -18,6 +18,7 @@ from penstock.profiling import here
 CPU = Shares(cpu=1.0)
 POLICY = Policy(CPU, CPU, CPU, rows=2, sweep_tokens=64, batch_tokens=64)
 PLACED = Placement(POLICY, ("cpu", "disk"), {"cpu": 1 << 20}, 0, {"cpu": 1 << 20})
+FOOTPRINT = Footprint([1 << 20] * 2, frozenset(), 0, 0, 0, 0, 16, layers=[0, 1])
 MODEL = SimpleNamespace(
     layout=SimpleNamespace(pages=[SimpleNamespace(nbytes=1 << 20)] * 2),
     source=SimpleNamespace(name="tiny"),
@@ -30,7 +31,7 @@ def chosen(
 ) -> Placement:
     identity = Identity("tiny", fingerprint, 2, 2 << 20)
     saved = SavedPlan(identity, "here", "a job", {}, placed, Expected(1.0, 1.0, 1.0, 1.0, {}))
-    model: Any = SimpleNamespace(**vars(MODEL) | {"footprint": lambda: SimpleNamespace(transforms=transforms)})
+    model: Any = SimpleNamespace(**vars(MODEL) | {"footprint": lambda: replace(FOOTPRINT, transforms=transforms)})
     placing = Placing(model, Asked(), saved, compute, Path(), lambda event: None)
     ledger = Ledger({"gpu": budget, "cpu": budget, "disk": 1 << 40}, {"cpu": budget // 50}, {"cpu": 1 / 50})
     return placing.choose(Job(2, 8, 8, 4), lambda: ledger)
@@ -68,6 +69,60 @@ def test_attention_on_the_cpu_beside_a_gpu_runs_where_keys_need_not_come(transfo
         return
     with pytest.raises(UserError, match="has attention on cpu, and this model transforms keys"):
         chosen(beside, compute="gpu", transforms=True)
+
+
+SPLIT = replace(
+    PLACED,
+    policy=replace(POLICY, activations=Shares(gpu=1.0), attention="cpu", cpu_layers=1, cpu_tokens=8),
+    homes=("cpu", "gpu"),
+    reserved={"cpu": 1 << 20, "gpu": 1 << 20},
+)
+
+
+@pytest.mark.parametrize(
+    ("edited", "compute", "said"),
+    [
+        (SPLIT, "gpu", None),
+        (
+            replace(SPLIT, policy=replace(SPLIT.policy, activations=CPU), homes=("cpu", "cpu")),
+            "cpu",
+            "beside a gpu, and",
+        ),
+        (
+            replace(SPLIT, policy=replace(SPLIT.policy, cpu_layers=3)),
+            "gpu",
+            "computes 3 layers on cpu, and this model's",
+        ),
+        (
+            replace(SPLIT, homes=("gpu", "cpu")),
+            "gpu",
+            "computes 1 layers on cpu, and not all of their pages rest there",
+        ),
+        (
+            replace(SPLIT, policy=replace(SPLIT.policy, kv=Shares(gpu=1.0))),
+            "gpu",
+            "and has KV, attention or activations",
+        ),
+    ],
+)
+def test_layers_on_the_cpu_beside_a_gpu_run_where_all_that_goes_with_them_does(
+    edited: Placement, compute: Tier, said: str | None
+) -> None:
+    if said is None:
+        assert chosen(edited, compute=compute) is edited
+        return
+    with pytest.raises(UserError, match=said):
+        chosen(edited, compute=compute)
+
+
+def test_the_cpu_s_kernels_are_wanted_where_it_may_compute_layers() -> None:
+    saved = SavedPlan(
+        Identity("tiny", "same", 2, 2 << 20), "here", "a job", {}, SPLIT, Expected(1.0, 1.0, 1.0, 1.0, {})
+    )
+    model: Any = MODEL
+    for asked, plan, wanted in ((Asked(), None, False), (Asked(cpu_layers=2), None, True), (Asked(), saved, True)):
+        assert Placing(model, asked, plan, "gpu", Path(), lambda event: None).may_split is wanted
+    assert Placing(model, Asked(cpu_layers=None), None, "gpu", Path(), lambda event: None).may_split
 
 
 def test_another_model_s_plan_is_refused_by_name() -> None:

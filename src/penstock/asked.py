@@ -33,6 +33,7 @@ def asked_for(
     batch_size: int | None,
     num_batches: int | None,
     attention: str | None = None,
+    compute_cpu_layers: int | str | None = None,
 ) -> Asked:
     """The wish that keywords make; UserError for what is none, and for a cut that is said in two ways."""
     check_cut(rows, batch_size, num_batches, sweep_tokens)
@@ -49,7 +50,17 @@ def asked_for(
         batch_size=_count(batch_size, "--batch-size"),
         num_batches=_count(num_batches, "--num-batches"),
         attention=ATTENTION[attention],
+        cpu_layers=layers_asked(compute_cpu_layers),
     )
+
+
+def layers_asked(given: int | str | None) -> int | None:
+    """Decoder layers that the cpu is to compute beside a gpu, None for ``auto``; none where nobody said."""
+    if given is None or given == "auto":
+        return 0 if given is None else None
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise UserError(f"--compute-cpu-layers {given}: a whole number, or auto")
+    return given
 
 
 def check_cut(

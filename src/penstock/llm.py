@@ -68,6 +68,7 @@ class LLM:
         kv: Shared = None,
         activations: Shared = None,
         attention: str | None = None,
+        compute_cpu_layers: int | str | None = None,
         rows: int | None = None,
         sweep_tokens: int | None = None,
         batch_tokens: int | None = None,
@@ -95,6 +96,7 @@ class LLM:
             batch_size=batch_size,
             num_batches=num_batches,
             attention=attention,
+            compute_cpu_layers=compute_cpu_layers,
         )
         self._saved = None if plan is None else saved_plan(Path(plan), self.asked)
         bits = asked_bits(weight_bits, lm_head_bits, kv_bits, allow_4bit)

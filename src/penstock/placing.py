@@ -13,7 +13,6 @@ from penstock.errors import UserError
 from penstock.machine.machine import Machine
 from penstock.model.fingerprint import fingerprint
 from penstock.model.packing import Packing, packing_of
-from penstock.plan.attended import searched
 from penstock.plan.beginnings import Beginnings
 from penstock.plan.case import Case
 from penstock.plan.plan import Prediction
@@ -21,6 +20,8 @@ from penstock.plan.policy import TIERS, Tier
 from penstock.plan.rule import decide
 from penstock.plan.saved import Identity, SavedPlan, check
 from penstock.plan.sizes import least_mib
+from penstock.plan.split_cost import with_turning_point
+from penstock.plan.splits import searched
 from penstock.plan.types import Asked, Job, Ledger, Length, Placement
 from penstock.plan.virtual import VirtualRun
 from penstock.plan.wish import hidden
@@ -44,6 +45,11 @@ class Placing:
     offload: Path
     event: Event
 
+    @property
+    def may_split(self) -> bool:
+        """Whether the cpu may have layers to compute beside a gpu."""
+        return self.asked.cpu_layers != 0 if self.saved is None else self.saved.placement.policy.cpu_layers > 0
+
     def choose(self, job: Job, ledger: Callable[[], Ledger]) -> Placement:
         """The placement for a job. ledger: budgets and what is taken of them now.
 
@@ -55,15 +61,23 @@ class Placing:
             return self._as_saved(self.saved, ledger())
         rough = decide(footprint, job, ledger(), self.asked, self.compute, 0)
         if self.asked.is_given:
-            return rough
+            return rough if not self.asked.cpu_layers else self._turned(job, ledger())
         holds_all = self._holds_all(rough, job)
         machine = self._known(self._stored() if holds_all else self._measured(ledger()))
         if machine is None:
             return rough
         case = self._case(machine, job, ledger())
         if holds_all:
-            return decide(footprint, job, case.ledger, self.asked, self.compute, hidden(case))
+            return decide(footprint, job, case.ledger, case.asked, self.compute, hidden(case))
         return searched(case, _SKETCHES).best.placement
+
+    def _turned(self, job: Job, ledger: Ledger) -> Placement:
+        """What is given, with layers computed on the cpu in sweeps as large as this host, where it was measured, does
+        well to."""
+        machine, asked = self._known(self._stored()), self.asked
+        if machine is not None:
+            asked = with_turning_point(asked, model_shape(self.model), machine)
+        return decide(self.model.footprint(), job, ledger, asked, self.compute, 0)
 
     def predict(self, placement: Placement, job: Job, budget: Mapping[Tier, int]) -> Prediction | None:
         """What a job will do as it is placed; None where this machine was never measured."""
@@ -105,16 +119,16 @@ class Placing:
             return None
 
     def _case(self, machine: Machine, job: Job, ledger: Ledger) -> Case:
-        plan = self.model
+        plan, shape = self.model, model_shape(self.model)
         return Case(
-            shape=model_shape(plan),
+            shape=shape,
             # of the processors only those that this run computes with
             machine=replace(
                 machine, processors={t: p for t, p in machine.processors.items() if t in ("cpu", self.compute)}
             ),
             ledger=ledger,
             lengths=_lengths(job),
-            asked=self.asked,
+            asked=with_turning_point(self.asked, shape, machine),
             groups=plan.specs,
             chunking=not plan.anatomy.recurrent,
         )
@@ -154,12 +168,27 @@ class Placing:
             return f"puts {on_gpu[0]} on gpu, and there is no gpu here"
         if policy.attention not in (None, "cpu", self.compute):
             return f"has attention on {policy.attention}, and layers are computed on {self.compute}"
+        if policy.cpu_layers and (cannot := self._cannot_split(placed)) is not None:
+            return cannot
         beside = self.compute == "gpu" and policy.attention == "cpu"
         if beside and self.model.footprint().transforms:
             return "has attention on cpu, and this model transforms keys where it computes"
         in_place = {self.compute, "cpu"} if beside else {self.compute}
         if not placed.staging and any(policy.kv.of(tier) > 0 for tier in TIERS if tier not in in_place):
             return "leaves no room for KV on its way to where it is attended to"
+        return None
+
+    def _cannot_split(self, placed: Placement) -> str | None:
+        """Why layers cannot be computed on the cpu as a plan says; None where they can."""
+        policy, footprint = placed.policy, self.model.footprint()
+        if self.compute != "gpu":
+            return "computes layers on cpu beside a gpu, and there is none here"
+        if (footprint.joined or footprint.transforms) or policy.cpu_layers > footprint.decoders:
+            return f"computes {policy.cpu_layers} layers on cpu, and this model's cannot be"
+        if any(placed.homes[i] != "cpu" for i in footprint.first_pages(policy.cpu_layers)):
+            return f"computes {policy.cpu_layers} layers on cpu, and not all of their pages rest there"
+        if policy.kv.gpu > 0 or policy.attention != "cpu" or policy.activations.gpu < 1:
+            return "computes layers on cpu, and has KV, attention or activations elsewhere than that takes"
         return None
 
 

@@ -33,6 +33,7 @@ from penstock.plan.remarks import bounds, job, nothing_beside, too_long
 from penstock.plan.rule import check_asked, decide
 from penstock.plan.shape import ModelShape
 from penstock.plan.sizes import JITTER_BYTES
+from penstock.plan.split_cost import with_turning_point
 from penstock.plan.types import Ledger
 from penstock.profiling import here
 
@@ -53,12 +54,13 @@ class Planner:
 
     def case(self, question: Question) -> Case:
         """The search's input for a question about them."""
+        shape = model_shape(self.model)
         return Case(
-            shape=model_shape(self.model),
+            shape=shape,
             machine=self.machine,
             ledger=self.ledger,
             lengths=question.rows_of_job(sharing=not self.model.anatomy.recurrent),
-            asked=question.asked,
+            asked=with_turning_point(question.asked, shape, self.machine),
             groups=self.model.specs,
             chunking=not self.model.anatomy.recurrent,
             weight_bits=question.weight_bits,

@@ -73,6 +73,7 @@ def test_flags_reach_the_engine_by_the_names_of_python(engine: Engine) -> None:
         "kv": "disk=100%",
         "activations": "cpu=100%",
         "attention": "cpu",
+        "compute_cpu_layers": 3,
         "batch_tokens": 256,
         "slots": 3,
         "batch_size": 4,

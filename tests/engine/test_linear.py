@@ -17,14 +17,14 @@ CHUNKS = [RowChunk(3, 0, 4), RowChunk(5, 4, 10)]
 
 
 def chunked(linear: nn.Linear) -> ChunkedLinear:
-    return ChunkedLinear(linear, "w", CHUNKS, Widening(torch.float32, torch.device("cpu")))
+    return ChunkedLinear(linear, "w", CHUNKS)
 
 
 def run(work: Any) -> tuple[Call, list[Any]]:
     """A call that does nothing but this, up to its first page."""
     found: list[Any] = []
     nothing: Any = None
-    call = Call(nothing, lambda _: found.append(work()))
+    call = Call(nothing, lambda _: found.append(work()), Widening(torch.float32, torch.device("cpu")))
     call.go_on()
     return call, found
 

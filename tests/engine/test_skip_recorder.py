@@ -141,6 +141,16 @@ def test_keys_are_found_on_every_tier(checkpoint, kv, attention):
     check(model, tokens, recorder, bits, "top-k:3", 2)
 
 
+@pytest.mark.parametrize("kv", ["cpu=100%", "disk=100%"])
+@pytest.mark.parametrize("tokens_there", [1, 9])
+def test_keys_are_found_where_the_cpu_computes_the_first_layers(checkpoint, kv, tokens_there):
+    path, model = checkpoint("llama")
+    split = {"cpu_layers": 2, "cpu_tokens": tokens_there}
+    how = {"device": "emulated", "kv": kv, "block_tokens": 16, "sweep_tokens": 9, **split}
+    tokens, recorder, bits = record(path, "top-k:3", **how)
+    check(model, tokens, recorder, bits, "top-k:3", 2)
+
+
 @pytest.mark.parametrize(
     ("family", "kv_heads", "text"),
     [

@@ -14,7 +14,7 @@ LAYERS = {0: KVLayer(2, 8, 2, 4), 3: KVLayer(1, 16, 1, 16)}
 
 @pytest.fixture
 def blocks() -> OpenBlocks:
-    return OpenBlocks(LAYERS, FORM, 3, CpuDevice())
+    return OpenBlocks(LAYERS, FORM, 3, CpuDevice().alloc)
 
 
 def test_a_row_keeps_its_place_and_the_lowest_free_one_is_next(blocks):

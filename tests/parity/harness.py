@@ -93,7 +93,7 @@ def engine_of(
 ) -> Iterator[Engine]:
     """An engine for prompts of these lengths and ``count`` tokens each.
 
-    spare_blocks: give the compute tier KV blocks for the longest row and so many more, and nothing beyond.
+    spare_blocks: give the tier of new keys KV blocks for the longest row and so many more, and nothing beyond.
     asked: as the command line's flags.
     """
     opened = open_device(device)
@@ -108,7 +108,8 @@ def engine_of(
     placement = decide(footprint, job, Ledger(PLENTY, {}), Asked(**shares, **asked), opened.compute_tier, 0)
     if spare_blocks is not None:
         blocks = -(-job.longest_tokens // footprint.block_tokens) + spare_blocks
-        placement = replace(placement, kv={**placement.kv, opened.compute_tier: blocks * footprint.kv_block})
+        newest = placement.policy.kv_tier(opened.compute_tier)
+        placement = replace(placement, kv={**placement.kv, newest: blocks * footprint.kv_block})
     with tempfile.TemporaryDirectory() as offload:
         engine = assemble(plan, placement, opened, clock or Clock(), Path(offload))
         try:

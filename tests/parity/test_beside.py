@@ -12,8 +12,8 @@ from tests.parity.harness import PAGE_BYTES, Trail, engine_of, greedy, run
 from tests.parity.reference import Answer, generate
 
 from penstock import LLM, SamplingParams
-from penstock.engine import beside
-from penstock.engine.beside import Beside, Question
+from penstock.engine import beside, serving
+from penstock.engine.beside import Beside
 from penstock.errors import UserError
 
 # grouped heads, windows, sinks beside experts, chunks, softcaps, and layers that read others' keys
@@ -68,7 +68,7 @@ def test_matrix(subject, long, compare, attended, family, how):
     tokens, trail = run(subject(family).path, [a.prompt for a in answers], NEW_TOKENS, **given)
     compare(answers, tokens, trail.logits)
     assert (trail.micro_batches > 1) is (how != "one call")
-    assert attended and all(name.startswith("penstock-attention") for name in attended)
+    assert attended and all(name.startswith("penstock-beside") for name in attended)
 
 
 def test_no_ring_of_the_gpu_is_taken_and_what_the_cpu_needs_is_counted(subject):
@@ -119,7 +119,7 @@ def test_results_are_not_kept_beyond_their_layer(subject, long, monkeypatch):
 
     def asking(*how):
         found = ask(*how)
-        alive.update(question.result[0] for question in found)
+        alive.update(question.errand.found[0] for question in found)
         most.append(len(alive))
         return found
 
@@ -155,7 +155,7 @@ def test_an_error_of_the_thread_reaches_the_caller_and_leaves_nothing_behind(sub
         monkeypatch.setattr(beside, "attend_blocks", inner)
         for row in lost:
             engine.abort(row)
-        assert not any(space.taken for space in engine.reach.beside._spaces)
+        assert not any(space.taken for space in engine.reach.beside.errands.spaces)
         trail = Trail()
         tokens = swept(engine, trail, [a.prompt for a in answers], NEW_TOKENS)
         shifted = {row - len(lost): logits for row, logits in trail.logits.items()}
@@ -173,13 +173,13 @@ def test_ctrl_c_waits_for_the_thread(subject, long, monkeypatch):
         running.pop()
         return found
 
-    def interrupted(question):
+    def interrupted(futures):
         while not running:
             time.sleep(0.001)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(beside, "attend_blocks", slowly)
-    monkeypatch.setattr(Question, "wait", interrupted)
+    monkeypatch.setattr(serving, "wait", interrupted)
     how = {**BESIDE, **CALLS, "kv": "cpu=100%"}
     with engine_of(subject("llama").path, [50] * 4, NEW_TOKENS, **how) as engine:
         for i, one in enumerate(answers):
@@ -187,7 +187,7 @@ def test_ctrl_c_waits_for_the_thread(subject, long, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             while engine.sweep() is not None:
                 pass
-        assert not running and not any(space.taken for space in engine.reach.beside._spaces)
+        assert not running and not any(space.taken for space in engine.reach.beside.errands.spaces)
 
 
 def test_keys_that_a_module_transforms_are_refused_by_name(subject):

@@ -37,6 +37,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 def test_a_static_policy_comes_back(tmp_path: Path) -> None:
     static = replace(POLICY, admission="static", batch_size=48, num_batches=3, attention="cpu", kv_bits=4, rows=144)
+    static = replace(static, cpu_layers=3, cpu_tokens=16)
     assert PLAN.placement is not None
     plan = replace(PLAN, policy=static, placement=replace(PLAN.placement, policy=static))
     save_plan(plan, "f", 1, tmp_path / "p")

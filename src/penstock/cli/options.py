@@ -66,6 +66,10 @@ def named_model(model: str | None) -> str | None:
     return model
 
 
+def _layers(said: str) -> int | str:
+    return int(said) if said.isdecimal() else said
+
+
 def bits_option(flag: str, help: str, *, auto: bool = False) -> Any:
     """A flag that is a number of bits, or ``auto`` where the planner may choose."""
 
@@ -162,6 +166,17 @@ Attention = Annotated[
         "which processor attends to KV that rests below a gpu: cpu, gpu or auto (default)",
         metavar="NAME",
         callback=one_of("auto", "cpu", "gpu"),
+    ),
+]
+ComputeCpuLayers = Annotated[
+    Any,
+    option(
+        PLACEMENT,
+        "--compute-cpu-layers",
+        "beside a gpu, compute the first N decoder layers on the cpu, where they and all KV rest; sweeps of many tokens"
+        " bring them up all the same; auto: as many as make it faster, if any",
+        metavar="N",
+        parser=_layers,
     ),
 ]
 Rows = Annotated[int | None, option(CUT, "--rows", "sequences in flight at most", metavar="N", min=1)]

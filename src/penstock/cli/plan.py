@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from penstock.asked import ATTENTION, check_cut
+from penstock.asked import ATTENTION, check_cut, layers_asked
 from penstock.bits import Bits, asked_bits
 from penstock.cli import options, plan_options
 from penstock.cli.console import Display, stderr_display, width_of
@@ -58,6 +58,7 @@ def plan(
     activations: options.Activations = None,
     no_disk: plan_options.NoDisk = False,
     attention: options.Attention = "auto",
+    compute_cpu_layers: options.ComputeCpuLayers = None,
     weight_bits: options.WeightBits = None,
     allow_4bit: options.Allow4Bit = False,
     lm_head_bits: options.LmHeadBits = None,
@@ -104,6 +105,7 @@ def plan(
             machine=machine,
             cost_model="flexgen" if cost_model == "flexgen" else "penstock",
             attention=ATTENTION[attention],
+            cpu_layers=layers_asked(compute_cpu_layers),
             rows=rows,
             sweep_tokens=sweep_tokens,
             batch_tokens=batch_tokens,

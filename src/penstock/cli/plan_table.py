@@ -185,6 +185,9 @@ def _cut(policy: Policy) -> Iterator[str]:
     yield f"{policy.sweep_tokens:,} tokens a sweep"
     yield f"{policy.batch_tokens:,} a call"
     yield figures.count(policy.slots, "page slot")
+    if policy.cpu_layers:
+        said = figures.count(policy.cpu_layers, "layer")
+        yield f"{said} computed on cpu in sweeps of up to {figures.count(policy.most_in_place, 'token')}"
     if policy.attention is not None:
         yield f"attention on {policy.attention}"
     if policy.weight_bits is not None:

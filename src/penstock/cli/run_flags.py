@@ -31,6 +31,7 @@ HOW = {
     "kv": options.Kv,
     "activations": options.Activations,
     "attention": options.Attention,
+    "compute_cpu_layers": options.ComputeCpuLayers,
     "rows": options.Rows,
     "sweep_tokens": options.SweepTokens,
     "batch_tokens": options.BatchTokens,

@@ -9,7 +9,7 @@ from torch import nn
 
 from penstock.engine.call import Views, current_call
 from penstock.engine.experts import ExpertGroup, use_groups
-from penstock.engine.linear import ChunkedLinear, RowChunk, Widening
+from penstock.engine.linear import ChunkedLinear, RowChunk
 from penstock.model.layout import Layout
 from penstock.quant.packed import Packed
 
@@ -32,9 +32,8 @@ class Binding:
     that is built on the skeleton.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, compute: torch.dtype, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, compute: torch.dtype) -> None:
         self.compute = compute
-        self._widening = Widening(compute, device)
         self._leaves: dict[int, list[_Leaf]] = {}
         experts = {param for names in layout.experts.values() for param in names.values()}
         for name, names in layout.experts.items():
@@ -49,7 +48,7 @@ class Binding:
                 if len(where) > 1:
                     chunks = [RowChunk(page.index, part.start, part.stop) for page, part in where]
                     assert isinstance(module, nn.Linear)  # only linear layers are cut
-                    vars(module).setdefault("forward", ChunkedLinear(module, param, chunks, self._widening))
+                    vars(module).setdefault("forward", ChunkedLinear(module, param, chunks))
                 else:
                     self._bind_leaf(module, attribute, where[0][0].index, (param, where[0][1].start))
 
@@ -58,13 +57,13 @@ class Binding:
         for param in names.values():
             groups |= {page.index: (part.start, part.stop) for page, part in layout.where(param)}
         parts = [ExpertGroup(page, *span, dict(names)) for page, span in sorted(groups.items())]
-        use_groups(module, parts, self._widening)
+        use_groups(module, parts)
 
     def _bind_leaf(self, module: nn.Module, attribute: str, page: int, key: tuple[str, int]) -> None:
         self._leaves.setdefault(page, []).append(_Leaf(module, attribute, key, module._parameters[attribute]))
         if "forward" in vars(module):
             return  # it asks for its page already: for another matrix, or since an earlier engine
-        vars(module)["forward"] = _holding(module, page, self._widening)
+        vars(module)["forward"] = _holding(module, page)
 
     def bind(self, page: int, views: Views) -> None:
         """Give the modules of a page their weights; those that cannot take a stored dtype get a widened copy."""
@@ -84,7 +83,7 @@ def _widens_itself(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
-def _holding(module: Any, page: int, widening: Widening) -> Callable[..., Any]:
+def _holding(module: Any, page: int) -> Callable[..., Any]:
     """The module's forward, preceded by asking for its page."""
     inner = module.forward
     if _widens_itself(module):
@@ -92,8 +91,9 @@ def _holding(module: Any, page: int, widening: Widening) -> Callable[..., Any]:
         def linear(x: torch.Tensor) -> torch.Tensor:
             if x.numel() == 0:
                 return x.new_empty((*x.shape[:-1], module.out_features))  # no row's logits are wanted: no page is, too
-            current_call().hold(page)
-            return widening.linear(x, module.weight, module.bias)
+            call = current_call()
+            call.hold(page)
+            return call.widening.linear(x, module.weight, module.bias)
 
         return linear
 

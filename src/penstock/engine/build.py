@@ -16,7 +16,10 @@ from penstock.engine.beside import Beside
 from penstock.engine.binding import Binding
 from penstock.engine.embedding import bind_embeddings
 from penstock.engine.engine import Engine
+from penstock.engine.footprint import dense_layers, footprint_of
+from penstock.engine.host import Host
 from penstock.engine.kv_batch import Reach
+from penstock.engine.linear import Widening
 from penstock.engine.model import Model
 from penstock.engine.parking import Parking
 from penstock.engine.staging import Stager
@@ -29,7 +32,7 @@ from penstock.memory.kv_form import KVForm, KVGroup, KVLayer, kv_form
 from penstock.memory.pager import Pager
 from penstock.model import gguf, page_cache, random_weights
 from penstock.model.conversion import plan_parameters
-from penstock.model.layout import Layout, lay_out
+from penstock.model.layout import Layout, decoder_layers, lay_out
 from penstock.model.parameter_source import ParameterSource
 from penstock.model.precision import Precision
 from penstock.model.safetensors_index import SafetensorsIndex
@@ -42,8 +45,6 @@ from penstock.schedule.scheduler import Scheduler
 from penstock.schedule.types import GroupSpec
 
 Progress = Callable[[int, int], None]
-
-_CALL, _WIDENED_CALL = 1024, 256  # tokens
 
 
 @dataclass(slots=True)
@@ -93,65 +94,7 @@ class Blueprint:
 
     def footprint(self) -> Footprint:
         """What the rule needs to know of it."""
-        pages = self.layout.pages
-        tables = frozenset(p.index for p in pages if p.kind == "embedding")
-        item = self.precision.compute.itemsize
-        core = sum(p.numel() * p.element_size() for p in self._core_tensors().values())
-        layers = [layer for group in self.groups for layer in group.layers.values()]
-        heads = int(getattr(self.config, "num_attention_heads", 0) or 0)
-        return Footprint(
-            pages=[page.nbytes for page in pages],
-            tables=tables,
-            core=core,
-            call_bytes=self._call_bytes(item),
-            logit_bytes=2 * item * int(getattr(self.config, "vocab_size", 0)),
-            kv_block=sum(spec.block_bytes for spec in self.specs),
-            block_tokens=self.kv.tokens,
-            open_block=sum(layer.open_bytes(self.kv) for layer in layers),
-            state=sum(self.anatomy.recurrent.values()),
-            state_layer=max(self.anatomy.recurrent.values(), default=0),
-            staged_layer=max((layer.block_bytes(self.kv) for layer in layers), default=0),
-            call_tokens=self._call_tokens(),
-            query_bytes=heads * max((la.k_dim for la in layers), default=0) * item,
-            answer_bytes=heads * max((la.v_dim + 1 for la in layers), default=0) * 4,  # float32, to be merged
-            transforms=bool(_dense(self.skeleton)),
-        )
-
-    def _call_tokens(self) -> int:
-        """Tokens of a call from which on products are no faster: fewer where a kernel widens weights as it multiplies.
-
-        Shorter calls leave smaller tensors, which memory of the last ones serves. Experts see few tokens of each call.
-        """
-        packing = self.precision.packing
-        narrow = self.precision.stored != self.precision.compute or packing.weights is not None or packing.own
-        widens = narrow and self.precision.compute == torch.float32 and not self.layout.experts
-        return _WIDENED_CALL if widens else _CALL
-
-    def _core_tensors(self) -> dict[str, torch.Tensor]:
-        by_name = dict(self.skeleton.named_parameters(remove_duplicate=False))
-        return {name: by_name[name] for name in self.layout.core}
-
-    def _call_bytes(self, item: int) -> int:
-        """Bytes per token of a call: its residual stream a few times, and the widest run of outputs in a layer."""
-        hidden = int(self.config.hidden_size)
-        widths: dict[tuple[int | None, str], int] = {}
-        for page in self.layout.pages:
-            if page.kind not in ("layer", "experts"):
-                continue
-            child = page.name.split("[")[0]
-            # every expert's rows are outputs of few tokens: an expert group counts as two experts
-            rows = [2 * s.shape[-2] if page.kind == "experts" else s.shape[0] for s in page.slices]
-            widths[page.layer, child] = widths.get((page.layer, child), 0) * (page.kind == "layer") + sum(rows)
-        bytes_ = item * (8 * hidden + 1.4 * max(widths.values(), default=4 * hidden))
-        return int(bytes_ + self._open_span_bytes(item))
-
-    def _open_span_bytes(self, item: int) -> int:
-        """Bytes per token of a prompt whose full blocks are packed: its own keys and values of two layers, which others
-        may read too, and a copy of one layer's in compute dtype."""
-        if self.kv.packed is None:
-            return 0
-        widths = (la.k_heads * la.k_dim + la.v_heads * la.v_dim for g in self.groups for la in g.layers.values())
-        return max(widths, default=0) * (2 * self.kv.dtype.itemsize + item)
+        return footprint_of(self)
 
 
 def blueprint(
@@ -177,7 +120,7 @@ def blueprint(
     for index, layer in sorted(anatomy.kv.items()):
         by_window.setdefault(None if one_group else anatomy.windows[index], {})[index] = layer
     groups = tuple(KVGroup(members, window) for window, members in by_window.items())
-    if packing.kv is not None and _dense(skeleton):
+    if packing.kv is not None and dense_layers(skeleton):
         kind = decoder_config(source.config).model_type
         raise UserError(
             f"KV of {kind} models is transformed before it is attended to, and is not packed: leave --kv-bits out"
@@ -216,19 +159,19 @@ def assemble(
         pager.start(progress)
         model = _bound(plan, pager, device, clock)
         rows = placement.policy.rows
-        kv = KVStore(plan.groups, plan.kv, placement.kv, device, clock, offload_dir, rows)
+        tier = placement.policy.kv_tier(device.compute_tier)
+        kv = KVStore(plan.groups, plan.kv, placement.kv, device, clock, offload_dir, rows, tier)
         undo.callback(kv.close)
         scheduler = Scheduler(
             placement.policy,
             kv.specs,
             placement.kv,
             plan.kv.tokens,
-            device.compute_tier,
+            tier,
             chunking=not plan.anatomy.recurrent,
         )
-        reach = _reach(placement, kv, clock)
-        if reach.beside is not None:
-            undo.callback(reach.beside.close)
+        reach = _reach(placement, model, pager, kv, clock)
+        undo.callback(reach.close)
         parks = shares.of(device.compute_tier) < 1
         parking = Parking(shares, plan.skeleton, device, clock, offload_dir) if parks else None
         engine = Engine(model, scheduler, pager, kv, clock, reach, parking, heap)
@@ -236,11 +179,15 @@ def assemble(
     return engine
 
 
-def _reach(placement: Placement, kv: KVStore, clock: Clock) -> Reach:
-    """How attention gets to KV below the compute tier."""
-    beside = placement.policy.attention not in (None, kv.device.compute_tier)
-    stager = Stager(kv, placement.staging, clock, on_host=beside) if placement.staging else None
-    return Reach(stager, Beside(kv, clock) if beside else None)
+def _reach(placement: Placement, model: Model, pager: Pager, kv: KVStore, clock: Clock) -> Reach:
+    """How attention gets to KV that is not where calls compute."""
+    policy = placement.policy
+    away = policy.attention not in (None, kv.device.compute_tier)
+    stager = Stager(kv, placement.staging, clock, on_host=away) if placement.staging else None
+    if policy.cpu_layers:
+        layers = decoder_layers(model.module)[: policy.cpu_layers]
+        return Reach(stager, host=Host(layers, kv, pager, model.binding, clock))
+    return Reach(stager, Beside(kv, clock) if away else None)
 
 
 def _bound(plan: Blueprint, pager: Pager, device: Device, clock: Clock) -> Model:
@@ -249,17 +196,13 @@ def _bound(plan: Blueprint, pager: Pager, device: Device, clock: Clock) -> Model
     _load_core(plan, device.torch_device)
     rotary.take_by_span(plan.skeleton)
     bind_embeddings(plan, pager, device, clock)
-    binding = Binding(plan.skeleton, plan.layout, plan.precision.compute, device.torch_device)
+    compute = plan.precision.compute
+    binding = Binding(plan.skeleton, plan.layout, compute)
     recurrent.take_by_row(plan.skeleton, plan.anatomy.recurrent_modules, plan.config)
     order = tuple(page.index for page in plan.layout.pages if page.kind != "embedding")
     switch = rotary.longrope_switch(plan.config)
-    return Model(plan.skeleton, plan.config, binding, order, _dense(plan.skeleton), switch, plan.anatomy.cache_name)
-
-
-def _dense(skeleton: nn.Module) -> frozenset[int]:
-    """Cache layers whose module transforms all cached keys before attending."""
-    modules = [m for m in skeleton.modules() if hasattr(m, "expand_kv")]
-    return frozenset(m.layer_idx for m in modules if isinstance(getattr(m, "layer_idx", None), int))  # type: ignore[misc]  # modules are untyped
+    widening, dense = Widening(compute, device.torch_device), dense_layers(plan.skeleton)
+    return Model(plan.skeleton, plan.config, binding, widening, order, dense, switch, plan.anatomy.cache_name)
 
 
 def _load_core(plan: Blueprint, device: torch.device) -> None:

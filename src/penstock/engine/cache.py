@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from penstock.engine.call import Batch
+from penstock.engine.call import Batch, current_call
 
 
 class FlatCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped
@@ -23,8 +23,11 @@ class FlatCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """keys (1, heads, T, dim), values likewise: the call's new tokens, written to their rows' blocks."""
-        kv = self.batch.kv
-        kv.append(keys, values, layer_idx)
+        kv, host = self.batch.kv, current_call().host
+        if host is None:
+            kv.append(keys, values, layer_idx)
+        else:
+            host.append(keys, values, layer_idx)
         if layer_idx in self.dense:
             return kv.gather(layer_idx, keys.dtype)
         kv.remember(keys, layer_idx)

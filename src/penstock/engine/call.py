@@ -1,9 +1,10 @@
 """A micro-batch's forward call, run in a greenlet that stops wherever it needs something."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import greenlet
 import torch
@@ -14,15 +15,18 @@ from penstock.schedule.types import Span
 Views = Mapping[tuple[str, int], torch.Tensor | Packed]
 
 if TYPE_CHECKING:
+    from penstock.engine.host import Host
     from penstock.engine.kv_batch import KVBatch
+    from penstock.engine.linear import Widening
     from penstock.engine.recurrent import RowStates
 
 
 class Answer(Protocol):
-    """Attention that is computed beside the compute device."""
+    """What is computed beside the compute device."""
 
-    def wait(self) -> None:
-        """Blocks until it is there, or has failed."""
+    @property
+    def coming(self) -> "Future[Any]":
+        """Done when it is there, or has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Awaits:
-    """A suspended call waits for attention beside the compute device, and keeps the page that it holds."""
+    """A suspended call waits for what is computed beside the compute device, and keeps the page that it holds."""
 
     answers: Sequence[Answer]
 
@@ -58,11 +62,21 @@ class Batch:
 
 
 class Call(greenlet.greenlet):
-    """One forward call; its state (batch, page held) belongs to the greenlet, never to a global."""
+    """One forward call; its state (batch, page held) belongs to the greenlet, never to a global.
 
-    def __init__(self, batch: Batch, forward: Callable[[Batch], torch.Tensor | None]) -> None:
+    widening: multiplies by stored weights where the call computes. host: the cpu beside that, where it has all keys;
+    None where keys lie where the call computes, or below.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        forward: Callable[[Batch], torch.Tensor | None],
+        widening: "Widening | None" = None,
+        host: "Host | None" = None,
+    ) -> None:
         super().__init__()
-        self.batch = batch
+        self.batch, self.host, self._widening = batch, host, widening
         self.need: Need | Awaits | None = None
         self.held: int | None = None
         self.views: Views = {}
@@ -71,6 +85,13 @@ class Call(greenlet.greenlet):
 
     def run(self) -> None:
         self.logits = self._forward(self.batch)
+
+    @property
+    def widening(self) -> "Widening":
+        """What multiplies; RuntimeError where the call was made without."""
+        if self._widening is None:
+            raise RuntimeError("a call that was given nothing to multiply with has met a matrix")
+        return self._widening
 
     def hold(self, page: int) -> Views:
         """Stop until the engine has brought this page; its views are good until the next page is asked for."""
@@ -81,6 +102,10 @@ class Call(greenlet.greenlet):
     def wait_for(self, answers: Sequence[Answer]) -> None:
         """Stop until these are there, so that the compute device works for other calls meanwhile."""
         self._stop(Awaits(answers))
+
+    def let_go(self) -> None:
+        """Need the page that is held no more."""
+        self.held, self.views = None, {}
 
     def _stop(self, need: Need | Awaits) -> None:
         parent = self.parent

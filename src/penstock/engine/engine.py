@@ -3,17 +3,17 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from penstock.engine import rotary
-from penstock.engine.call import Awaits, Batch, Call, Need, Views, starts_of
+from penstock.engine.call import Batch, Call, starts_of
 from penstock.engine.kv_batch import KVBatch, Reach
 from penstock.engine.model import Model
 from penstock.engine.parking import Parking
 from penstock.engine.recurrent import RowStates
 from penstock.engine.sampler import NOT_FINITE, Draw, sample
+from penstock.engine.serving import Serving
 from penstock.engine.staging import Item
 from penstock.memory.allocator import HeapWatch
 from penstock.memory.clock import Clock
@@ -89,9 +89,10 @@ class Engine:
         self.states = RowStates()
         self.observe: Callable[[int, int, torch.Tensor], None] | None = None
         self.score: Callable[[int, int, torch.Tensor], None] | None = None
-        self._order: Sequence[int] = model.first_order
+        # pages of a sweep like the last one, by whether the cpu beside a gpu computes layers in it
+        self._order: dict[bool, Sequence[int]] = {False: model.first_order, True: ()}
         self._hidden_bytes = int(model.config.hidden_size) * model.binding.compute.itemsize
-        pager.expect(self._order)
+        pager.expect(model.first_order)
 
     @property
     def device(self) -> torch.device:
@@ -132,14 +133,17 @@ class Engine:
         for row in sweep.dropped:
             self._forget(row)
         self.kv.move(sweep.moves)
-        calls = [Call(self._batch(spans), self.model.forward) for spans in sweep.micro_batches]
+        calls = [self._call(spans) for spans in sweep.micro_batches]
         self._expect_kv(calls)
         drawn: dict[int, int] = {}
+        in_place = self.scheduler.policy.in_place(sweep.tokens)
+        if self.reach.host is not None:
+            self.reach.host.begin(calls, in_place)
+        self.pager.expect(self._order[in_place])
         try:
-            self._serve_pages(calls, drawn)
-        finally:  # what attention beside is at work on must not outlive the blocks that it reads
-            if self.reach.beside is not None:
-                self.reach.beside.settle()
+            self._order[in_place] = self._serving(lambda call: self._draw(call, drawn)).serve(calls, in_place)
+        finally:  # what is at work beside must not outlive the blocks that it reads
+            self.reach.settle()
         failed = {row for row, token in drawn.items() if token == NOT_FINITE}
         for row in failed:
             del drawn[row]
@@ -151,59 +155,11 @@ class Engine:
         self._watch_switch(drawn)
         return self._report(sweep, drawn, finished, time.perf_counter() - started)
 
-    def _serve_pages(self, calls: Sequence[Call], drawn: dict[int, int]) -> None:
-        """Bring page after page and let every call that waits for it go on; draw a call's tokens as it ends."""
-        order: list[int] = []
-        self.pager.expect(self._order)
-        if self.parking is not None:
-            self.parking.begin(calls)
-        for call in calls:
-            with self.clock.compute():
-                call.go_on()
-            if self.parking is not None:
-                self.parking.park(call)
-        self._answer(calls, drawn)
-        at = -1
-        while waiting := [call for call in calls if not call.dead]:
-            needs = {call.need.page for call in waiting if isinstance(call.need, Need)}
-            at = min((page for page in needs if page > at), default=min(needs))
-            views = self.pager.acquire(at)
-            try:
-                self.model.binding.bind(at, views)
-                self._serve(at, views, waiting, drawn)
-            finally:  # an interruption must not keep the slot
-                self.model.binding.unbind(at)
-                self.pager.release(at)
-            self.heap.look()
-            order.append(at)
-        self._order = order
+    def _serving(self, ended: Callable[[Call], None]) -> Serving:
+        return Serving(self.pager, self.model.binding, self.clock, self.parking, self.heap, ended)
 
-    def _serve(self, page: int, views: Views, calls: Sequence[Call], drawn: dict[int, int]) -> None:
-        """Let every call that waits for this page go on to its next one, or to its end."""
-        for call in calls:
-            if call.need == Need(page):
-                self._go_on(call, partial(call.resume, page, views), drawn)
-        self._answer(calls, drawn)
-
-    def _answer(self, calls: Sequence[Call], drawn: dict[int, int]) -> None:
-        """Let calls that await attention beside the compute device go on, in turn, until none is left."""
-        while asking := [(call, call.need.answers) for call in calls if isinstance(call.need, Awaits)]:
-            for call, answers in asking:
-                with self.clock.wait("cpu-compute"):
-                    for answer in answers:
-                        answer.wait()
-                self._go_on(call, call.go_on, drawn)
-
-    def _go_on(self, call: Call, step: Callable[[], None], drawn: dict[int, int]) -> None:
-        """Bring a call's activations back, let it take a step, and draw its tokens if that was its last."""
-        if self.parking is not None:
-            self.parking.unpark(call)
-        with self.clock.compute():
-            step()
-            if call.dead:
-                self._draw(call, drawn)
-        if self.parking is not None:
-            self.parking.park(call)
+    def _call(self, spans: Sequence[Span]) -> Call:
+        return Call(self._batch(spans), self.model.forward, self.model.widening, self.reach.host)
 
     def _batch(self, spans: Sequence[Span]) -> Batch:
         """The flat input of a micro-batch."""
@@ -279,8 +235,7 @@ class Engine:
 
     def close(self) -> None:
         """Give back threads, files and memory."""
-        if self.reach.beside is not None:
-            self.reach.beside.close()
+        self.reach.close()
         self.pager.close()
         self.kv.close()
         if self.parking is not None:

@@ -12,7 +12,6 @@ from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from penstock.engine.call import current_call
-from penstock.engine.linear import Widening
 from penstock.quant.packed import Packed
 
 NAME = "penstock"
@@ -28,10 +27,9 @@ class ExpertGroup:
     params: Mapping[str, str]
 
 
-def use_groups(module: nn.Module, groups: Sequence[ExpertGroup], widening: Widening) -> None:
-    """Tell an experts module where its groups' pages are, and what multiplies by their stored weights."""
-    module.penstock_groups = tuple(groups)  # type: ignore[assignment]  # plain attributes, not parameters
-    module.penstock_widening = widening  # type: ignore[assignment]  # as above
+def use_groups(module: nn.Module, groups: Sequence[ExpertGroup]) -> None:
+    """Tell an experts module where its groups' pages are."""
+    module.penstock_groups = tuple(groups)  # type: ignore[assignment]  # a plain attribute, no parameter
 
 
 def paged_experts(
@@ -63,8 +61,7 @@ def paged_experts(
 
 def _expert(module: Any, x: torch.Tensor, tensors: Mapping[str, Any]) -> torch.Tensor:
     """One expert on its tokens, by the flags that transformers' decorator left on the module."""
-
-    widening: Widening = module.penstock_widening
+    widening = current_call().widening
 
     def product(x: torch.Tensor, name: str) -> torch.Tensor:
         weight = tensors[name]

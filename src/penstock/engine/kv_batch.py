@@ -19,6 +19,7 @@ from penstock.schedule.types import Block, Row, Span
 
 if TYPE_CHECKING:
     from penstock.engine.beside import Beside
+    from penstock.engine.host import Host
     from penstock.engine.staging import Stager
 
 
@@ -27,16 +28,29 @@ class Reach:
     """How attention reaches blocks that are not on the compute tier.
 
     stager: brings them to where they are attended to. beside: attends to those on the cpu beside a gpu, where the
-    stager brings those on disk then.
+    stager brings those on disk then. host: the cpu beside a gpu where it has all KV, and attends to it.
     """
 
     stager: "Stager | None" = None
     beside: "Beside | None" = None
+    host: "Host | None" = None
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
         """Those below the compute tier whose blocks are attended to where they lie."""
         return () if self.beside is None else ("cpu",)
+
+    def settle(self) -> None:
+        """Leave nothing under way beside the compute device."""
+        for one in (self.beside, self.host):
+            if one is not None:
+                one.settle()
+
+    def close(self) -> None:
+        """End what works beside the compute device."""
+        for one in (self.beside, self.host):
+            if one is not None:
+                one.errands.close()
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +90,8 @@ class Portion:
 class KVBatch:
     """One micro-batch's tables, for every KV group; built once per call and used by all its layers.
 
-    What is on the compute tier is attended to there by all spans, for their newest blocks always are; what lies
+    What lies where new keys are written (the compute tier, or the cpu that computes layers beside it) is attended to
+    there by all spans, for their newest blocks always are; what lies
     elsewhere is attended to in portions, and merged.
     """
 
@@ -84,7 +99,7 @@ class KVBatch:
         self, store: KVStore, spans: Sequence[Span], starts: Sequence[int], rows: Sequence[Row], reach: Reach
     ) -> None:
         self.store, self.spans, self.starts, self.rows, self.reach = store, spans, starts, rows, reach
-        self._tier = store.device.compute_tier
+        self._tier = store.tier
         self._here = [self._tables_here(group) for group in range(len(store.groups))]
         self._away = [list(self._portions(group)) for group in range(len(store.groups))]
         self._handles: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
@@ -98,7 +113,7 @@ class KVBatch:
         return [(self.spans[i].first, self.spans[i].count) for i in chosen]
 
     def _tables_here(self, group: int) -> CallTables | OpenSpans:
-        everyone, size, device = range(len(self.spans)), self.store.block_tokens, self.store.device.torch_device
+        everyone, size, device = range(len(self.spans)), self.store.block_tokens, self.store.torch_device
         spans, ids = self._cut(everyone), self._ids(everyone, group, self._tier)
         if self.store.open is None:
             return CallTables.build(spans, ids, size, device)
@@ -138,7 +153,7 @@ class KVBatch:
     def _portion(
         self, chosen: Sequence[int], ids: list[list[int]], tier: Tier, blocks: tuple[Block, ...] | None = None
     ) -> Portion:
-        device = self.store.device.torch_device
+        device = self.store.torch_device
         where = device if self.reach.beside is None else "cpu"
         tables = CallTables.build(self._cut(chosen), ids, self.store.block_tokens, where)
         tokens = flat_index(self.spans, self.starts, chosen)
@@ -146,7 +161,7 @@ class KVBatch:
         return Portion(tuple(chosen), tokens.to(device), tokens, ids, tables, self.store, tier, blocks, stager)
 
     def here(self, layer: int) -> CallTables | OpenSpans:
-        """What lies on the compute tier, of the whole call; where full blocks are packed, also what its spans write."""
+        """What lies where new keys are written, of the whole call; with packed blocks, also what its spans write."""
         return self._here[self.store.group_of(layer)]
 
     def away(self, layer: int) -> list[Portion]:
@@ -184,10 +199,10 @@ class KVBatch:
         return keys, values
 
     def joined(self, layer: int) -> list[Wide]:
-        """Each row's keys and values (heads, tokens, dim) on the compute device, wherever they lie; those that a window
-        left behind are missing in front."""
+        """Each row's keys and values (heads, tokens, dim) where new ones are written, wherever they lie; those that a
+        window left behind are missing in front."""
         everyone, group = range(len(self.spans)), self.store.group_of(layer)
-        found = [_Gathered(self.store.device.torch_device) for _ in everyone]
+        found = [_Gathered(self.store.torch_device) for _ in everyone]
         here = wide_arenas(self.store.arenas(layer))
         for one, ids in zip(found, self._ids(everyone, group, self._tier), strict=True):
             one.add(ids, here)

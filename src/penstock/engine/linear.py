@@ -108,18 +108,19 @@ class RowChunk:
 class ChunkedLinear:
     """The forward of a linear layer whose matrix spans several pages: each chunk gives its own output columns."""
 
-    def __init__(self, module: nn.Linear, param: str, chunks: Sequence[RowChunk], widening: Widening) -> None:
-        self.module, self.param, self.chunks, self.widening = module, param, tuple(chunks), widening
+    def __init__(self, module: nn.Linear, param: str, chunks: Sequence[RowChunk]) -> None:
+        self.module, self.param, self.chunks = module, param, tuple(chunks)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         out = x.new_empty((*x.shape[:-1], self.module.out_features))
         if x.numel() == 0:
             return out  # no row's logits are wanted: the pages are not asked for
         flat, flat_out = x.reshape(-1, x.shape[-1]).contiguous(), out.view(-1, out.shape[-1])
+        call = current_call()
         for chunk in self.chunks:
-            weight = current_call().hold(chunk.page)[self.param, chunk.start]
-            self.widening.write(flat, weight, flat_out[:, chunk.start : chunk.stop])
-        self.widening.forget()
+            weight = call.hold(chunk.page)[self.param, chunk.start]
+            call.widening.write(flat, weight, flat_out[:, chunk.start : chunk.stop])
+        call.widening.forget()
         bias = self.module._parameters.get("bias")
         if bias is not None:
             out += bias

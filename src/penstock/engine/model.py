@@ -8,15 +8,20 @@ import torch
 from penstock.engine.binding import Binding
 from penstock.engine.cache import FlatCache
 from penstock.engine.call import Batch
+from penstock.engine.linear import Widening
 
 
 @dataclass(slots=True)
 class Model:
-    """A skeleton tied to its pages, ready to be called. dense: cache layers whose module transforms cached keys."""
+    """A skeleton tied to its pages, ready to be called. dense: cache layers whose module transforms cached keys.
+
+    widening: multiplies by stored weights where calls compute.
+    """
 
     module: Any
     config: Any
     binding: Binding
+    widening: Widening
     first_order: tuple[int, ...]
     dense: frozenset[int] = frozenset()
     longrope_switch: int | None = None

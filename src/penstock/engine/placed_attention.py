@@ -6,6 +6,7 @@ from penstock.engine.attention import attend_blocks
 from penstock.engine.call import Call
 from penstock.engine.call_tables import CallTables
 from penstock.engine.dense_attention import Result, finish, merge_at
+from penstock.engine.kv_batch import KVBatch
 from penstock.engine.packed_attention import attend_packed
 
 
@@ -23,17 +24,14 @@ def attend_placed(
 
     What the cpu attends to beside the compute device is asked for first, and the call stops until it is there.
     """
+    if call.host is not None:
+        return call.host.attend(call, layer, q, lowest, scaling, softcap, sinks)
     kv = call.batch.kv
-    away, beside = kv.away(layer), kv.reach.beside
-    asked = [] if beside is None else beside.ask(layer, away, q, lowest, scaling, softcap)
-    found = _here(call, layer, q, None if lowest is None else lowest.to(q.device), scaling, softcap)
-    if beside is None:
-        for portion in away:
-            low = None if lowest is None else portion.mine(lowest).to(q.device)
-            with portion.arenas(layer) as arenas:
-                more = attend_blocks(portion.mine(q), *arenas, portion.tables, low, scaling, softcap)
-            merge_at(found, portion.tokens, more)
-    elif asked:
+    if kv.reach.beside is None:
+        return attend_here(kv, layer, q, lowest, scaling, softcap, sinks)
+    asked = kv.reach.beside.ask(layer, kv.away(layer), q, lowest, scaling, softcap)
+    found = _newest(kv, layer, q, lowest, scaling, softcap)
+    if asked:
         call.wait_for(asked)
         for answer in asked:
             merge_at(found, answer.tokens, answer.take())
@@ -41,13 +39,32 @@ def attend_placed(
     return out.to(q.dtype)
 
 
-def _here(
-    call: Call, layer: int, q: torch.Tensor, lowest: torch.Tensor | None, scaling: float, softcap: float | None
+def attend_here(
+    kv: KVBatch,
+    layer: int,
+    q: torch.Tensor,
+    lowest: torch.Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The same where new keys are written, and all others come to."""
+    found = _newest(kv, layer, q, lowest, scaling, softcap)
+    for portion in kv.away(layer):
+        low = None if lowest is None else portion.mine(lowest).to(q.device)
+        with portion.arenas(layer) as arenas:
+            more = attend_blocks(portion.mine(q), *arenas, portion.tables, low, scaling, softcap)
+        merge_at(found, portion.tokens, more)
+    out, _ = finish(*found, sinks)
+    return out.to(q.dtype)
+
+
+def _newest(
+    kv: KVBatch, layer: int, q: torch.Tensor, lowest: torch.Tensor | None, scaling: float, softcap: float | None
 ) -> Result:
-    """What lies on the compute tier."""
-    kv = call.batch.kv
+    """What lies where new keys are written."""
+    low = None if lowest is None else lowest.to(q.device)
     tables, arenas = kv.here(layer), kv.store.arenas(layer)
     if isinstance(tables, CallTables):
-        return attend_blocks(q, *arenas, tables, lowest, scaling, softcap)
-    opened = kv.store.opened(layer)
-    return attend_packed(q, arenas, opened, tables, layer, lowest, scaling, softcap)
+        return attend_blocks(q, *arenas, tables, low, scaling, softcap)
+    return attend_packed(q, arenas, kv.store.opened(layer), tables, layer, low, scaling, softcap)

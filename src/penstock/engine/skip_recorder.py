@@ -99,7 +99,7 @@ class SkipRecorder:
             return
         lowest = mask.lowest(batch) if mask is not None else None
         first = 0 if lowest is None else int(lowest[-1])
-        k_HLD = key[0] if known is None else row_keys(batch, layer)
+        k_HLD = key[0] if known is None else row_keys(batch, layer).to(query.device)
         k_HLD = k_HLD[:, k_HLD.shape[1] - (position + 1 - first) :]
         q_HGD = query[0, :, -1].reshape(len(k_HLD), -1, query.shape[3])
         weights = how.weights(q_HGD, k_HLD)

@@ -31,8 +31,9 @@ class _Place:
 class KVStore:
     """Arenas of blocks per tier and group, layer by layer.
 
-    capacity: bytes the scheduler may use per tier. rows: in flight at most, which counts where full blocks are packed:
-    ``open`` has the newest block of each then, and is None where not. Host arenas are reserved addresses whose memory
+    capacity: bytes the scheduler may use per tier. tier: where new keys are written, the device's own if None;
+    torch_device: where that is. rows: in flight at most, which counts where full blocks are packed: ``open`` has the
+    newest block of each then, and is None where not. Host arenas are reserved addresses whose memory
     is taken when first written, and the scheduler hands out the lowest free id, so that what is used is what was needed
     at most.
     """
@@ -46,12 +47,15 @@ class KVStore:
         clock: Clock,
         offload_dir: Path | None = None,
         rows: int = 0,
+        tier: Tier | None = None,
     ) -> None:
         self.groups, self.form = tuple(groups), form
         self.device, self.clock = device, clock
+        self.tier = tier or device.compute_tier
+        self.torch_device = device.torch_device if self.tier == device.compute_tier else torch.device("cpu")
         self.specs = [group.spec(form) for group in groups]
         layers = {index: layer for group in groups for index, layer in group.layers.items()}
-        self.open = OpenBlocks(layers, form, rows, device) if form.packed is not None else None
+        self.open = OpenBlocks(layers, form, rows, self._alloc) if form.packed is not None else None
         self._places: dict[int, dict[Tier, _Place]] = {}
         self._arenas: dict[tuple[Tier, int], torch.Tensor] = {}
         self._files: dict[int, ScratchFile] = {}
@@ -65,6 +69,12 @@ class KVStore:
             undo.pop_all()
         self._views: dict[tuple[int, Tier], Arenas] = {}
 
+    def _alloc(self, nbytes: int, sparse: bool) -> torch.Tensor:
+        """Memory of the tier where new keys are written. sparse: much of it may never be written to."""
+        if self.tier == self.device.compute_tier:
+            return self.device.alloc(nbytes, sparse)
+        return aligned_buffer(nbytes)
+
     def _reserve(self, tier: Tier, index: int, count: int, offload_dir: Path | None) -> None:
         base = 0
         for layer_index, layer in self.groups[index].layers.items():
@@ -77,8 +87,8 @@ class KVStore:
             # each group may take all of the tier's bytes, all groups together not more than that
             sparse = len(self.groups) > 1
             self._files[index] = ScratchFile(offload_dir / f"kv-{index}", base, sparse=sparse)
-        elif tier == self.device.compute_tier:
-            self._arenas[tier, index] = self.device.alloc(base, sparse=len(self.groups) > 1)
+        elif tier == self.tier:
+            self._arenas[tier, index] = self._alloc(base, len(self.groups) > 1)
         else:
             self._arenas[tier, index] = aligned_buffer(base, pinned=self.device.torch_device.type == "cuda")
 
@@ -96,8 +106,8 @@ class KVStore:
         return self.form.tokens
 
     def arenas(self, layer: int, tier: Tier | None = None) -> Arenas:
-        """A layer's blocks in the memory of a tier, the compute tier if None, as ``KVLayer.views`` has them."""
-        tier = tier or self.device.compute_tier
+        """A layer's blocks in the memory of a tier, that of new keys if None, as ``KVLayer.views`` has them."""
+        tier = tier or self.tier
         if (layer, tier) not in self._views:
             place = self._places[layer][tier]
             arena = self._arenas[tier, place.group]

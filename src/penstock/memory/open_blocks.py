@@ -1,22 +1,23 @@
-"""The newest block of every row where full blocks are packed: unpacked, on the compute tier, until it is full."""
+"""The newest block of every row where full blocks are packed: unpacked, where it is written, until it is full."""
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
-from penstock.memory.device import Device
 from penstock.memory.kv_form import KVForm, KVLayer
 
 
 class OpenBlocks:
-    """A place per row in flight, in every layer. rows: in flight at most.
+    """A place per row in flight, in every layer. rows: in flight at most. alloc: takes bytes, as ``Device.alloc``.
 
     A row takes its place with its first tokens and keeps it until it is forgotten. Host memory is taken as it is first
     written, and the lowest free place is handed out, so that what is used is what was needed at most.
     """
 
-    def __init__(self, layers: Mapping[int, KVLayer], form: KVForm, rows: int, device: Device) -> None:
+    def __init__(
+        self, layers: Mapping[int, KVLayer], form: KVForm, rows: int, alloc: Callable[[int, bool], torch.Tensor]
+    ) -> None:
         self._layers, self._form, self._rows = layers, form, rows
         self._free = list(range(rows))
         self._places: dict[int, int] = {}
@@ -25,7 +26,7 @@ class OpenBlocks:
         for index, layer in layers.items():
             self._bases[index] = base
             base += rows * layer.open_bytes(form)
-        self._arena = device.alloc(base, sparse=True)
+        self._arena = alloc(base, True)
 
     def place(self, row: int) -> int:
         """The row's place, from now on."""

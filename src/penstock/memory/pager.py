@@ -127,6 +127,10 @@ class Pager:
             undo.pop_all()
         return _views(self._pages[index], slot.buffer)
 
+    def is_resident(self, index: int) -> bool:
+        """Whether a page rests where it is used, so that it costs nothing to serve it again."""
+        return index in self._resident
+
     def at_rest(self, index: int) -> Views | None:
         """The page's tensors where they rest in memory, the device's or the host's; None where that is the disk."""
         if index in self._hosted:

@@ -108,7 +108,7 @@ class _Planner:
             if holds_experts(module) and module.is_transposed
             for attribute in module._parameters
         }
-        self._layers = _layer_list(model)
+        self._layers = layer_list(model)
         self._forms, self._own = packing.forms(model, self._layers), packing.own
 
     def total(self) -> int:
@@ -292,7 +292,13 @@ def _packed(units: Sequence[Unit], planner: _Planner, page_bytes: int) -> Iterat
         yield open_unit
 
 
-def _layer_list(model: nn.Module) -> str | None:
+def layer_list(model: nn.Module) -> str | None:
     """The name of the longest ModuleList: only a matter of how pages are grouped, never of what is right."""
     lists = [(len(m), name) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
     return max(lists)[1] if lists else None
+
+
+def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
+    """The modules that pages are grouped by, in order."""
+    name = layer_list(model)
+    return () if name is None else list(model.get_submodule(name).children())

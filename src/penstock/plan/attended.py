@@ -12,11 +12,15 @@ _WORTH_LEAVING = 0.97  # of what attention beside the gpu promises is enough to 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search found, best first. other: the best with attention on the other processor, where it was tried."""
+    """What a search found, best first. other: the best with attention on the other processor, where it was tried.
+
+    apart: likewise the best with layers on the cpu beside a gpu, or without where the best of all has them.
+    """
 
     search: Search
     ranked: Sequence[Candidate]
     other: Candidate | None = None
+    apart: Candidate | None = None
 
     @property
     def best(self) -> Candidate:
@@ -59,4 +63,4 @@ def _may_attend_beside(case: Case) -> bool:
     asked = case.asked
     elsewhere = asked.kv is None or asked.kv.gpu < 1
     beside = case.compute == "gpu" and "cpu" in case.machine.processors and not case.shape.footprint.transforms
-    return beside and elsewhere and asked.attention is None
+    return beside and elsewhere and asked.attention is None and not asked.cpu_layers

@@ -20,6 +20,7 @@ class Attending:
         self._here = machine.processors[self._compute]
         beside = (policy.attention or self._compute) != self._compute and "cpu" in machine.processors
         self.away = 1.0 - policy.kv.of(self._compute) if beside else 0.0  # part of KV attended to on the cpu
+        self.wholly = beside and policy.cpu_layers > 0  # what a call computes itself is attended to there, too
 
     def seconds(self, layer: AttentionShape, loads: Sequence[Load]) -> tuple[float, float]:
         """Of one layer: on the compute tier, and on the cpu beside a gpu."""
@@ -27,6 +28,9 @@ class Attending:
         for load in loads:
             for spans in load.spans:
                 pairs, keys = spans.pairs(layer.window), spans.keys(layer.window)
+                if self.wholly:
+                    away += self._attend_s(self._machine.processors["cpu"], layer, pairs, keys, spans.count)
+                    continue
                 # what a call computes is at hand there; of earlier calls a part is away
                 own = replace(spans, first=0.0)
                 past_pairs, past_keys = pairs - own.pairs(layer.window), keys - own.keys(layer.window)

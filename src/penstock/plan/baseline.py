@@ -70,6 +70,8 @@ def check_expressible(case: Case) -> None:
             f"--cost-model flexgen: {case.machine.name} has no gpu, and FlexGen's equations compute on one; "
             "take the default, or --machine"
         )
+    if case.asked.cpu_layers != 0:
+        raise UserError("--cost-model flexgen: FlexGen computes all layers on the gpu; leave --compute-cpu-layers out")
 
 
 def opt_shape(shape: ModelShape) -> OptShape:

@@ -42,7 +42,16 @@ class Carrying:
             return moved
         past_bytes = self._attending.past_bytes(layer, loads)
         spans = [s for load in loads for s in load.spans]
-        new_bytes = sum(s.number * s.count for s in spans) * layer.kv_bytes
+        tokens = sum(s.number * s.count for s in spans)
+        new_bytes = tokens * layer.kv_bytes
+        if self._attending.wholly:
+            model, on_disk = self._shape.footprint, self._policy.kv.disk
+            self._add(moved, tokens * (model.query_bytes + model.key_bytes), "cpu", up=False)
+            self._add(moved, tokens * model.found_bytes, "cpu", up=True)
+            if on_disk:
+                moved["cpu→disk"] = self._links["cpu→disk"].kv_seconds(on_disk * new_bytes)
+                moved["disk→cpu"] = self._links["disk→cpu"].kv_seconds(on_disk * past_bytes)
+            return moved
         for tier in self._kv_tiers:
             share = self._policy.kv.of(tier)
             self._add(moved, share * new_bytes, tier, up=False, kv=True)

@@ -40,6 +40,11 @@ class Case:
         """The tier that computes."""
         return self.machine.compute
 
+    @property
+    def kv_tier(self) -> Tier:
+        """The tier that new keys are written on."""
+        return self.asked.kv_tier(self.compute)
+
     @cached_property
     def job(self) -> Job:
         """The job as placements count it, every row as long as it may become."""

@@ -1,6 +1,6 @@
 """What a better machine would do for a job: the plan solved again with more memory or a faster link."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from penstock.errors import UserError
@@ -26,12 +26,16 @@ def duals(case: Case, search: Search, best: Candidate) -> Mapping[str, float]:
     return {name: worth for name, worth in bytes_worth.items() if worth > 0}
 
 
-def gains(search: Search, best: Candidate) -> Iterator[Gain]:
-    """What one more GiB of each tier, and each link twice as fast, would do, searched again."""
+def gains(search: Search, best: Candidate, free_layers: bool = False) -> Iterator[Gain]:
+    """What one more GiB of each tier, and each link twice as fast, would do, searched again.
+
+    free_layers: another number of layers might be computed on the cpu then.
+    """
     case = search.case
 
     def gain(change: str, changed: Case) -> Gain:
-        return _gain(change, Search(changed, search.outlines), best)
+        searches = [Search(one, search.outlines) for one in (_with_other_layers(changed) if free_layers else [changed])]
+        return _gain(change, searches, best)
 
     for tier in TIERS:
         if case.ledger.budget.get(tier, 0) <= 0 or (tier == "gpu" and case.compute != "gpu"):
@@ -57,17 +61,27 @@ def speed_beside(other: Candidate, best: Candidate) -> float:
     return other.predicted.total_tok_s * (best.bias if other.sketched else 1.0)
 
 
-def _gain(change: str, search: Search, best: Candidate) -> Gain:
+def _with_other_layers(case: Case) -> Iterator[Case]:
+    """A case with as many layers on the cpu as it has, and with those more or fewer that a GiB holds."""
+    layers, most = case.asked.cpu_layers or 0, len(case.shape.decoders)
+    step = max(1, round(_GIB * most / case.shape.page_bytes))
+    for other in sorted({layers, max(1, layers - step), min(most, layers + step)}):
+        yield replace(case, asked=replace(case.asked, cpu_layers=other))
+
+
+def _gain(change: str, searches: Sequence[Search], best: Candidate) -> Gain:
     """Placed and sketched again: with the best cut as it was, and with the cuts beside it that have more rows."""
-    tried = [candidate for kv in _kv_shares(search, best) for candidate in _wider(search, best, kv)]
-    found = max(tried, key=search.worth, default=best)
+    tried = [
+        candidate for search in searches for kv in _kv_shares(search, best) for candidate in _wider(search, best, kv)
+    ]
+    found = max(tried, key=searches[0].worth, default=best)
     return Gain(change, max(best.predicted.total_tok_s, speed_beside(found, best)), found.placement.policy.rows)
 
 
 def _kv_shares(search: Search, best: Candidate) -> list[Shares | None]:
     """Where KV may rest then: of a plan that has it elsewhere, where it is, and where the linear program puts it."""
     case, resting = search.case, best.placement.policy.kv
-    if case.asked.kv is not None or resting.of(case.compute) >= 1:
+    if case.asked.kv is not None or resting.of(case.kv_tier) >= 1:
         return [case.asked.kv]
     estimate = search.steady.placed(cut_of(best.placement.policy))
     return list(dict.fromkeys([resting, *([estimate.kv] if estimate else [])]))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from penstock.plan.case import Case
-from penstock.plan.placement import place_within, spread
+from penstock.plan.placement import place_within
 from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.plan.sizes import Cut, Sizes
 from penstock.plan.types import Placement
@@ -16,18 +16,19 @@ def given_placement(case: Case) -> Placement:
     fits there, or else as far below as it must."""
     asked, compute = case.asked, case.compute
     here = Shares.from_mapping({compute: 1.0})
+    newest = asked.kv_tier(compute)
     static = asked.batch_size is not None
     calls = (asked.batch_size or 0) * case.job.longest_prompt
     batch = asked.batch_tokens or calls or case.shape.footprint.call_tokens
-    kv = asked.kv or here
+    kv = asked.kv or Shares.from_mapping({newest: 1.0})
     sizes = Sizes(case.shape.footprint, case.job, case.ledger, replace(asked, kv=kv), compute)
     rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or _rows_beside(case, sizes, batch, kv)
     cut = Cut(asked.slots or 2, batch, rows, asked.sweep_tokens or max(batch, rows))
     kv_bytes = max(rows * _row_bytes(case, sizes), sizes.row_bytes(case.job.longest_tokens))
-    homes = _homes(case, sizes.fixed(cut) + int(kv.of(compute) * kv_bytes))
+    homes = _homes(case, sizes, sizes.fixed(cut) + int(kv.of(compute) * kv_bytes))
     if static and asked.slots is None:
         cut = replace(cut, slots=_layer_slots(case, homes))
-    fixed = (_static_fixed(case, sizes, cut) if static else sizes.fixed(cut)) + rows * case.shape.footprint.kept
+    fixed = _static_fixed(case, sizes, cut) if static else sizes.fixed(cut)
     total = sum(case.shape.footprint.pages) or 1
     by_tier = {
         t: sum(n for n, h in zip(case.shape.footprint.pages, homes, strict=True) if h == t) / total for t in TIERS
@@ -44,10 +45,14 @@ def given_placement(case: Case) -> Placement:
         batch_size=asked.batch_size,
         num_batches=asked.num_batches,
         attention="cpu" if sizes.beside else None,
+        cpu_layers=asked.cpu_layers or 0,
+        cpu_tokens=sizes.cpu_tokens,
     )
     held = {tier: int(kv.of(tier) * kv_bytes) for tier in TIERS if kv.of(tier) > 0}
-    below = {tier: _reserved_below(case, sizes, cut, tier) for tier in TIERS[TIERS.index(compute) + 1 :]}
-    return Placement(case.extended(policy), homes, held, sizes.staging(), {**below, compute: fixed})
+    reserved = {tier: _reserved_below(case, sizes, cut, tier) for tier in TIERS[TIERS.index(compute) + 1 :]}
+    reserved[compute] = fixed
+    reserved[newest] += rows * case.shape.footprint.kept
+    return Placement(case.extended(policy), homes, held, sizes.staging(), reserved)
 
 
 def _rows_beside(case: Case, sizes: Sizes, batch: int, kv: Shares) -> int:
@@ -58,6 +63,7 @@ def _rows_beside(case: Case, sizes: Sizes, batch: int, kv: Shares) -> int:
         each = kv.of(tier) * row
         if tier == case.compute:
             room -= sizes.fixed(Cut(case.asked.slots or 2, batch, 1, batch))
+        if tier == sizes.kv_tier:
             each += case.shape.footprint.kept
         if each:
             held = min(held, int(room / each))
@@ -104,12 +110,15 @@ def _static_fixed(case: Case, sizes: Sizes, cut: Cut) -> int:
     return shape.footprint.core + working + sizes.suspended(cut) + ring + sizes.staged(case.compute)
 
 
-def _homes(case: Case, before: int) -> tuple[Tier, ...]:
+def _homes(case: Case, sizes: Sizes, before: int) -> tuple[Tier, ...]:
     """The tier of each page: as asked, or the fastest filled first with what is left of it."""
-    pages = list(case.shape.footprint.pages)
-    if case.asked.weights is not None:
-        return tuple(spread(pages, case.asked.weights))
+    if (asked := sizes.homes_asked()) is not None:
+        return tuple(asked)
+    pages, beside = case.shape.footprint.pages, sizes.beside_pages
     room: dict[Tier, int] = {tier: max(0, case.ledger.free(tier)) for tier in ("gpu", "cpu")}
     room[case.compute] = max(0, case.ledger.free(case.compute) - before)
+    room["cpu"] = max(0, room["cpu"] - sizes.beside_bytes)
     last: Tier = "cpu" if case.no_disk else "disk"  # it may be short of room, which is told
-    return tuple(place_within(pages, {**room, last: sum(pages)}))
+    others = [nbytes for i, nbytes in enumerate(pages) if i not in beside]
+    placed = iter(place_within(others, {**room, last: sum(others)}))
+    return tuple("cpu" if i in beside else next(placed) for i in range(len(pages)))

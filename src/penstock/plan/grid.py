@@ -79,8 +79,8 @@ def wish(case: Case, cut: Cut, kv: Shares) -> Asked:
 
 
 def with_kv(case: Case, kv: Shares) -> Asked:
-    """What is asked, and KV where it is said to rest: on the compute tier it does so unasked."""
-    return replace(case.asked, kv=case.asked.kv or (kv if kv.of(case.compute) < 1 else None))
+    """What is asked, and KV where it is said to rest: where new keys are written it does so unasked."""
+    return replace(case.asked, kv=case.asked.kv or (kv if kv.of(case.kv_tier) < 1 else None))
 
 
 def more_rows(case: Case, rows: int) -> list[int]:

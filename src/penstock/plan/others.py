@@ -1,5 +1,6 @@
 """The ways that a plan was preferred to: the next best cut, and those that other engines go."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from penstock.plan.gains import speed_beside
 from penstock.plan.plan import Alternative
 from penstock.plan.policy import Shares
 from penstock.plan.search import Candidate, Search
+from penstock.plan.split_cost import with_turning_point
 from penstock.plan.types import Asked
 from penstock.plan.uses import memory
 
@@ -38,7 +40,11 @@ def runners_up(found: Found) -> Iterator[Alternative]:
             asked = replace(asked, rows=None)
         yield _tried(name, search, asked, best)
     yield all_on_cpu(case, best)
-    yield static_split(case, best)
+    if found.apart is not None:
+        layers = found.apart.placement.policy.cpu_layers
+        yield _alternative(f"{layers} layers on the cpu" if layers else "all layers on the gpu", found.apart, best)
+    elif not policy.cpu_layers:
+        yield static_split(search, best)
 
 
 def _attends_away(case: Case, candidates: Sequence[Candidate]) -> bool:
@@ -62,28 +68,25 @@ def all_on_cpu(case: Case, best: Candidate) -> Alternative:
         shape=replace(case.shape, arithmetic=_fastest(cpu, case.shape.arithmetic)),
         machine=machine,
         ledger=replace(case.ledger, budget={t: n for t, n in case.ledger.budget.items() if t != "gpu"}),
-        asked=replace(case.asked, weights=here, kv=here, activations=None, attention=None),
+        asked=replace(case.asked, weights=here, kv=here, activations=None, attention=None, cpu_layers=0),
     )
     return _tried(name, Search(alone), alone.asked, best)
 
 
-def static_split(case: Case, best: Candidate) -> Alternative:
-    """Layers that the gpu does not hold are computed by the cpu where they lie; what neither holds runs not at all."""
-    name = "static split"
-    cpu = case.machine.processors.get("cpu")
-    if case.compute != "gpu" or cpu is None:
+def static_split(search: Search, best: Candidate) -> Alternative:
+    """The layers that the gpu does not hold beside this cut computed by the cpu, with all KV there."""
+    name, case = "static split", search.case
+    if case.compute != "gpu" or "cpu" not in case.machine.processors:
         return Alternative(name, None, "there is one processor: all layers are computed in one place anyway")
-    gpu = memory(case, best.placement)["gpu"]
-    on_gpu = min(1.0, (gpu.weights + gpu.free) / case.shape.page_bytes)
-    left = (1 - on_gpu) * case.shape.page_bytes
-    if left > case.ledger.free("cpu"):
-        return Alternative(name, None, "what the gpu does not hold does not fit the cpu's memory")
-    rows = best.predicted.rows_mean
-    rate = cpu.curve(case.shape.arithmetic)
-    flops = rows * case.shape.token_flops
-    busy = best.predicted.steady.lanes.get("gpu-compute", 0.0)
-    seconds = on_gpu * busy + (1 - on_gpu) * flops / rate.at(rows)
-    return Alternative(name, rows / seconds, f"the cpu computes {1 - on_gpu:.0%} of the layers: not built yet")
+    policy, gpu = best.placement.policy, memory(case, best.placement)["gpu"]
+    left = 1 - min(1.0, (gpu.weights + gpu.kv + gpu.free) / (case.shape.page_bytes or 1))
+    layers = max(1, math.ceil(left * len(case.shape.decoders)))
+    asked = replace(case.asked, weights=None, kv=None, attention=None, activations=None, cpu_layers=layers)
+    asked = replace(with_turning_point(asked, case.shape, case.machine), slots=policy.slots)
+    if asked.batch_size is None:
+        asked = replace(asked, rows=policy.rows, sweep_tokens=policy.sweep_tokens, batch_tokens=policy.batch_tokens)
+    found = _tried(name, Search(replace(case, asked=asked)), asked, best)
+    return replace(found, why=f"--compute-cpu-layers {layers}: {found.why}") if found.tok_s is not None else found
 
 
 def _fastest(cpu: Processor, arithmetic: str) -> str:

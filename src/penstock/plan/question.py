@@ -44,6 +44,7 @@ class Question:
     kv: Shares | None = None
     activations: Shares | None = None
     attention: Tier | None = None
+    cpu_layers: int | None = 0
     rows: int | None = None
     sweep_tokens: int | None = None
     batch_tokens: int | None = None
@@ -113,6 +114,7 @@ class Question:
             batch_size=self.batch_size,
             num_batches=self.num_batches,
             attention=self.attention,
+            cpu_layers=self.cpu_layers,
         )
 
     @property

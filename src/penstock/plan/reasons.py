@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from penstock.machine.machine import Machine
-from penstock.plan.attended import Found, searched
+from penstock.plan.attended import Found
 from penstock.plan.case import Case
 from penstock.plan.gains import duals, gains
 from penstock.plan.others import runners_up
 from penstock.plan.plan import Plan
 from penstock.plan.search import Candidate, Search
 from penstock.plan.sketch import Sketch
+from penstock.plan.splits import searched
 from penstock.plan.types import Placement
 from penstock.plan.uses import memory
 from penstock.plan.virtual import VirtualRun
@@ -35,9 +36,9 @@ def decided(case: Case, machine: Machine, job: str, placement: Placement) -> Pla
 
 def priced(case: Case, machine: Machine, job: str, placement: Placement, notes: Sequence[str] = ()) -> Plan:
     """A placement as it was given, whether it fits or not, with what it would do if it did."""
-    # new KV is on the compute tier only while its layer is computed, so none of it stays there between sweeps
-    room = dict(placement.kv)
-    room[case.compute] = room.get(case.compute, 0) + 2 * sum(room.values())
+    # new KV is where it is written only while its layer is computed, so none of it stays there between sweeps
+    room, newest = dict(placement.kv), placement.policy.kv_tier(case.compute)
+    room[newest] = room.get(newest, 0) + 2 * sum(room.values())
     predicted = VirtualRun(case, replace(placement, kv=room)).predict(case.lengths)
     plan = Plan(
         model=case.shape.name,
@@ -67,7 +68,7 @@ def _explained(machine: Machine, job: str, found: Found) -> Plan:
         predicted=best.predicted,
         placement=best.placement,
         duals=duals(case, search, best),
-        gains=tuple(gains(search, best)),
+        gains=tuple(gains(search, best, found.apart is not None and best.placement.policy.cpu_layers > 0)),
         runners_up=tuple(runners_up(found)),
         curve=tuple(search.curve(best.placement.policy.kv)),
     )

@@ -7,7 +7,7 @@ is for the search to find.
 from dataclasses import replace
 
 from penstock.errors import UserError
-from penstock.plan.placement import bytes_by_tier, place_within, spread
+from penstock.plan.placement import bytes_by_tier, place_within
 from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.plan.sizes import Cut, Sizes, least_mib
 from penstock.plan.types import Asked, Footprint, Job, Ledger, Placement
@@ -23,10 +23,7 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
     Raises UserError, with the least that works, where a budget is too small.
     """
     check_asked(asked, compute)
-    if model.transforms and asked.attention == "cpu" != compute:
-        raise UserError(
-            "--attention cpu: this model transforms keys where it computes, before they are attended to; leave it out"
-        )
+    _check_model(model, asked, compute)
     slots = asked.slots or 3
     rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or min(job.prompts, _MOST_ROWS)
     rows = min(rows, job.prompts) if asked.batch_size is None else rows
@@ -61,15 +58,51 @@ def check_asked(asked: Asked, compute: Tier) -> None:
             raise UserError(f"{flag} puts {shares.gpu:.0%} on gpu, and there is no gpu here: use cpu and disk")
     if asked.attention == "gpu" != compute:
         raise UserError("--attention gpu: there is no gpu here; leave it out")
+    if asked.cpu_layers != 0:
+        _check_split(asked, compute)
     if (asked.batch_size is None) != (asked.num_batches is None):
         raise UserError("--batch-size and --num-batches go together: b rows in each of B micro-batches")
     if asked.batch_size is not None and asked.rows is not None:
         raise UserError("--batch-size with --num-batches already fixes the rows: leave --rows out")
 
 
+def _check_split(asked: Asked, compute: Tier) -> None:
+    """Raise UserError where layers cannot be computed on the cpu beside what else is asked."""
+    given = f"--compute-cpu-layers {'auto' if asked.cpu_layers is None else asked.cpu_layers}"
+    if compute == "cpu":
+        raise UserError(f"{given}: there is no gpu here, and the cpu computes all layers; leave it out")
+    if not asked.cpu_layers:
+        return  # the planner leaves out what does not go with it
+    if asked.kv is not None and asked.kv.gpu > 0:
+        raise UserError(f"{given} keeps all KV on the cpu, and --kv puts {asked.kv.gpu:.0%} on gpu: use cpu and disk")
+    if asked.attention == "gpu":
+        raise UserError(f"{given} attends to all KV on the cpu: leave --attention gpu out")
+    if asked.activations is not None and asked.activations.gpu < 1:
+        raise UserError(f"{given} leaves activations where they are computed: leave --activations out")
+
+
+def _check_model(model: Footprint, asked: Asked, compute: Tier) -> None:
+    """Raise UserError where a model cannot be computed as asked."""
+    if model.transforms and (asked.attention == "cpu" != compute or asked.cpu_layers):
+        flag = "--compute-cpu-layers" if asked.cpu_layers else "--attention cpu"
+        raise UserError(
+            f"{flag}: this model transforms keys where it computes, before they are attended to; leave it out"
+        )
+    if asked.cpu_layers and model.joined is not None:
+        raise UserError(
+            f"--compute-cpu-layers: {model.joined}, so all its layers are computed in one place; leave it out"
+        )
+    if asked.cpu_layers and asked.cpu_layers > model.decoders:
+        raise UserError(
+            f"--compute-cpu-layers {asked.cpu_layers}: this model has {model.decoders} decoder layers; give fewer"
+        )
+
+
 def place(sizes: Sizes, cut: Cut) -> Placement:
     """Room for KV first, as the rows want it; what is left holds resident pages."""
-    room = sizes.ledger.free(sizes.compute) - sizes.fixed(cut) - sizes.resident_asked()
+    tier = sizes.kv_tier
+    resident_room = sizes.ledger.free(sizes.compute) - sizes.fixed(cut) - sizes.resident_asked()
+    room = resident_room if tier == sizes.compute else _room_below(sizes, cut, tier, for_kv=True)
     rows = sizes.rows_held(room, cut.rows)
     cut = replace(cut, rows=rows)
     room -= rows * sizes.model.kept
@@ -77,15 +110,16 @@ def place(sizes: Sizes, cut: Cut) -> Placement:
     full = rows * sizes.row_bytes(sizes.job.mean_tokens) + 2 * sizes.row_bytes(sizes.job.longest_tokens)
     tails = rows * 2 * sizes.model.kv_block + cut.batch * sizes.model.kv_block // sizes.model.block_tokens
     wanted = max(int(share * full) + (tails if share < 1 else 0), sizes.kv_least())
-    kv: dict[Tier, int] = {sizes.compute: min(wanted, room)}
-    room_below: dict[Tier, int] = {}
-    for tier in _below(sizes.compute):
-        part = sizes.asked.kv.of(tier) if sizes.asked.kv is not None else 0.0
+    kv: dict[Tier, int] = {tier: min(wanted, room)}
+    rooms = {sizes.compute: resident_room, tier: room}
+    for lower in _below(tier):
+        part = sizes.asked.kv.of(lower) if sizes.asked.kv is not None else 0.0
         beyond = int(part * full) + sizes.row_bytes(sizes.job.longest_tokens) if part > 0 else 0
-        room_below[tier] = _room_below(sizes, cut, tier, part > 0)
+        rooms[lower] = _room_below(sizes, cut, lower, part > 0)
         if beyond:
-            kv[tier] = min(beyond, room_below[tier])
-    homes = _homes(sizes, room - kv[sizes.compute], room_below.get("cpu", 0) - kv.get("cpu", 0))
+            kv[lower] = min(beyond, rooms[lower])
+    left = {t: nbytes - kv.get(t, 0) for t, nbytes in rooms.items()}
+    homes = _homes(sizes, left[sizes.compute], left.get("cpu", 0))
     if asked_weights := sizes.asked.weights:
         shares = asked_weights
     else:
@@ -94,7 +128,7 @@ def place(sizes: Sizes, cut: Cut) -> Placement:
     static = sizes.asked.batch_size is not None
     policy = Policy(
         weights=shares,
-        kv=sizes.asked.kv or Shares.from_mapping({sizes.compute: 1.0}),
+        kv=sizes.asked.kv or Shares.from_mapping({tier: 1.0}),
         activations=sizes.asked.activations or Shares.from_mapping({sizes.compute: 1.0}),
         rows=rows,
         sweep_tokens=max(cut.sweep, rows if static else 1),
@@ -104,9 +138,12 @@ def place(sizes: Sizes, cut: Cut) -> Placement:
         batch_size=sizes.asked.batch_size,
         num_batches=sizes.asked.num_batches,
         attention="cpu" if sizes.beside else None,
+        cpu_layers=sizes.asked.cpu_layers or 0,
+        cpu_tokens=sizes.cpu_tokens,
     )
-    reserved = {tier: sum(_held_below(sizes, cut, tier).values()) for tier in _below(sizes.compute)}
-    reserved[sizes.compute] = sizes.fixed(cut) + rows * sizes.model.kept
+    reserved = {lower: sum(_held_below(sizes, cut, lower).values()) for lower in _below(sizes.compute)}
+    reserved[sizes.compute] = sizes.fixed(cut)
+    reserved[tier] += rows * sizes.model.kept
     return Placement(policy, tuple(homes), kv, sizes.staging(), reserved)
 
 
@@ -124,6 +161,8 @@ def _room_below(sizes: Sizes, cut: Cut, tier: Tier, for_kv: bool) -> int:
     if tier == "cpu":
         held["weights"] = sizes.pages_asked(tier)
     least_kv = sizes.row_bytes(sizes.job.longest_tokens) if for_kv else 0
+    if tier == sizes.kv_tier:
+        least_kv = sizes.row_least()
     needed, ledger = sum(held.values()) + least_kv, sizes.ledger
     if needed > ledger.free(tier) and needed > 0:
         parts = {**held, "KV of one row": least_kv}
@@ -147,18 +186,20 @@ def _homes(sizes: Sizes, resident_room: int, host_room: int) -> list[Tier]:
 
     host_room: bytes for pages in host memory beside a gpu.
     """
-    pages = list(sizes.model.pages)
-    if sizes.asked.weights is not None:
-        return spread(pages, sizes.asked.weights)
+    pages, beside = list(sizes.model.pages), sizes.beside_pages
+    if (asked := sizes.homes_asked()) is not None:
+        return asked
     budgets: dict[Tier, int] = {sizes.compute: max(0, resident_room)}
     if sizes.compute == "gpu":
         budgets["cpu"] = max(0, host_room)
     budgets["disk"] = sum(pages)
     # Embedding tables stream for nothing (their rows are read): let them rest in memory last.
-    homes = place_within(sizes.streamable, budgets)
-    held = bytes_by_tier(sizes.streamable, homes)
-    for i in sorted(sizes.model.tables):
-        homes.insert(i, "disk")
+    free = [i for i in range(len(pages)) if i not in beside and i not in sizes.model.tables]
+    placed = place_within([pages[i] for i in free], budgets)
+    held = bytes_by_tier([pages[i] for i in free], placed)
+    homes: list[Tier] = ["cpu" if i in beside else "disk" for i in range(len(pages))]
+    for i, home in zip(free, placed, strict=True):
+        homes[i] = home
     for tier in dict.fromkeys((sizes.compute, "cpu")):
         left = budgets.get(tier, 0) - held[tier]
         for i in sorted(sizes.model.tables):

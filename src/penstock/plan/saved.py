@@ -191,6 +191,8 @@ class _Policy(_Table):
     num_batches: _Count | None
     attention: Tier | None
     weight_bits: _Bits | None
+    cpu_layers: _Bytes = 0
+    cpu_tokens: _Bytes = 0
     lm_head_bits: _Bits | None = None
     kv_bits: _Bits | None
 

@@ -107,7 +107,7 @@ class Search:
 
         def tightness(candidate: Candidate) -> tuple[int, float]:
             policy = candidate.placement.policy
-            return policy.sweep_tokens, policy.kv.of(self.case.compute)
+            return policy.sweep_tokens, policy.kv.of(self.case.kv_tier)
 
         alike = [c for c in found if self.worth(c) >= _ALIKE * self.worth(found[0])]
         return [*sorted(alike, key=tightness), *found[len(alike) :]]
@@ -281,7 +281,7 @@ class Search:
 
     def _at_hand(self, candidate: Candidate) -> bool:
         """Whether all KV rests where it is computed."""
-        return candidate.placement.policy.kv.of(self.case.compute) >= 1
+        return candidate.placement.policy.kv.of(self.case.kv_tier) >= 1
 
 
 def _spans(candidate: Candidate) -> float:
@@ -291,5 +291,5 @@ def _spans(candidate: Candidate) -> float:
 
 def _key(placement: Placement) -> tuple[object, ...]:
     policy = placement.policy
-    cut = (policy.rows, policy.sweep_tokens, policy.batch_tokens, policy.slots)
+    cut = (policy.rows, policy.sweep_tokens, policy.batch_tokens, policy.slots, policy.cpu_layers)
     return (*cut, placement.homes, tuple(placement.kv.items()))

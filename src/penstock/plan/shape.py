@@ -135,6 +135,31 @@ class ModelShape:
             tables=[i for i, page in enumerate(self.pages) if page.table],
         )
 
+    @cached_property
+    def decoders(self) -> Sequence[int]:
+        """Decoder layers, in order."""
+        return sorted({page.layer for page in self.pages if page.layer is not None})
+
+    def first_pages(self, layers: int) -> frozenset[int]:
+        """The pages of the first so many decoder layers."""
+        return frozenset(i for i, page in enumerate(self.pages) if page.layer is not None and page.layer < layers)
+
+    def parted(self, layers: int) -> tuple["ModelShape", "ModelShape"]:
+        """The first so many decoder layers, and all else."""
+        first = self.first_pages(layers)
+        return self._only(sorted(first)), self._only([i for i in range(len(self.pages)) if i not in first])
+
+    def _only(self, pages: Sequence[int]) -> "ModelShape":
+        """The same with these pages alone, and what is computed between them."""
+        place = {page: at for at, page in enumerate(pages)}
+        left = replace(
+            self,
+            pages=[self.pages[i] for i in pages],
+            attention=[replace(one, page=place[one.page]) for one in self.attention if one.page in place],
+        )
+        part = len(left.decoders) / len(self.decoders) if self.decoders else 0.0
+        return replace(left, traffic_bytes=round(part * self.traffic_bytes))
+
     @property
     def kv_bytes(self) -> int:
         """KV of one token over all layers."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from penstock.errors import UserError
 from penstock.plan.placement import bytes_by_tier, spread
-from penstock.plan.policy import Tier
+from penstock.plan.policy import TIERS, Shares, Tier
 from penstock.plan.types import Asked, Footprint, Job, Ledger
 from penstock.units import format_bytes
 
@@ -12,6 +12,8 @@ JITTER_BYTES = 16 << 20  # what the interpreter and its libraries take differs b
 _HELD = 2  # a suspended call keeps less than 1/2 of what it takes when it runs (measured: 0.20 to 0.45)
 _LEAST_FILE_BYTES = 64 << 10
 _BESIDE_BYTES = 192 << 20  # of attention beside a gpu: numba and its kernels, keys and values of a long span copied out
+_SPLIT_TOKENS = 32  # of a sweep that the cpu computes layers in, where no machine says more
+_PANEL_BYTES = 12 << 20  # of products on the cpu beside a gpu: weights widened at a time
 _STATE_COPIES = 4  # of one layer's states in a call: gathered, updated in two steps, put back
 
 
@@ -44,6 +46,7 @@ class Sizes:
         for table in sorted(model.tables, reverse=True):
             del self.streamable[table]
         self.page = max(self.streamable, default=0)
+        self.beside_pages = model.first_pages(asked.cpu_layers or 0)
 
     def row_bytes(self, tokens: int) -> int:
         """KV of one row of so many tokens, with the block that it grows into."""
@@ -61,12 +64,37 @@ class Sizes:
 
     def asking(self, tokens: int) -> int:
         """Bytes on the compute tier of questions to attention beside it, and of their answers, for so many tokens."""
-        return tokens * (self.model.query_bytes + 2 * self.model.answer_bytes) if self.beside else 0
+        model = self.model
+        if self.splits:
+            return tokens * (model.query_bytes + model.key_bytes + 2 * model.found_bytes)
+        return tokens * (model.query_bytes + 2 * model.answer_bytes) if self.beside else 0
 
     @property
     def beside(self) -> bool:
         """Whether the cpu attends beside a gpu."""
-        return self.compute == "gpu" and self.asked.attention == "cpu"
+        return self.compute == "gpu" and (self.asked.attention == "cpu" or self.splits)
+
+    @property
+    def splits(self) -> bool:
+        """Whether the cpu computes layers beside a gpu."""
+        return bool(self.asked.cpu_layers)
+
+    @property
+    def beside_bytes(self) -> int:
+        """Bytes of the pages of these layers."""
+        return sum(self.model.pages[i] for i in self.beside_pages)
+
+    @property
+    def kv_tier(self) -> Tier:
+        """Where new keys are written."""
+        return self.asked.kv_tier(self.compute)
+
+    @property
+    def cpu_tokens(self) -> int:
+        """Tokens of a sweep up to which the cpu computes its layers, where rows are not more."""
+        if not self.splits:
+            return 0
+        return _SPLIT_TOKENS if self.asked.cpu_tokens is None else self.asked.cpu_tokens
 
     def attending(self, cut: Cut, tier: Tier) -> int:
         """Bytes of a slower tier that attention beside the compute tier takes there, besides KV.
@@ -76,10 +104,24 @@ class Sizes:
         """
         if not self.beside or tier != "cpu":
             return 0
+        if self.splits:
+            return self._computing_beside(cut)
         asked = self._sweep_tokens(cut) * (self.model.query_bytes + self.model.answer_bytes)
         kv = self.asked.kv
         apart = 2 if self.staging() and (kv is None or kv.cpu > 0) else 1
         return _BESIDE_BYTES + 2 * apart * asked + self.staged(tier)
+
+    def _computing_beside(self, cut: Cut) -> int:
+        """Bytes of the cpu for layers that it computes, and for all attention.
+
+        All calls of a sweep may be at the same layer: each has what it asked in memory of its own, or its activations.
+        Vectors and small matrices of these layers are there twice, and counted as those of all.
+        """
+        model, tokens = self.model, self._sweep_tokens(cut)
+        asked = tokens * (model.query_bytes + model.key_bytes + model.found_bytes)
+        computed = min(tokens, max(self.cpu_tokens, cut.rows))
+        held = computed * (model.call_bytes // _HELD) + min(computed, cut.batch) * model.call_bytes
+        return _BESIDE_BYTES + _PANEL_BYTES + model.core + 2 * asked + held + self.staged("cpu")
 
     def staged(self, tier: Tier) -> int:
         """Bytes of a tier for KV on its way to attention: two buffers where it runs."""
@@ -136,14 +178,37 @@ class Sizes:
 
     def pages_asked(self, tier: Tier) -> int:
         """Bytes of pages that a person put on a tier."""
-        shares = self.asked.weights
-        if shares is None:
-            return 0
-        return bytes_by_tier(self.model.pages, spread(self.model.pages, shares))[tier]
+        homes = self.homes_asked()
+        if homes is not None:
+            return bytes_by_tier(self.model.pages, homes)[tier]
+        return self.beside_bytes if tier == "cpu" else 0
+
+    def homes_asked(self) -> list[Tier] | None:
+        """The tier of every page, where a person said what part of them rests where.
+
+        UserError where layers that the cpu computes are more than its part.
+        """
+        pages, shares = list(self.model.pages), self.asked.weights
+        if shares is None or not self.beside_pages:
+            return None if shares is None else spread(pages, shares)
+        total, there = sum(pages), self.beside_bytes
+        others = {tier: shares.of(tier) * total - (there if tier == "cpu" else 0) for tier in TIERS}
+        if others["cpu"] < -self.page:
+            raise UserError(
+                f"--weights puts {shares.cpu:.0%} on cpu, and the first {self.asked.cpu_layers} layers, which are"
+                f" computed there, are {there / total:.0%} of them: give cpu more, or --compute-cpu-layers less"
+            )
+        others = {tier: max(0.0, part) for tier, part in others.items()}
+        rest = [nbytes for i, nbytes in enumerate(pages) if i not in self.beside_pages]
+        whole = sum(others.values()) or 1.0
+        homes = iter(
+            spread(rest, Shares.from_mapping({tier: part / whole for tier, part in others.items()})) if rest else []
+        )
+        return ["cpu" if i in self.beside_pages else next(homes) for i in range(len(pages))]
 
     def kv_share(self) -> float:
-        """The compute tier's part of KV."""
-        return 1.0 if self.asked.kv is None else self.asked.kv.of(self.compute)
+        """The part of KV on the tier where new keys are written."""
+        return 1.0 if self.asked.kv is None else self.asked.kv.of(self.kv_tier)
 
     def kv_least(self) -> int:
         """KV room without which the longest row cannot be run."""
@@ -165,7 +230,7 @@ class Sizes:
         if self.asked.batch_size is not None:
             if rows * kept > spare:
                 raise UserError(
-                    f"{rows} rows keep {format_bytes(rows * kept)} beside their KV blocks on {self.compute}, where "
+                    f"{rows} rows keep {format_bytes(rows * kept)} beside their KV blocks on {self.kv_tier}, where "
                     f"{format_bytes(max(spare, 0))} are left for it: make --batch-size or --num-batches smaller"
                 )
             return rows
@@ -173,7 +238,8 @@ class Sizes:
 
     def needed(self, cut: Cut) -> int:
         """Bytes of the compute tier without which nothing runs so."""
-        return self.fixed(cut) + self.row_least() + self.resident_asked()
+        row = self.row_least() if self.kv_tier == self.compute else 0
+        return self.fixed(cut) + row + self.resident_asked()
 
     def fits(self, cut: Cut) -> bool:
         """Whether the budget of the compute tier allows that."""
@@ -182,7 +248,9 @@ class Sizes:
     def refusal(self, least: Cut) -> str:
         """Why the budget is too small even for the least cut, and the least budget that works."""
         taken, ring = self.ledger.taken.get(self.compute, 0), least.slots * self.page
-        parts = [f"{least.slots} page slots {format_bytes(ring)}", f"one row {format_bytes(self.row_least())}"]
+        parts = [f"{least.slots} page slots {format_bytes(ring)}"]
+        if self.kv_tier == self.compute:
+            parts.append(f"one row {format_bytes(self.row_least())}")
         if self.compute == "cpu":
             parts.insert(0, f"the interpreter takes {format_bytes(taken)}")
         if resident := self.resident_asked():

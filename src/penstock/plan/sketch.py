@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from penstock.plan.case import Case
-from penstock.plan.cost import SweepCost
 from penstock.plan.plan import Prediction
 from penstock.plan.sketch_prices import Outline
 from penstock.plan.sketch_rows import SketchedRow
 from penstock.plan.sketch_run import SketchRun
+from penstock.plan.split_cost import Cost, cost_of
 from penstock.plan.types import Placement
 from penstock.plan.virtual import hidden_tokens, in_part, rows_shown
 
@@ -44,7 +44,7 @@ class Sketch:
     def __init__(self, case: Case, outlines: Outlines | None = None) -> None:
         self.case = case
         self._outlines = outlines or Outlines(case)
-        self._costs: dict[tuple[object, ...], SweepCost] = {}
+        self._costs: dict[tuple[object, ...], Cost] = {}
 
     def predict(self, placement: Placement) -> Prediction:
         """What becomes of the job; of a long one only a part is run, as a virtual run does."""
@@ -58,10 +58,10 @@ class Sketch:
         hidden = hidden_tokens(case.shape, case.machine, cost.held)
         return outline.prediction(cost, hidden)
 
-    def _cost_of(self, placement: Placement) -> SweepCost:
+    def _cost_of(self, placement: Placement) -> Cost:
         """Prices are kept for placements that differ only in what no sweep's price depends on."""
         policy = placement.policy
-        key = (placement.homes, policy.slots, policy.kv)
+        key = (placement.homes, policy.slots, policy.kv, policy.cpu_layers and policy.most_in_place)
         if key not in self._costs:
-            self._costs[key] = SweepCost(self.case.shape, self.case.machine, policy, placement.homes)
+            self._costs[key] = cost_of(self.case.shape, self.case.machine, policy, placement.homes)
         return self._costs[key]

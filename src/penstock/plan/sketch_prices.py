@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from penstock.plan.cost import Priced, SweepCost
+from penstock.plan.cost import Priced
 from penstock.plan.load import Load, Spans
 from penstock.plan.plan import Prediction
+from penstock.plan.split_cost import Cost
 from penstock.plan.tally import Tally
 
 Alike = tuple[int, ...]  # calls, and in steps rows that decode, their mean keys, spans, tokens and past of prompts
@@ -61,7 +62,7 @@ class Outline:
     _sums: dict[Alike, _Sums] = field(default_factory=dict)
     _steadiest: _Sums = field(default_factory=lambda: _Sums(0))
 
-    def prediction(self, cost: SweepCost, hidden_tokens: float) -> Prediction:
+    def prediction(self, cost: Cost, hidden_tokens: float) -> Prediction:
         """What the run does, by the prices of its kinds of sweeps; its steady sweep for itself."""
 
         def prices(kinds: Sequence[Alike]) -> Sequence[Priced]:

@@ -41,13 +41,14 @@ class SketchedHome:
 
 
 def homes_of(case: Case, placement: Placement) -> tuple[SketchedHome, Sequence[SketchedHome]]:
-    """The compute tier, and all tiers where KV rests; windows count as what they take of a row of mean length."""
+    """The tier of new keys, and all tiers where KV rests; windows count as what they take of a row of mean length."""
     block_tokens = case.shape.footprint.block_tokens
-    demand = Demand(case.groups, block_tokens, case.compute, whole=not case.chunking)
+    newest = placement.policy.kv_tier(case.compute)
+    demand = Demand(case.groups, block_tokens, newest, whole=not case.chunking)
     tokens = max(1, case.job.mean_tokens)
     block_bytes = demand.held(tokens) / demand.blocks(tokens)
     homes = {}
     for tier in TIERS:
         room = int(placement.kv.get(tier, 0) / block_bytes) if block_bytes else 1 << 60
         homes[tier] = SketchedHome(placement.policy.kv.of(tier), max(1, room), [0] * block_tokens)
-    return homes[case.compute], [home for home in homes.values() if home.share > 0]
+    return homes[newest], [home for home in homes.values() if home.share > 0]

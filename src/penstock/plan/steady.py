@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.plan.case import Case
-from penstock.plan.cost import Priced, SweepCost
+from penstock.plan.cost import Priced
 from penstock.plan.linear import Infeasible, Item, Lane, Optimum, Program, solve
 from penstock.plan.load import Load, Spans
 from penstock.plan.policy import TIERS, Policy, Shares, Tier
 from penstock.plan.sizes import Cut, Sizes
+from penstock.plan.split_cost import Cost, cost_of
 
 _WAVES = 3  # of a job whose rows still end together
 
@@ -32,27 +33,30 @@ class Steady:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        compute: Tier = case.compute
-        self._policy = case.extended(_policy(Cut(2, 256, 1, 256), Shares.from_mapping({compute: 1.0}), compute))
+        self._at_hand = Shares.from_mapping({case.kv_tier: 1.0})
+        self._policy = case.extended(_policy(case, Cut(2, 256, 1, 256), self._at_hand))
         # where something may rest that takes bytes there; weights lie on disk where they take no more
         allowed = [tier for tier in TIERS if not (tier == "disk" and case.no_disk)]
         self._tiers = tuple(tier for tier in allowed if case.ledger.free(tier) > 0)
         self._weight_tiers = tuple(tier for tier in allowed if tier in self._tiers or tier == "disk")
         self._estimates: dict[tuple[Cut, Shares], Estimate | None] = {}
-        self._costs: dict[int, SweepCost] = {}
-        self._with_kv: dict[tuple[int, Shares], SweepCost] = {}
+        self._costs: dict[tuple[int, int], Cost] = {}
+        self._with_kv: dict[tuple[tuple[int, int], Shares], Cost] = {}
         self._sizes: dict[Shares | None, Sizes] = {}
 
     def places(self) -> Sequence[Shares]:
-        """Where KV may rest in one place: as the case asks, or on each tier, the compute tier first."""
-        if (asked := self.case.asked.kv) is not None:
-            return [asked]
+        """Where KV may rest in one place: as the case asks, or on each tier, the compute tier first.
+
+        All of it is on the cpu where that computes layers beside a gpu.
+        """
+        if (asked := self.case.asked.kv) is not None or self.case.asked.cpu_layers:
+            return [asked or self._at_hand]
         below = [tier for tier in self._tiers if tier != self.case.compute]
         return [Shares.from_mapping({tier: 1.0}) for tier in (self.case.compute, *below)]
 
     def estimate(self, cut: Cut, shares: Shares | None = None) -> Estimate | None:
         """What a cut would do with KV so shared between tiers (None: as the case asks); None where it does not fit."""
-        kv = shares or self.case.asked.kv or Shares.from_mapping({self.case.compute: 1.0})
+        kv = shares or self.case.asked.kv or self._at_hand
         if (cut, kv) not in self._estimates:
             self._estimates[cut, kv] = self._estimated(cut, kv)
         return self._estimates[cut, kv]
@@ -80,24 +84,28 @@ class Steady:
         rooms = {case.compute: float(case.ledger.free(case.compute) - sizes.fixed(cut))}
         for tier in self._tiers:
             if tier != case.compute:
-                taken = sizes.attending(cut, tier) + (2 * sizes.page if tier == "cpu" else 0)
+                taken = sizes.attending(cut, tier)
+                if tier == "cpu":
+                    taken += 2 * sizes.page + (sizes.pages_asked(tier) if sizes.splits else 0)
                 rooms[tier] = float(case.ledger.free(tier) - taken)
         return rooms
 
     def _least(self, sizes: Sizes, tier: Tier) -> float:
         """Bytes of a tier without which no row can be run."""
-        if tier == self.case.compute:
+        if tier == self.case.kv_tier:
             return sizes.row_least()
+        if tier == self.case.compute:
+            return 0.0
         return (
             sizes.row_bytes(self.case.job.longest_tokens) if sizes.asked.kv and sizes.asked.kv.of(tier) else -math.inf
         )
 
     def _row_held(self, sizes: Sizes, kv: Shares) -> Mapping[Tier, float]:
-        """Bytes that a row in flight holds by tier: wherever its KV rests, its last block is on the compute tier."""
-        footprint, row = self.case.shape.footprint, self.row_bytes(sizes)
+        """Bytes that a row in flight holds by tier: wherever its KV rests, its last block is where it is written."""
+        footprint, row, newest = self.case.shape.footprint, self.row_bytes(sizes), self.case.kv_tier
         held = {tier: kv.of(tier) * row for tier in self._tiers}
-        tail = (1 - kv.of(self.case.compute)) * footprint.kv_block
-        return held | {self.case.compute: kv.of(self.case.compute) * row + tail + footprint.kept}
+        tail = (1 - kv.of(newest)) * footprint.kv_block
+        return held | {newest: kv.of(newest) * row + tail + footprint.kept}
 
     def _kv_taken(self, cut: Cut, kv: Shares) -> Mapping[Tier, float]:
         """Bytes of KV that the placement rule gives to the rows of a cut, as far as there are so many."""
@@ -105,12 +113,17 @@ class Steady:
         full = cut.rows * self._sizes_of(kv).row_bytes(case.job.mean_tokens)
         taken = {tier: kv.of(tier) * full for tier in self._tiers}
         tails = cut.rows * 2 * footprint.kv_block + cut.batch * footprint.kv_block / footprint.block_tokens
-        here = kv.of(case.compute)
-        return taken | {case.compute: here * full + (tails if here < 1 else 0.0) + cut.rows * footprint.kept}
+        here = kv.of(case.kv_tier)
+        return taken | {case.kv_tier: here * full + (tails if here < 1 else 0.0) + cut.rows * footprint.kept}
 
     def placed(self, cut: Cut) -> Estimate | None:
-        """The same, with weights, KV and activations where the linear program puts them; None where nothing fits."""
+        """The same, with weights, KV and activations where the linear program puts them; None where nothing fits.
+
+        None, too, where the cpu computes layers beside a gpu, and has all KV.
+        """
         case, shape = self.case, self.case.shape
+        if case.asked.cpu_layers:
+            return None
         sizes = self._sizes_of(case.asked.kv)
         rows = float(min(cut.rows, case.job.prompts))
         load = self._middle(cut, rows)
@@ -153,25 +166,29 @@ class Steady:
         left: bytes for pages by tier.
         """
         case = self.case
-        pages = float(case.shape.page_bytes)
-        streamed: dict[Tier, float] = {}
+        beside = float(self._sizes_of(case.asked.kv).beside_bytes)
+        pages = case.shape.page_bytes - beside
+        streamed: dict[Tier, float] = {"cpu": beside} if beside else {}
         for tier in self._weight_tiers:
             # the checkpoint's own bytes on disk take nothing from the budget there
             part = pages if tier == "disk" else min(pages, left.get(tier, 0.0))
             pages -= part
             if tier != case.compute and part > 0:
-                streamed[tier] = part
+                streamed[tier] = streamed.get(tier, 0.0) + part
         return streamed if pages <= 0 else None
 
-    def _cost(self, cut: Cut, kv: Shares) -> SweepCost:
-        case, slots = self.case, min(cut.slots, 2)
-        if slots not in self._costs:
+    def _cost(self, cut: Cut, kv: Shares) -> Cost:
+        case = self.case
+        # rows matter only to where layers on the cpu are computed
+        key = slots, rows = min(cut.slots, 2), cut.rows if case.asked.cpu_layers else 1
+        if key not in self._costs:
             lowest: Tier = "cpu" if case.no_disk else "disk"
             homes = [lowest] * len(case.shape.pages)  # of tables, which rest in memory last of all
-            self._costs[slots] = SweepCost(case.shape, case.machine, replace(self._policy, slots=slots), homes)
-        if (slots, kv) not in self._with_kv:
-            self._with_kv[slots, kv] = self._costs[slots].with_kv(kv)
-        return self._with_kv[slots, kv]
+            policy = replace(self._policy, slots=slots, rows=rows)
+            self._costs[key] = cost_of(case.shape, case.machine, policy, homes)
+        if (key, kv) not in self._with_kv:
+            self._with_kv[key, kv] = self._costs[key].with_kv(kv)
+        return self._with_kv[key, kv]
 
     def _sizes_of(self, kv: Shares | None) -> Sizes:
         if kv not in self._sizes:
@@ -222,9 +239,20 @@ class Steady:
         return filling + (count - rows) * generated / rows * middle.seconds + generated * tail.seconds, middle
 
 
-def _policy(cut: Cut, kv: Shares, compute: Tier) -> Policy:
-    here = Shares.from_mapping({compute: 1.0})
-    return Policy(here, kv, here, cut.rows, cut.sweep, cut.batch, cut.slots)
+def _policy(case: Case, cut: Cut, kv: Shares) -> Policy:
+    here, asked = Shares.from_mapping({case.compute: 1.0}), case.asked
+    return Policy(
+        here,
+        kv,
+        here,
+        cut.rows,
+        cut.sweep,
+        cut.batch,
+        cut.slots,
+        attention="cpu" if asked.cpu_layers else None,
+        cpu_layers=asked.cpu_layers or 0,
+        cpu_tokens=asked.cpu_tokens or 0,
+    )
 
 
 def _tidy(shares: Mapping[Tier, float], compute: Tier) -> dict[Tier, float]:

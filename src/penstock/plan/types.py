@@ -16,9 +16,11 @@ class Footprint:
     logits are wanted. kv_block: one KV block over all layers and groups. state: recurrent state per row, kept on the
     compute tier; where there is any, prompts are not cut. state_layer: the largest part of it at one layer. open_block:
     of a row's newest KV block where full ones are packed, kept there too. staged_layer: the largest block of a single
-    layer. query_bytes, answer_bytes: per token and layer, what attention beside a gpu is asked with and answers.
+    layer. query_bytes, answer_bytes: per token and layer, what attention beside a gpu is asked with and answers;
+    key_bytes, found_bytes: new keys and values, and what all of them together gave, where all attention runs there.
     transforms: a module transforms cached keys before they are attended to, so that they must come to it. call_tokens:
-    of one call, from which on products are no faster.
+    of one call, from which on products are no faster. layers: the decoder layer of each page, None for those of none.
+    joined: why layers cannot be computed on two processors, None where they can.
     """
 
     pages: Sequence[int]
@@ -35,7 +37,20 @@ class Footprint:
     open_block: int = 0
     query_bytes: int = 0
     answer_bytes: int = 0
+    key_bytes: int = 0
+    found_bytes: int = 0
     transforms: bool = False
+    layers: Sequence[int | None] = ()
+    joined: str | None = None
+
+    def first_pages(self, layers: int) -> frozenset[int]:
+        """The pages of the first so many decoder layers."""
+        return frozenset(i for i, layer in enumerate(self.layers) if layer is not None and layer < layers)
+
+    @property
+    def decoders(self) -> int:
+        """Decoder layers that have pages."""
+        return len({layer for layer in self.layers if layer is not None})
 
     @property
     def kept(self) -> int:
@@ -75,7 +90,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a person fixed; None where the rule decides. attention: the tier that attends to KV."""
+    """What a person fixed; None where the rule decides. attention: the tier that attends to KV. cpu_layers, cpu_tokens:
+    as a Policy has them; layers are computed on the cpu beside a gpu only where that is asked for.
+    """
 
     weights: Shares | None = None
     kv: Shares | None = None
@@ -87,12 +104,18 @@ class Asked:
     batch_size: int | None = None
     num_batches: int | None = None
     attention: Tier | None = None
+    cpu_layers: int | None = 0
+    cpu_tokens: int | None = None
+
+    def kv_tier(self, compute: Tier) -> Tier:
+        """As ``Policy.kv_tier``."""
+        return "cpu" if self.cpu_layers else compute
 
     @property
     def is_given(self) -> bool:
         """Whether weights, KV and batch shape are all fixed, so that there is nothing to search."""
         shape = self.rows is not None or self.batch_size is not None
-        return self.weights is not None and self.kv is not None and shape
+        return self.weights is not None and self.kv is not None and shape and self.cpu_layers is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ def memory(case: Case, placement: Placement) -> Mapping[Tier, Use]:
         if tier == case.compute:
             buffers = max(0, reserved - suspended)
         else:
-            buffers = min(reserved, 2 * sizes.page + sizes.attending(cut, tier)) if tier == "cpu" else 0
+            kept = policy.rows * sizes.model.kept if tier == sizes.kv_tier else 0
+            buffers = min(reserved, 2 * sizes.page + sizes.attending(cut, tier) + kept) if tier == "cpu" else 0
         used[tier] = Use(
             budget=ledger.budget[tier],
             taken=ledger.taken.get(tier, 0),

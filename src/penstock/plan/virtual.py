@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from penstock.machine.machine import Machine
 from penstock.plan.case import Case
-from penstock.plan.cost import SweepCost
 from penstock.plan.load import Load, load_of, together
 from penstock.plan.plan import Prediction
 from penstock.plan.policy import Tier
 from penstock.plan.shape import ModelShape
+from penstock.plan.split_cost import cost_of
 from penstock.plan.tally import Tally
 from penstock.plan.types import Length, Placement
 from penstock.schedule.scheduler import Scheduler
@@ -27,7 +27,7 @@ class VirtualRun:
 
     def __init__(self, case: Case, placement: Placement) -> None:
         self.case, self.placement = case, placement
-        self._cost = SweepCost(case.shape, case.machine, placement.policy, placement.homes)
+        self._cost = cost_of(case.shape, case.machine, placement.policy, placement.homes)
         self._windows = any(layer.window is not None for layer in case.shape.attention)
 
     def predict(self, lengths: Sequence[Length], most_sweeps: int = _MOST_SWEEPS) -> Prediction:
@@ -45,7 +45,7 @@ class VirtualRun:
             self.case.groups,
             self.placement.kv,
             self.case.shape.footprint.block_tokens,
-            self.case.compute,
+            self.placement.policy.kv_tier(self.case.compute),
             chunking=self.case.chunking,
             sharing=any(one.ids is not None for one in lengths),
         )

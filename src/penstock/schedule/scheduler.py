@@ -45,7 +45,7 @@ class Scheduler:
         chunking: bool = True,
         sharing: bool = True,
     ) -> None:
-        self._policy = policy
+        self.policy = policy
         self._block_tokens = block_tokens
         self._chunking = chunking
         self._sharing = sharing and chunking and policy.admission != "static" and len(groups) > 0
@@ -110,7 +110,7 @@ class Scheduler:
             self._room.prefixes.want(row)
         self._next_id += 1
         self._waiting[row.id] = row
-        if self._policy.admission != "static":  # nobody would take it out again
+        if self.policy.admission != "static":  # nobody would take it out again
             heappush(self._longest, (-limit, row.id))
         return row.id
 
@@ -142,7 +142,7 @@ class Scheduler:
             for row in list(room.rows.values()):
                 if row.id in room.rows:
                     room.carry_home(row)
-        micro_batches = self._static() if self._policy.admission == "static" else self._continuous()
+        micro_batches = self._static() if self.policy.admission == "static" else self._continuous()
         if not micro_batches:
             if room.rows or self._waiting:
                 raise RuntimeError(f"{self.running} rows run and {self.waiting} wait, but none can go on")
@@ -176,7 +176,7 @@ class Scheduler:
         room = self._room
         rows = list(room.rows.values())
         tails = {row.id: room.tail(row) for row in rows if _decodes(row)}
-        left = self._policy.sweep_tokens - len(tails)
+        left = self.policy.sweep_tokens - len(tails)
         due = sum(tail == 0 for tail in tails.values())  # blocks that decode rows behind will take
         spans: list[Span] = []
         prefills = 0
@@ -205,15 +205,15 @@ class Scheduler:
                     spans.append(Span(row.id, row.computed, 1, True))
             else:
                 prefill(row)
-        most = min(self._policy.rows, self._policy.sweep_tokens)
+        most = min(self.policy.rows, self.policy.sweep_tokens)
         if room.rows and self._gave_way:
             most = 0  # who was dropped a moment ago would come straight back
         for row in self._admit(most, lambda: left > 0):
             prefill(row)
-        return pack(spans, self._policy.batch_tokens, cut=self._chunking)
+        return pack(spans, self.policy.batch_tokens, cut=self._chunking)
 
     def _static(self) -> list[tuple[Span, ...]]:
-        size, number = self._policy.batch_size or self._policy.rows, self._policy.num_batches or 1
+        size, number = self.policy.batch_size or self.policy.rows, self.policy.num_batches or 1
         if not self._room.rows:
             self._micro_batch = {row.id: at // size for at, row in enumerate(self._admit(size * number, lambda: True))}
         prefilling = [row for row in self._room.rows.values() if not _decodes(row)]
@@ -223,12 +223,12 @@ class Scheduler:
             for row in list(self._room.rows.values()):
                 if row.id in self._room.rows and _decodes(row) and self._room.extend(row, 1):
                     batches[self._micro_batch[row.id]].append(_span(row, 1))
-        return [part for spans in batches for part in pack(spans, self._policy.batch_tokens, self._chunking)]
+        return [part for spans in batches for part in pack(spans, self.policy.batch_tokens, self._chunking)]
 
     def _prefill_batches(self, rows: Sequence[Row], number: int) -> list[list[Span]]:
         """Static admission's prefill: each micro-batch takes at most ``batch_tokens`` of its rows' tokens a sweep."""
         batches: list[list[Span]] = [[] for _ in range(number)]
-        room = [self._policy.batch_tokens] * number
+        room = [self.policy.batch_tokens] * number
         for row in rows:
             if row.id not in self._room.rows:
                 continue  # gave way to an older one
@@ -250,7 +250,7 @@ class Scheduler:
         rows, waiting = self._room.rows, self._waiting
         if not waiting or len(rows) >= most or not more():
             return
-        claims = Claims(self._room, self._policy.kv)
+        claims = Claims(self._room, self.policy.kv)
         gave_way = self._gave_way
         while waiting and len(rows) < most and more() and self._gave_way == gave_way:
             row = self._first()
@@ -269,7 +269,7 @@ class Scheduler:
         goes first once very many have passed it.
         """
         oldest = next(iter(self._waiting.values()))
-        if oldest.id in self._returning or self._policy.admission == "static" or self._next_id - oldest.id > _PATIENCE:
+        if oldest.id in self._returning or self.policy.admission == "static" or self._next_id - oldest.id > _PATIENCE:
             return oldest
         while self._longest[0][1] not in self._waiting:
             heappop(self._longest)
