@@ -71,3 +71,13 @@ def test_what_is_kept_leaves_with_the_sources_that_it_was_made_of(tmp_path, monk
     source.write_text("2")
     assert before.parent == tmp_path
     assert kernel_directory([source]) != before
+
+
+@pytest.mark.parametrize("own", [None, "elsewhere"])
+def test_compiled_code_is_kept_in_the_users_cache(own, tmp_path):
+    kept = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "PENSTOCK_CACHE")}
+    environment = kept | {"XDG_CACHE_HOME": str(tmp_path)} | ({"NUMBA_CACHE_DIR": str(tmp_path / own)} if own else {})
+    code = "from penstock.engine.decode_kernel import _compiled; _compiled('float32', 1)"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    home = tmp_path / (own or "penstock/numba")
+    assert list(home.rglob("decode_kernel._decode-*.nbi"))

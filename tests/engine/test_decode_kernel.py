@@ -1,9 +1,7 @@
 """The compiled kernel's own matters: the kept code, threads, and long rows."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,12 +55,3 @@ def test_exp2_is_exact_to_float32_rounding():
 def test_numba_waits_until_a_row_decodes():
     code = "import sys, penstock.engine.attention; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.parametrize("own", [None, "elsewhere"])
-def test_compiled_code_is_kept_in_the_users_cache(own, tmp_path):
-    kept = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "PENSTOCK_CACHE")}
-    environment = kept | {"XDG_CACHE_HOME": str(tmp_path)} | ({"NUMBA_CACHE_DIR": own} if own else {})
-    code = "import numba, penstock.engine.decode_kernel; print(numba.config.CACHE_DIR)"
-    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert Path(found.stdout.strip()).parent == (Path(own) if own else tmp_path / "penstock" / "numba")
