@@ -30,9 +30,11 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     },
 }
 PLACEMENTS["cuda"] = {**PLACEMENTS["gpu"], "device": "cuda"}
+PLACEMENTS["cuda-split"] = {**PLACEMENTS["split"], "device": "cuda"}
 FROM_CPU = ("cpu→gpu", "gpu→cpu", "disk→cpu")
-LANES = {"activations-on-disk": ("cpu→disk", "disk→cpu"), "gpu": FROM_CPU, "cuda": FROM_CPU, "split": FROM_CPU}
-MARKED = [pytest.param(name, marks=[pytest.mark.gpu] * (name == "cuda")) for name in PLACEMENTS]
+LANES = {"activations-on-disk": ("cpu→disk", "disk→cpu"), "gpu": FROM_CPU, "cuda": FROM_CPU}
+LANES |= {"split": FROM_CPU, "cuda-split": FROM_CPU}
+MARKED = [pytest.param(name, marks=[pytest.mark.gpu] * name.startswith("cuda")) for name in PLACEMENTS]
 JOINED = ("deepseek_v2-mla", "deepseek_v3-mla", "gemma4-shared-kv")  # all layers are computed in one place
 
 # One worker per family, so that its checkpoint and reference are made once.
@@ -51,7 +53,7 @@ def test_reference_depends_on_its_input(subject, family):
 
 def skip_refused(family: str, placement: str) -> None:
     """Skip what is refused, as tests of its own show."""
-    if placement == "split" and family in JOINED:
+    if placement.endswith("split") and family in JOINED:
         pytest.skip("its layers are computed in one place")
 
 

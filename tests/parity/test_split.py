@@ -6,6 +6,8 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+import torch
+from tests.parity import families
 from tests.parity.conftest import NEW_TOKENS
 from tests.parity.harness import PAGE_BYTES, Trail, engine_of, greedy, run
 from tests.parity.test_matrix import JOINED
@@ -65,6 +67,42 @@ def test_matrix(subject, compare, seen, family, how):
     in_place = {sweep.tokens <= given["cpu_tokens"] for sweep in trail.sweeps}
     assert in_place == ({True} if how in ("all in place", "all layers") else {True, False})
     assert (trail.dropped > 0) is (how == "little KV")
+
+
+class Sealed:
+    """What a layer on the host gave, as the model around the layers must leave it alone: on a gpu it is elsewhere."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def each(value: Any, kind: type, change: Any) -> Any:
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(each(part, kind, change) for part in value)
+    return {name: each(part, kind, change) for name, part in value.items()} if type(value) is dict else value
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.xdist_group(f)) for f in families.FAMILIES if f not in JOINED]
+)
+def test_no_model_touches_what_is_on_the_host_between_two_layers(subject, compare, monkeypatch, family):
+    model, inner, sealed = subject(family), Host.compute, []
+
+    def compute(self, call, index, forward, args, kwargs):
+        given = [each(part, Sealed, lambda one: one.tensor) for part in (args, kwargs)]
+        out = inner(self, call, index, forward, *given)
+        if index == self.layers - 1:
+            return out
+        sealed.append(index)
+        return each(out, torch.Tensor, Sealed)
+
+    monkeypatch.setattr(Host, "compute", compute)
+    how = {**SPLIT, **CALLS, "cpu_layers": 2, "cpu_tokens": 24}
+    tokens, trail = run(model.path, model.prompts[:2], NEW_TOKENS, **how)
+    compare(model.answers[:2], tokens, trail.logits)
+    assert sealed
 
 
 @pytest.mark.parametrize("family", JOINED)

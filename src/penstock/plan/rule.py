@@ -47,7 +47,10 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
         cut = replace(cut, rows=cut.rows // 2)
     if not sizes.fits(cut):
         fewest = 1 if asked.batch_size is None else rows
-        raise UserError(sizes.refusal(Cut(asked.slots or 2, least_batch, fewest, asked.sweep_tokens or least_batch)))
+        cut = Cut(asked.slots or 2, least_batch, fewest, asked.sweep_tokens or least_batch)
+        if sizes.needed(cut) > ledger.free(compute):
+            raise UserError(sizes.refusal(cut))
+        # it is the cpu beside the gpu that is short, which is told where it is filled
     return place(sizes, cut)
 
 

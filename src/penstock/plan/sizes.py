@@ -114,11 +114,12 @@ class Sizes:
     def _computing_beside(self, cut: Cut) -> int:
         """Bytes of the cpu for layers that it computes, and for all attention.
 
-        All calls of a sweep may be at the same layer: each has what it asked in memory of its own, or its activations.
-        Vectors and small matrices of these layers are there twice, and counted as those of all.
+        All calls of a sweep may be at the same layer: each has sent keys and a question, in memory of its own that is a
+        whole power of two and may have served for either, or has its activations there. Vectors and small matrices of
+        these layers are there twice, and counted as those of all.
         """
         model, tokens = self.model, self._sweep_tokens(cut)
-        asked = tokens * (model.query_bytes + model.key_bytes + model.found_bytes)
+        asked = 2 * tokens * max(model.query_bytes + model.found_bytes, model.key_bytes)
         computed = min(tokens, max(self.cpu_tokens, cut.rows))
         held = computed * (model.call_bytes // _HELD) + min(computed, cut.batch) * model.call_bytes
         return _BESIDE_BYTES + _PANEL_BYTES + model.core + 2 * asked + held + self.staged("cpu")
@@ -242,8 +243,13 @@ class Sizes:
         return self.fixed(cut) + row + self.resident_asked()
 
     def fits(self, cut: Cut) -> bool:
-        """Whether the budget of the compute tier allows that."""
-        return self.needed(cut) <= self.ledger.free(self.compute)
+        """Whether the budget of the compute tier allows that, and that of the cpu which computes layers beside it."""
+        beside = not self.splits or self.needed_beside(cut) <= self.ledger.free("cpu")
+        return beside and self.needed(cut) <= self.ledger.free(self.compute)
+
+    def needed_beside(self, cut: Cut) -> int:
+        """Bytes of the cpu without which it computes no layers beside a gpu so."""
+        return self.attending(cut, "cpu") + 2 * self.page + self.pages_asked("cpu") + self.row_least()
 
     def refusal(self, least: Cut) -> str:
         """Why the budget is too small even for the least cut, and the least budget that works."""
