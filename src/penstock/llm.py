@@ -29,7 +29,7 @@ from penstock.plan.policy import Tier
 from penstock.plan.saved import saved_plan
 from penstock.plan.types import Job, Ledger
 from penstock.preparing import Prepared, prepare
-from penstock.runtime import Event, Runtime
+from penstock.runtime import AskedMemory, Event, Runtime
 from penstock.sampling import SamplingParams
 
 READ_AHEAD = 1024  # prompts of a stream that wait for room at most
@@ -106,7 +106,7 @@ class LLM:
         if trace is not None:
             check_trace(trace)
         keep_little()
-        memory: Mapping[Tier, str | int | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
+        memory: AskedMemory = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
         planned = None if self._saved is None else self._saved.bounds
         self._runtime = Runtime.open(device, memory, offload_dir, trace, on_event, planned)
         self.model = OpenedModel(

@@ -17,7 +17,7 @@ from penstock.plan.types import Ledger
 from penstock.units import parse_bytes
 
 Event = Callable[[Mapping[str, Any]], None]
-Asked = Mapping[Tier, str | int | None]
+AskedMemory = Mapping[Tier, str | int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Runtime:
     def open(
         cls,
         device: str,
-        memory: Asked,
+        memory: AskedMemory,
         offload_dir: str | os.PathLike[str] | None,
         trace: str | os.PathLike[str] | None,
         on_event: Event | None,
