@@ -72,7 +72,7 @@ class Sizes:
     @property
     def beside(self) -> bool:
         """Whether the cpu attends beside a gpu."""
-        return self.compute == "gpu" and (self.asked.attention == "cpu" or self.splits)
+        return self.asked.attends_beside(self.compute)
 
     @property
     def splits(self) -> bool:

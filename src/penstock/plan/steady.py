@@ -249,7 +249,7 @@ def _policy(case: Case, cut: Cut, kv: Shares) -> Policy:
         cut.sweep,
         cut.batch,
         cut.slots,
-        attention="cpu" if asked.cpu_layers else None,
+        attention="cpu" if asked.attends_beside(case.compute) else None,
         cpu_layers=asked.cpu_layers or 0,
         cpu_tokens=asked.cpu_tokens or 0,
     )

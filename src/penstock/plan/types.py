@@ -111,6 +111,10 @@ class Asked:
         """As ``Policy.kv_tier``."""
         return "cpu" if self.cpu_layers else compute
 
+    def attends_beside(self, compute: Tier) -> bool:
+        """Whether the cpu attends beside a gpu."""
+        return compute == "gpu" and (self.attention == "cpu" or bool(self.cpu_layers))
+
     @property
     def is_given(self) -> bool:
         """Whether weights, KV and batch shape are all fixed, so that there is nothing to search."""
