@@ -170,3 +170,28 @@ def test_a_host_is_measured_within_the_run_s_own_budgets(monkeypatch: pytest.Mon
     rough = placing.choose(Job(40, 300, 300, 200), lambda: ledger)
     assert rooms == [{"cpu": 64 << 20, "disk": 256 << 20}]
     assert notes == ["not planned: that is too little"] and "disk" in rough.homes
+
+
+@pytest.mark.parametrize(("compute", "asked", "searches"), [("gpu", Asked(), True), ("cpu", Asked(), False)])
+def test_what_is_too_large_for_a_gpu_is_still_searched(
+    monkeypatch: pytest.MonkeyPatch, compute: Tier, asked: Asked, searches: bool
+) -> None:
+    """The cpu beside it may have some of the work."""
+
+    def refused(*given: object) -> None:
+        raise UserError("too small")
+
+    monkeypatch.setattr(penstock.placing, "decide", refused)
+    monkeypatch.setattr(
+        penstock.placing, "searched", lambda case, sketches: SimpleNamespace(best=SimpleNamespace(placement=PLACED))
+    )
+    known = {"_measured": lambda *given: None, "_known": lambda *given: "measured", "_case": lambda *given: "case"}
+    for name, made in known.items():
+        monkeypatch.setattr(Placing, name, made)
+    model: Any = MODEL
+    placing = Placing(model, asked, None, compute, Path(), lambda event: None)
+    if searches:
+        assert placing.choose(Job(2, 8, 8, 4), lambda: Ledger({}, {})) is PLACED
+        return
+    with pytest.raises(UserError, match="too small"):
+        placing.choose(Job(2, 8, 8, 4), lambda: Ledger({}, {}))

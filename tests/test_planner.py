@@ -277,3 +277,8 @@ def test_attention_beside_a_gpu_that_holds_all_kv_is_told_to_change_nothing(tmp_
     assert beside.memory["cpu"].kv == beside.memory["disk"].kv == 0
     assert not [note for note in on_gpu.notes if "--attention cpu" in note]
     assert [note for note in beside.notes if "--attention cpu changes nothing" in note]
+
+
+def test_more_layers_on_the_cpu_than_the_model_has_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--compute-cpu-layers 3: this model has 2 decoder layers"):
+        make_plan(config(tmp_path, LLAMA), Question(machine="rtx4090", cpu_layers=3))

@@ -64,7 +64,7 @@ def bits_of_run(
         cached = page_cache_bytes(made, disk)
         placing = Placing(made, asked, None, compute, root, runtime.event)
         # as the run will, before it counts its memory
-        warm(made, runtime.device.torch_device, asked.attention)
+        warm(made, runtime.device.torch_device, placing.attention, placing.may_split)
         placement = placing.choose(job, lambda: runtime.ledger(cached, job.held))
         predicted = placing.predict(placement, job, runtime.ledger(cached, job.held).budget)
         return predicted.total_tok_s if predicted is not None else 0.0  # a prompt fits nowhere, which the run will say

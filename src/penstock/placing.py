@@ -50,6 +50,11 @@ class Placing:
         """Whether the cpu may have layers to compute beside a gpu."""
         return self.asked.cpu_layers != 0 if self.saved is None else self.saved.placement.policy.cpu_layers > 0
 
+    @property
+    def attention(self) -> Tier | None:
+        """The tier that attends to KV; None where that is still to be planned."""
+        return self.asked.attention if self.saved is None else self.saved.placement.policy.attention or self.compute
+
     def choose(self, job: Job, ledger: Callable[[], Ledger]) -> Placement:
         """The placement for a job. ledger: budgets and what is taken of them now.
 
@@ -59,7 +64,14 @@ class Placing:
         footprint = self.model.footprint()
         if self.saved is not None:
             return self._as_saved(self.saved, ledger())
-        rough = decide(footprint, job, ledger(), self.asked, self.compute, 0)
+        try:
+            rough = decide(footprint, job, ledger(), self.asked, self.compute, 0)
+        except UserError:
+            machine = None if self.asked.is_given or self.compute == "cpu" else self._known(self._measured(ledger()))
+            if machine is None:
+                raise
+            # what is too large for a gpu may be computed, or attended to, on the cpu beside it
+            return searched(self._case(machine, job, ledger()), _SKETCHES).best.placement
         if self.asked.is_given:
             return rough if not self.asked.cpu_layers else self._turned(job, ledger())
         holds_all = self._holds_all(rough, job)

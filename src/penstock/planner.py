@@ -30,7 +30,7 @@ from penstock.plan.policy import TIERS, Tier
 from penstock.plan.question import Question
 from penstock.plan.reasons import decided, explain, priced
 from penstock.plan.remarks import bounds, job, nothing_beside, too_long
-from penstock.plan.rule import check_asked, decide
+from penstock.plan.rule import check_asked, check_model, decide
 from penstock.plan.shape import ModelShape
 from penstock.plan.sizes import JITTER_BYTES
 from penstock.plan.split_cost import with_turning_point
@@ -80,6 +80,7 @@ def make_plan(model: str, question: Question, on_event: Event = lambda event: No
     """
     met = meet(model, question, on_event)
     case = met.case(question)
+    check_model(case.shape.footprint, case.asked, case.compute)
     by_flexgen = question.cost_model == "flexgen"
     if by_flexgen:
         check_expressible(case)  # before a search that would be for nothing
@@ -138,7 +139,7 @@ def meet(model: str, question: Question, on_event: Event = lambda event: None) -
         _check(question, "this host", [t for t in TIERS if t != "gpu" or compute == "gpu"], compute)
         plan = _planned_here(model, question, device)
         # what a run has in memory before it counts what is left: its plan must leave as much
-        warm(plan, device.torch_device, question.attention)
+        warm(plan, device.torch_device, question.attention, question.cpu_layers != 0)
         known_words = tokenizer.load(plan.source, trust_remote_code=question.trust_remote_code)
         root = offload_root(question.offload_dir)
         budgets, cached = Budgets(dict(question.budgets), device, root), page_cache_bytes(plan, question.disk_memory)

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import finalize
 
-import torch
-
 from penstock.engine.build import Blueprint, assemble
 from penstock.engine.engine import Engine
 from penstock.engine.warming import warm
@@ -56,8 +54,7 @@ class Prepared:
 
 def prepare(model: Blueprint, job: Job, placing: Placing, runtime: Runtime) -> Prepared:
     """An engine for a job. Raises UserError, with nothing left behind, where a budget is too small or a disk full."""
-    for device in {runtime.device.torch_device, *([torch.device("cpu")] if placing.may_split else [])}:
-        warm(model, device, placing.asked.attention)
+    warm(model, runtime.device.torch_device, placing.attention, placing.may_split)
     placement = placing.choose(job, lambda: runtime.ledger(model.cached_bytes, job.held))
     ledger = runtime.ledger(model.cached_bytes, job.held)
     offload: Path | None = None

@@ -246,7 +246,7 @@ def test_ctrl_c_waits_for_the_thread(subject, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_whole_run_says_what_the_cpu_did_beside_the_gpu(subject, dtype):
+def test_a_whole_run_says_what_the_cpu_did_beside_the_gpu(subject, dtype, seen):
     model = subject("llama")
     prompts = [{"prompt_token_ids": answer.prompt} for answer in model.answers]
     told: dict[object, object] = {}
@@ -263,6 +263,7 @@ def test_a_whole_run_says_what_the_cpu_did_beside_the_gpu(subject, dtype):
             outputs = llm.generate(prompts, SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True))
             told[layers] = [out.outputs[0].token_ids for out in outputs]
             run_of = llm.last_run
+        assert {index for index, _ in seen} == set(range(layers or 0))
     assert run_of["lanes"]["cpu-compute"] > 0
     if dtype == "float32":
         assert told[None] == told[2] == [answer.tokens for answer in model.answers]

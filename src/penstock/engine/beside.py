@@ -57,6 +57,10 @@ class Beside:
         """Leave nothing under way."""
         self.errands.settle()
 
+    def close(self) -> None:
+        """End the thread."""
+        self.errands.close()
+
     def _ask(
         self,
         layer: int,

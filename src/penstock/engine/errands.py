@@ -10,7 +10,6 @@ from queue import PriorityQueue
 
 import torch
 
-from penstock.errors import UserError
 from penstock.memory.clock import Clock
 from penstock.memory.device import Device, Ticket
 
@@ -127,7 +126,8 @@ class Errands:
     def _space(self, nbytes: int) -> Space:
         """Host memory that nobody uses; what has become too small gives way."""
         free = [space for space in self.spaces if not space.taken]
-        space = next((space for space in free if space.memory.numel() >= nbytes), None)
+        large = [space for space in free if space.memory.numel() >= nbytes]
+        space = min(large, key=lambda space: space.memory.numel(), default=None)
         if space is None:
             for old in free[:1]:
                 self._finish(old)
@@ -154,13 +154,15 @@ class Errands:
     def _finish(space: Space) -> None:
         copy, space.copy = space.copy, None
         if copy is not None:
-            with suppress(UserError):
+            with suppress(Exception):  # who waits for what was copied is told of it there
                 copy.finish()
 
     def close(self) -> None:
         """End the thread."""
-        self.settle()
-        self._worker.shutdown()
+        try:
+            self.settle()
+        finally:
+            self._worker.shutdown()
 
 
 def _nbytes(tensors: Tensors) -> int:

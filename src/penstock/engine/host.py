@@ -61,8 +61,13 @@ class Host:
 
     def settle(self) -> None:
         """Leave nothing of a sweep under way."""
-        self.errands.settle()
         self._stays = {}
+        self.errands.settle()
+
+    def close(self) -> None:
+        """End the thread, and leave modules their own tensors: another engine may be built on them."""
+        self._twins.bind(False)
+        self.errands.close()
 
     def append(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> None:
         """Write the running call's new keys and values, (1, heads, T, dim) each, to their rows' blocks."""

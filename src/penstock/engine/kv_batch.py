@@ -50,7 +50,7 @@ class Reach:
         """End what works beside the compute device."""
         for one in (self.beside, self.host):
             if one is not None:
-                one.errands.close()
+                one.close()
 
 
 @dataclass(slots=True, eq=False)

@@ -24,15 +24,16 @@ _TOKENS = (1, 2, 8, 40)  # one of each kind of product: alone, few, a whole tile
 _ROWS = 8  # of weights
 
 
-def warm(model: Blueprint, device: torch.device, attention: Tier | None = None) -> None:
+def warm(model: Blueprint, device: torch.device, attention: Tier | None = None, splits: bool = False) -> None:
     """Compute with zeros, in small, whatever a model's first sweeps will.
 
-    attention: the tier that attends to KV, None where that is still to be planned. What is compiled stays in memory, a
-    hundred MiB with its compiler: it belongs to what a process has before pages are placed. Takes seconds where nothing
-    was kept on the disk.
+    attention: the tier that attends to KV, None where that is still to be planned. splits: whether the cpu may compute
+    layers beside a gpu. What is compiled stays in memory, a hundred MiB with its compiler: it belongs to what a process
+    has before pages are placed. Takes seconds where nothing was kept on the disk.
     """
     compute, transforms = model.precision.compute, model.footprint().transforms
-    warm_pages(model.layout.pages, compute, device)
+    for each in {device, torch.device("cpu")} if splits else {device}:
+        warm_pages(model.layout.pages, compute, each)
     if device.type == "cpu" or attention != "gpu" or model.kv.packed is not None:
         heads = int(getattr(model.config, "num_attention_heads", 0) or 0)
         for layer in {layer for group in model.groups for layer in group.layers.values()}:

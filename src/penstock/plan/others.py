@@ -42,7 +42,8 @@ def runners_up(found: Found) -> Iterator[Alternative]:
     yield all_on_cpu(case, best)
     if found.apart is not None:
         layers = found.apart.placement.policy.cpu_layers
-        yield _alternative(f"{layers} layers on the cpu" if layers else "all layers on the gpu", found.apart, best)
+        number = "1 layer" if layers == 1 else f"{layers} layers"
+        yield _alternative(f"{number} on the cpu" if layers else "all layers on the gpu", found.apart, best)
     elif not policy.cpu_layers:
         yield static_split(search, best)
 

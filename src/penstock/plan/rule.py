@@ -23,7 +23,7 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
     Raises UserError, with the least that works, where a budget is too small.
     """
     check_asked(asked, compute)
-    _check_model(model, asked, compute)
+    check_model(model, asked, compute)
     slots = asked.slots or 3
     rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or min(job.prompts, _MOST_ROWS)
     rows = min(rows, job.prompts) if asked.batch_size is None else rows
@@ -84,7 +84,7 @@ def _check_split(asked: Asked, compute: Tier) -> None:
         raise UserError(f"{given} leaves activations where they are computed: leave --activations out")
 
 
-def _check_model(model: Footprint, asked: Asked, compute: Tier) -> None:
+def check_model(model: Footprint, asked: Asked, compute: Tier) -> None:
     """Raise UserError where a model cannot be computed as asked."""
     if model.transforms and (asked.attention == "cpu" != compute or asked.cpu_layers):
         flag = "--compute-cpu-layers" if asked.cpu_layers else "--attention cpu"
