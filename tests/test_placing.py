@@ -91,12 +91,12 @@ SPLIT = replace(
         (
             replace(SPLIT, policy=replace(SPLIT.policy, cpu_layers=3)),
             "gpu",
-            "computes 3 layers on cpu, and this model's",
+            r"computes layers on cpu \(3\), and this model's",
         ),
         (
             replace(SPLIT, homes=("gpu", "cpu")),
             "gpu",
-            "computes 1 layers on cpu, and not all of their pages rest there",
+            r"computes layers on cpu \(1\), and not all of their pages rest there",
         ),
         (
             replace(SPLIT, policy=replace(SPLIT.policy, kv=Shares(gpu=1.0))),

@@ -196,9 +196,9 @@ class Placing:
         if self.compute != "gpu":
             return "computes layers on cpu beside a gpu, and there is none here"
         if (footprint.joined or footprint.transforms) or policy.cpu_layers > footprint.decoders:
-            return f"computes {policy.cpu_layers} layers on cpu, and this model's cannot be"
+            return f"computes layers on cpu ({policy.cpu_layers}), and this model's cannot be"
         if any(placed.homes[i] != "cpu" for i in footprint.first_pages(policy.cpu_layers)):
-            return f"computes {policy.cpu_layers} layers on cpu, and not all of their pages rest there"
+            return f"computes layers on cpu ({policy.cpu_layers}), and not all of their pages rest there"
         if policy.kv.gpu > 0 or policy.attention != "cpu" or policy.activations.gpu < 1:
             return "computes layers on cpu, and has KV, attention or activations elsewhere than that takes"
         return None

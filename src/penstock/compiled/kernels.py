@@ -25,8 +25,8 @@ def compiled(
     """A kernel that runs without the interpreter's lock: compiled now, or from the disk.
 
     signature: None where it has one, which its first call tells; it is compiled then. Such a kernel is called from
-    Python alone, for no kernel may be compiled while another is. directory: where it is kept, None for kernels that are
-    made of this package's vectors. options: numba's own.
+    Python alone, for no kernel may be compiled while another is. directory: where it is kept, None for one that is
+    compiled anew whenever this package's emitters have changed. options: numba's own.
     """
     directory = directory or kernel_directory(_EMITTERS)
     with _lock(directory), global_compiler_lock:  # numba has one directory for all threads

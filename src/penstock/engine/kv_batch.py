@@ -91,8 +91,7 @@ class KVBatch:
     """One micro-batch's tables, for every KV group; built once per call and used by all its layers.
 
     What lies where new keys are written (the compute tier, or the cpu that computes layers beside it) is attended to
-    there by all spans, for their newest blocks always are; what lies
-    elsewhere is attended to in portions, and merged.
+    there by all spans, for their newest blocks always are; what lies elsewhere is attended to in portions, and merged.
     """
 
     def __init__(

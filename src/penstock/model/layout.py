@@ -293,12 +293,15 @@ def _packed(units: Sequence[Unit], planner: _Planner, page_bytes: int) -> Iterat
 
 
 def layer_list(model: nn.Module) -> str | None:
-    """The name of the longest ModuleList: only a matter of how pages are grouped, never of what is right."""
+    """The name of the longest ModuleList.
+
+    Which modules these are is only a matter of how pages are grouped, unless layers are computed on two processors.
+    """
     lists = [(len(m), name) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
     return max(lists)[1] if lists else None
 
 
 def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
-    """The modules that pages are grouped by, in order."""
+    """The modules that pages are grouped by, in order; what computes them elsewhere checks that there are as many."""
     name = layer_list(model)
     return () if name is None else list(model.get_submodule(name).children())
