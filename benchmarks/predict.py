@@ -59,8 +59,12 @@ def vocabulary(model: str) -> int:
     return 49152 if model == "demo" else json.loads((Path(model) / "config.json").read_text())["vocab_size"]
 
 
+def model_of(case: Case, arguments: Namespace) -> str:
+    return "demo" if case.shape == "demo" else str(checkpoint(arguments.work, case.shape, case.layers))
+
+
 def command_of(case: Case, arguments: Namespace) -> list[str]:
-    model = "demo" if case.shape == "demo" else str(checkpoint(arguments.work, case.shape, case.layers))
+    model = model_of(case, arguments)
     draw, most = random.Random(0), vocabulary(model)
     slug = "".join(c if c.isalnum() else "-" for c in case.name)
     source, out = arguments.work / f"predict-{slug}.jsonl", arguments.work / f"predict-{slug}.out.jsonl"
@@ -117,7 +121,9 @@ def main() -> None:
         chosen = [c for c in CASES if arguments.only is None or any(part in c.name for part in arguments.only)]
         for number, case in enumerate(chosen):
             if arguments.profile == "each" or (arguments.profile == "once" and number == 0):
-                subprocess.run([arguments.penstock, "profile", "--force"], check=True, stdout=sys.stderr)
+                # its own files, for two files of one disk differ by a tenth or more
+                measured = [arguments.penstock, "profile", "--force", model_of(case, arguments)]
+                subprocess.run(measured, check=True, stdout=sys.stderr)
             record = execute(case, arguments)
             append(results, record)
             print(table([record]).splitlines()[-1], file=sys.stderr)

@@ -5,7 +5,16 @@ from threading import Lock
 
 import pytest
 
+from penstock.compiled import threads
 from penstock.compiled.threads import in_threads, in_turn
+
+
+@pytest.fixture(params=["torch's", "its own"], autouse=True)
+def team(request, monkeypatch):
+    if request.param == "its own":
+        monkeypatch.setattr(threads, "_team", lambda: None)
+    elif threads._team() is None:
+        pytest.skip("torch computes with other threads than OpenMP's here")
 
 
 def test_every_part_is_done_once():
@@ -38,6 +47,7 @@ def test_an_interrupted_call_ends_when_its_threads_have():
 
     def work(start, stop):
         if start == 0:
+            time.sleep(0.02)
             raise KeyboardInterrupt
         time.sleep(0.05)
         ended.append(start)
@@ -63,3 +73,15 @@ def test_what_an_interrupted_call_has_not_begun_is_left():
     assert number < 10
     time.sleep(0.1)
     assert len(begun) == number
+
+
+def test_threads_are_numbered_from_zero():
+    seen, lock = set(), Lock()
+
+    def work(thread, start, stop):
+        with lock:
+            seen.add(thread)
+        time.sleep(0.005)
+
+    in_turn(work, range(9), threads=2)
+    assert seen == {0, 1}

@@ -125,3 +125,27 @@ def test_a_trace_keeps_so_many_intervals_and_counts_the_others(tmp_path, monkeyp
 def test_a_trace_of_nothing_is_json_too(tmp_path):
     Clock(tracing=True).write_trace(tmp_path / "trace.json")
     assert json.loads((tmp_path / "trace.json").read_text()) == {"displayTimeUnit": "ms", "traceEvents": []}
+
+
+def test_intervals_that_are_told_of_late_count_once():
+    clock = Clock()
+    zero = clock.read()
+    now = time.perf_counter()
+    clock.count("disk→cpu", now + 1, now + 3, 10, "page")
+    clock.count("disk→cpu", now + 2, now + 4, 10, "page")
+    clock.count("disk→cpu", now, now + 1.5, 10, "page")  # ended before
+    clock.count("disk→cpu", now + 6, now + 7, 10, "page")
+    use = clock.summary(zero)["lanes"]["disk→cpu"]
+    assert use["seconds"] == pytest.approx(5) and use["bytes"] == 40
+
+
+def test_an_interval_told_of_beside_one_that_is_open():
+    clock = Clock()
+    zero = clock.read()
+    with clock.lane("disk→cpu", nbytes=1):
+        start = time.perf_counter()
+        time.sleep(0.02)
+        clock.count("disk→cpu", start - 1, time.perf_counter(), 1, "page")
+        assert clock.summary(zero)["lanes"]["disk→cpu"]["seconds"] == pytest.approx(1.02, abs=0.02)
+        time.sleep(0.02)
+    assert clock.summary(zero)["lanes"]["disk→cpu"]["seconds"] == pytest.approx(1.04, abs=0.02)

@@ -1,5 +1,8 @@
 import errno
+import gc
 import os
+import threading
+import time
 
 import pytest
 import torch
@@ -117,6 +120,7 @@ def test_a_failing_disk_is_named(file, monkeypatch):
 
     reader = DirectReader(threads=2)
     monkeypatch.setattr(os, "preadv", fails)
+    monkeypatch.setattr(files.File, "descriptor", -1)  # which compiled code is refused
     with pytest.raises(UserError, match=r"cannot read .*weights\.bin at byte 0: Input/output error"):
         reader.read([Extent(str(file), 0, 1 << 20, 0)], aligned_buffer(1 << 20))
     reader.close()
@@ -140,12 +144,50 @@ def test_file_systems_without_direct_reads(file, content, monkeypatch, refused):
         monkeypatch.setattr(files.fcntl, "fcntl", fcntl_refuses)
     else:
         monkeypatch.setattr(os, "preadv", preadv_refuses)
+        monkeypatch.setattr(files.File, "descriptor", -1)
     reader = DirectReader(threads=2, chunk_bytes=64 << 10)
     buffer = aligned_buffer(1 << 20)
     for offset in (0, 100):
         reader.read([Extent(str(file), offset, 1 << 20, 0)], buffer)
         assert bytes_of(buffer) == content[offset : offset + (1 << 20)]
     reader.close()
+
+
+def test_what_is_begun_comes_while_nobody_waits(file, content, reader):
+    buffers = [aligned_buffer(1 << 20) for _ in range(8)]
+    extents = [Extent(str(file), 100, 1 << 20, 100)]  # the same ones again: how they are cut is kept
+    before = time.perf_counter()
+    arrivals = [reader.begin(extents, aligned_buffer((1 << 20) + SECTOR)) for _ in buffers]
+    deadline = time.monotonic() + 10
+    while not all(arrival.done() for arrival in arrivals) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    for arrival in arrivals:
+        arrival.result()
+        began, ended = arrival.span
+        assert before <= began < ended <= time.perf_counter()
+        assert bytes_of(arrival._buffer[100 : 100 + (1 << 20)]) == content[100 : 100 + (1 << 20)]
+    assert reader.begin([], buffers[0]).done()
+
+
+def test_what_is_given_up_is_over_soon(file):
+    reader = DirectReader(threads=1, chunk_bytes=SECTOR)
+    arrivals = [reader.begin([Extent(str(file), 0, 3 << 20, 0)], aligned_buffer(3 << 20)) for _ in range(3)]
+    for arrival in arrivals:
+        arrival.cancel()
+    for arrival in arrivals:
+        arrival.wait()
+    reader.close()
+    reader.close()
+
+
+def test_a_reader_nobody_closed_leaves_no_thread(file):
+    before = threading.active_count()
+    reader = DirectReader(threads=3)
+    reader.begin([Extent(str(file), 0, 1 << 20, 0)], aligned_buffer(1 << 20))
+    assert threading.active_count() == before + 3
+    del reader
+    gc.collect()
+    assert threading.active_count() == before
 
 
 def test_only_bytes_are_accepted(reader):

@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -75,11 +76,30 @@ def convert(page, buffer):
     buffer.copy_(torch.arange(256, dtype=torch.uint8).repeat(page.nbytes // 256))
 
 
+class Begun:
+    """A load in a thread that can fail and take its time."""
+
+    def __init__(self, future, nbytes):
+        self.done, self.result, self.cancel, self.nbytes = future.done, future.result, future.cancel, nbytes
+        self.started = time.perf_counter()
+
+    @property
+    def span(self):
+        return self.started, time.perf_counter()
+
+
 class Recorder:
     """A reader that notes what it reads, takes its time about it, and fails when told to."""
 
     def __init__(self, reader, delay=lambda: 0.0):
         self.reader, self.delay, self.loads, self.fail = reader, delay, [], set()
+        self.pool = ThreadPoolExecutor(2)
+
+    def begin(self, extents, buffer):
+        return Begun(self.pool.submit(self.read, extents, buffer), sum(extent.nbytes for extent in extents))
+
+    def close(self):
+        self.pool.shutdown()
 
     def read(self, extents, buffer, start=0):
         page = extents[0].offset // (4 * SECTOR)
@@ -176,27 +196,6 @@ def test_prefetching_goes_on_into_the_next_sweep(pages, reader):
     assert recorder.loads.count(0) == 2
 
 
-def test_a_load_that_ends_as_a_page_is_acquired_does_not_take_its_slot(pages, truth, reader, monkeypatch):
-    """The page has been fetched, the head has passed it, and nobody holds it yet: it must not be read again."""
-    recorder = Recorder(reader)
-    with Kit(pages, ["disk"] * COUNT, CpuDevice(), 2, recorder) as pager:
-        pager.expect([0, 1, 2])
-        hold = pager._hold
-
-        def ended(*asked):
-            with pager._lock:
-                pager._prefetch()  # what the thread of another load does at its end
-            return hold(*asked)
-
-        monkeypatch.setattr(pager, "_hold", ended)
-        deadline = time.monotonic() + 5
-        while any(slot.loading for slot in pager._slots) and time.monotonic() < deadline:
-            time.sleep(0.002)
-        check(pager.acquire(0), truth[0])
-        pager.release(0)
-    assert recorder.loads.count(0) == recorder.loads.count(1) == 1
-
-
 def test_pages_that_all_fit_the_ring_are_read_once(pages, truth, reader):
     recorder = Recorder(reader)
     homes = ["disk" if index in (2, 7) else "cpu" for index in range(COUNT)]
@@ -219,6 +218,34 @@ def test_asking_for_an_earlier_page_again_costs_one_load(pages, truth, reader):
             pager.release(index)
     assert recorder.loads.count(1) == 2
     assert len([page for page in recorder.loads if page > 1]) <= len(order)  # at most one evicted page came again
+
+
+def test_pages_that_are_passed_are_given_up(pages, truth, reader):
+    recorder = Recorder(reader, delay=lambda: 0.02)
+    with Kit(pages, ["disk"] * COUNT, CpuDevice(), 4, recorder) as pager:
+        pager.expect([0, 1, 2, 3, 4, 6, 7])
+        check(pager.acquire(0), truth[0])
+        check(pager.acquire(3), truth[3])  # 1 and 2 are left, being read or not
+        for index in (4, 6, 7):
+            check(pager.acquire(index), truth[index])
+            pager.release(index)
+        for index in (0, 3):
+            pager.release(index)
+        check(pager.acquire(2), truth[2])
+        pager.release(2)
+
+
+def test_what_the_clock_is_told(pages, reader):
+    with Kit(pages, ["disk"] * COUNT, CpuDevice(), 2, reader) as pager:
+        order = [index for index in range(COUNT) if index != CONVERTED]
+        pager.expect(order)
+        start = time.perf_counter()
+        for index in order:
+            pager.acquire(index)
+            pager.release(index)
+        use = pager._clock.summary()["lanes"]["disk→cpu"]
+        assert sum(NBYTES[index] for index in order) <= use["bytes"]
+        assert 0 < use["seconds"] <= time.perf_counter() - start + 0.5
 
 
 def test_one_slot_loads_and_computes_in_turn(pages, reader):

@@ -13,10 +13,10 @@ from penstock.profiling.disk import (
     jitter,
     link_of_pages,
     measure_read,
-    mixed_pages,
     mount_of,
     page_times,
     pages_of,
+    two_sizes,
 )
 
 
@@ -32,19 +32,19 @@ def test_pages_cover_the_extent_and_land_in_place(pages: list[Extent]) -> None:
     assert all((page.at - page.offset) % SECTOR == 0 for page in pages)
 
 
-def test_pages_of_two_sizes_come_in_turn_from_all_over(tmp_path: Path) -> None:
-    extents = [Extent(str(tmp_path / name), 0, 1000, 0) for name in "ab"]
-    pages = mixed_pages(extents, 100)
-    assert [page.nbytes for page in pages] == [100, 25] * 20
-    large = pages[::2]
-    assert {(page.path, page.offset) for page in large} == {(e.path, at) for e in extents for at in range(0, 1000, 100)}
-    assert [page.offset for page in large] != sorted(page.offset for page in large)
+def test_pages_of_two_sizes_from_all_over(tmp_path: Path) -> None:
+    extents = [Extent(str(tmp_path / name), 0, 1600, 0) for name in "ab"]
+    large, small = two_sizes(extents, 160)
+    assert {page.nbytes for page in large} == {160} and {page.nbytes for page in small} == {10}
+    for pages, size in ((large, 160), (small, 10)):
+        assert {(p.path, p.offset) for p in pages} == {(e.path, at) for e in extents for at in range(0, 1600, size)}
+        assert [page.offset for page in pages] != sorted(page.offset for page in pages)
 
 
 def test_a_file_smaller_than_a_page_is_read_as_it_is(tmp_path: Path) -> None:
-    whole = Extent(str(tmp_path / "a"), 0, 10, 0)
-    assert mixed_pages([whole], 100) == [whole]
-    assert {page.nbytes for page in mixed_pages([Extent(str(tmp_path / "a"), 0, 60, 0)], 100)} == {25}
+    whole = Extent(str(tmp_path / "a"), 0, 9, 0)
+    assert two_sizes([whole], 160) == [[whole]]
+    assert [{p.nbytes for p in pages} for pages in two_sizes([Extent(str(tmp_path / "a"), 0, 60, 0)], 160)] == [{10}]
 
 
 def test_a_link(pages: list[Extent]) -> None:
@@ -62,16 +62,19 @@ def test_slow_pages_of_a_window_count_and_a_window_disturbed_by_others_does_not(
     calm = [Loaded(1000, seconds) for seconds in (1.0, 1.0, 4.0)]
     disturbed = [Loaded(1000, 50.0)]
     assert page_times([calm, disturbed, calm]) == {1000: pytest.approx(2.0)}
-    assert link_of_pages([calm, disturbed, calm]) == Link(pytest.approx(500.0), jitter=pytest.approx(2 / 3))
+    assert link_of_pages([calm, disturbed, calm]) == Link(pytest.approx(500.0))
 
 
-def test_how_far_pages_lie_from_the_mean_of_their_size() -> None:
-    steady = [Loaded(n, n / 1000) for n in (1000, 250, 1000, 250)]
-    assert jitter([steady]) == 0
-    unsteady = [*(Loaded(1000, seconds) for seconds in (0.8, 1.2)), *(Loaded(250, seconds) for seconds in (0.3, 0.5))]
-    assert jitter([unsteady]) == pytest.approx((0.2 + 0.2 + 0.25 + 0.25) / 4)
-    assert jitter([unsteady, steady, unsteady]) == pytest.approx(0.225)
-    assert jitter([[Loaded(1000, 1.0)], []]) == 0  # nothing to compare with
+def test_how_far_pages_lie_from_the_mean() -> None:
+    def pages(*factors: float) -> list[Loaded]:
+        return [Loaded(n, factor * n / 1000) for factor in factors for n in (1000, 250, 1000, 250)]
+
+    assert jitter([pages(1, 1, 1)]) == 0
+    assert jitter([pages(0.8, 1.2)]) == pytest.approx(2 * 0.2)  # of four pages: of one it is twice as much
+    assert jitter([pages(0.8, 1.2), pages(1, 1), pages(0.8, 1.2)]) == pytest.approx(0.4)
+    late = [Loaded(1000, seconds) for seconds in (1.3, 0.7) * 6]
+    assert jitter([late]) == pytest.approx(0)  # what one takes longer, the next takes less
+    assert jitter([[Loaded(1000, 1.0)] * 7, []]) == 0  # nothing to compare with
     assert jitter([[Loaded(1000, seconds) for seconds in (*[0.001] * 99, 100.0)]]) < 1
 
 
@@ -79,10 +82,10 @@ def test_a_stream_can_be_held_up(pages: list[Extent]) -> None:
     with Streamer(pages) as stream:
         assert stream.window(0.01)
         stream.pause()
-        stream.loaded()
         time.sleep(0.02)
-        assert stream.loaded() == []
-        stream.go_on()
+        assert stream.pause() == []
+        stream.step()
+        assert len(stream.pause()) == 2
         assert stream.window(0.01)
 
 

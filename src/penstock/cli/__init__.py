@@ -121,7 +121,6 @@ def _usage(error: Exception) -> str:
 
 def _settle_environment() -> None:
     """Settings that libraries read when they are imported, unless the person has set them."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning OpenMP threads slow every other one's regions
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -12,6 +12,7 @@ from penstock.engine.linear import Widening
 from penstock.engine.open_spans import OpenSpans
 from penstock.engine.packed_attention import attend_packed
 from penstock.memory.kv_form import KVForm, KVLayer, wide_arenas
+from penstock.memory.native_reads import reading_kernels
 from penstock.model.pages import Page
 from penstock.plan.policy import Tier
 from penstock.quant.forms import Form, named
@@ -25,13 +26,14 @@ _ROWS = 8  # of weights
 
 
 def warm(model: Blueprint, device: torch.device, attention: Tier | None = None, splits: bool = False) -> None:
-    """Compute with zeros, in small, whatever a model's first sweeps will.
+    """Compute with zeros, in small, whatever a model's first sweeps will, and compile what reads pages.
 
     attention: the tier that attends to KV, None where that is still to be planned. splits: whether the cpu may compute
     layers beside a gpu. What is compiled stays in memory, a hundred MiB with its compiler: it belongs to what a process
     has before pages are placed. Takes seconds where nothing was kept on the disk.
     """
     compute, transforms = model.precision.compute, model.footprint().transforms
+    reading_kernels()
     for each in {device, torch.device("cpu")} if splits else {device}:
         warm_pages(model.layout.pages, compute, each)
     if device.type == "cpu" or attention != "gpu" or model.kv.packed is not None:

@@ -14,6 +14,7 @@ from penstock.errors import UserError
 
 Lane = Literal["cpu-compute", "gpu-compute", "disk→cpu", "cpu→gpu", "gpu→cpu", "cpu→disk"]
 LANES: tuple[Lane, ...] = get_args(Lane)
+_OVERLAPPING = 16  # intervals of a lane that another may overlap
 MOST_TRACED = 1 << 18  # intervals that a trace keeps, at about 200 bytes each
 
 
@@ -52,12 +53,16 @@ class Reading:
 
 @dataclass(slots=True)
 class _Counter:
-    """Seconds in which at least one interval was open: overlapping intervals count once."""
+    """Seconds in which at least one interval was open: overlapping intervals count once.
+
+    latest: those that are counted and that another one may still overlap, for some are told of late.
+    """
 
     seconds: float = 0.0
     nbytes: int = 0
     opened: int = 0
     since: float = 0.0
+    latest: list[tuple[float, float]] = field(default_factory=list)
 
     def open(self, now: float) -> None:
         if self.opened == 0:
@@ -68,10 +73,25 @@ class _Counter:
         self.opened -= 1
         self.nbytes += nbytes
         if self.opened == 0:
-            self.seconds += now - self.since
+            self.add(self.since, now)
+
+    def add(self, start: float, stop: float) -> None:
+        """Count an interval that is over."""
+        apart = [one for one in self.latest if one[1] < start or one[0] > stop]
+        joined = [one for one in self.latest if one not in apart]
+        start, stop = min([start, *(one[0] for one in joined)]), max([stop, *(one[1] for one in joined)])
+        self.seconds += stop - start - sum(one[1] - one[0] for one in joined)
+        self.latest = [*apart[1 - _OVERLAPPING :], (start, stop)]
 
     def read(self, now: float) -> float:
-        return self.seconds + (now - self.since if self.opened else 0.0)
+        if not self.opened:
+            return self.seconds
+        return (
+            self.seconds
+            + now
+            - self.since
+            - sum(max(0.0, stop - max(start, self.since)) for start, stop in self.latest)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +133,13 @@ class Clock:
                 stop = time.perf_counter()
                 self._lanes[lane].close(stop, moved)
                 self._keep(_Event(lane, what or lane, start, stop, moved))
+
+    def count(self, lane: Lane, start: float, stop: float, nbytes: int, what: str) -> None:
+        """The lane was busy then, in time.perf_counter's seconds; for what nobody could watch."""
+        with self._lock:
+            self._lanes[lane].add(start, stop)
+            self._lanes[lane].nbytes += nbytes
+            self._keep(_Event(lane, what, start, stop, nbytes))
 
     def compute(self, what: str = "") -> AbstractContextManager[None]:
         """The compute lane is busy inside, less the waits within."""

@@ -6,19 +6,19 @@ A page cache would hold a second copy of what the pager already holds, and evict
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from penstock.errors import UserError
 from penstock.memory.buffers import aligned_buffer
 from penstock.memory.files import BOUNCE_BYTES, Bounce, File, bytes_of
+from penstock.memory.native_reads import Job, ReadQueue
 from penstock.model.pages import SECTOR, Extent
-
-_BATCH_BYTES, _BATCH_PIECES = 256 << 10, 16  # small pieces share one task
 
 
 class DirectReader:
@@ -30,34 +30,36 @@ class DirectReader:
     """
 
     def __init__(self, threads: int = 8, chunk_bytes: int = 4 << 20) -> None:
-        self._chunk_bytes = chunk_bytes
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="penstock-read")
+        self._threads, self._chunk_bytes = threads, chunk_bytes
+        self._queue: ReadQueue | None = None
         self._files: dict[str, File] = {}
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()
         self._bounce = Bounce()
+        self._under_way: list[Arrival] = []
+        self._cuts: dict[tuple[int, int], tuple[Sequence[Extent], npt.NDArray[np.int64]]] = {}
 
     def read(self, extents: Sequence[Extent], buffer: torch.Tensor, start: int = 0) -> int:
         """Fills ``buffer`` (uint8, contiguous) from byte ``start`` on with the extents; returns the bytes read.
 
         Raises UserError, naming the file, where one is missing, cannot be read, or is shorter than the extents say.
         """
-        memory, address = bytes_of(buffer), buffer.data_ptr()
-        pieces = (
-            _Piece(self._file(extent.path), offset, memory[begin : begin + nbytes], straight)
-            for extent in _joined(extents)
-            for offset, begin, nbytes, straight in _cut(extent, address + start, start, self._chunk_bytes)
-        )
-        futures = []
+        arrival = self._begin(self._cut(extents, buffer, start), extents, buffer, start)
         try:
-            for batch in _batches(pieces):
-                futures.append(self._pool.submit(self._read_pieces, batch))
-            for future in futures:
-                future.result()
-        finally:  # nobody may write into the buffer once this call is over, be it by an error or Ctrl-C
-            for future in futures:
-                future.cancel()
-            wait(futures)
-        return sum(extent.nbytes for extent in extents)
+            arrival.result()
+        except BaseException:  # nobody may write into the buffer once this call is over, be it by an error or Ctrl-C
+            arrival.cancel()
+            arrival.wait()
+            raise
+        return arrival.nbytes
+
+    def begin(self, extents: Sequence[Extent], buffer: torch.Tensor) -> "Arrival":
+        """The same, begun; leave the buffer alone until it is over. For extents that come again and again: how they are
+        cut is kept. Raises UserError where a file is missing."""
+        key = (id(extents), buffer.data_ptr() % SECTOR)  # an id that lasts, for what it is of is kept as well
+        known = self._cuts.get(key)
+        if known is None:
+            known = self._cuts[key] = (extents, self._cut(extents, buffer, 0))
+        return self._begin(known[1], extents, buffer, 0)
 
     def read_rows(self, path: str, offset: int, row_bytes: int, rows: Sequence[int]) -> torch.Tensor:
         """The given rows of a table of ``row_bytes`` each that begins at ``offset``: uint8 (len(rows), row_bytes)."""
@@ -70,28 +72,93 @@ class DirectReader:
         return buffer.view(len(wanted), row_bytes)[places]
 
     def close(self) -> None:
-        """Waits for reads under way and closes all files."""
-        self._pool.shutdown(cancel_futures=True)
+        """Gives up what has not been read yet, waits for reads under way and closes all files."""
+        for arrival in self._under_way:
+            arrival.cancel()
+        if self._queue:
+            self._queue.close()
+        self._under_way, self._queue = [], None
+        self._cuts.clear()
         for file in self._files.values():
             file.close()
         self._files.clear()
 
+    def _cut(self, extents: Sequence[Extent], buffer: torch.Tensor, start: int) -> npt.NDArray[np.int64]:
+        """How extents are read: a job's pieces, whose places in memory count from the buffer's beginning."""
+        pieces = []
+        for extent in _joined(extents):
+            file = self._file(extent.path)
+            for offset, begin, nbytes, straight in _cut(extent, buffer.data_ptr() + start, start, self._chunk_bytes):
+                pieces.append((file.descriptor, offset, begin, nbytes, straight, file.direct))
+        return np.array(pieces, np.int64).reshape(-1, 6)
+
+    def _begin(
+        self, cut: npt.NDArray[np.int64], extents: Sequence[Extent], buffer: torch.Tensor, start: int
+    ) -> "Arrival":
+        bytes_of(buffer)  # or refused
+        job = Job(cut, buffer.data_ptr())
+        arrival = Arrival(job, buffer, int(cut[:, 3].sum()), lambda: self._again(extents, buffer, start))
+        with self._lock:
+            if self._queue is None:
+                self._queue = ReadQueue(self._threads)
+            self._under_way = [one for one in self._under_way if not one.done()]
+            self._under_way.append(arrival)
+            self._queue.ask(job)
+        return arrival
+
+    def _again(self, extents: Sequence[Extent], buffer: torch.Tensor, start: int) -> None:
+        """Read by the interpreter what was refused: it says why, or finds out that a file refuses direct reads."""
+        memory = bytes_of(buffer)
+        for extent in _joined(extents):
+            file = self._file(extent.path)
+            for offset, begin, nbytes, straight in _cut(extent, buffer.data_ptr() + start, start, self._chunk_bytes):
+                target = memory[begin : begin + nbytes]
+                if straight or not file.direct:
+                    file.read_all(target, offset)
+                    continue
+                lead = offset % SECTOR
+                needed = lead + nbytes
+                sectors = self._bounce.memory[: needed + -needed % SECTOR]
+                file.read_all(sectors, offset - lead, needed=needed)
+                target[:] = sectors[lead:needed]
+        self._cuts.clear()  # they say which files are read directly
+
     def _file(self, path: str) -> File:
-        with self._opening:
+        with self._lock:
             if path not in self._files:
                 self._files[path] = File(path, os.O_RDONLY)
             return self._files[path]
 
-    def _read_pieces(self, pieces: Sequence["_Piece"]) -> None:
-        for piece in pieces:
-            if piece.straight or not piece.file.direct:
-                piece.file.read_all(piece.target, piece.offset)
-            else:
-                lead = piece.offset % SECTOR
-                nbytes = lead + len(piece.target)
-                sectors = self._bounce.memory[: nbytes + -nbytes % SECTOR]
-                piece.file.read_all(sectors, piece.offset - lead, needed=nbytes)
-                piece.target[:] = sectors[lead:nbytes]
+
+class Arrival:
+    """Bytes on their way into a buffer. again: reads them once more, and says what is wrong with them."""
+
+    def __init__(self, job: Job, buffer: torch.Tensor, nbytes: int, again: Callable[[], None]) -> None:
+        self.nbytes = nbytes
+        self._job, self._buffer, self._again = job, buffer, again
+
+    def done(self) -> bool:
+        """Whether nothing is written any more."""
+        return self._job.over()
+
+    def wait(self) -> None:
+        """Until nothing is written any more."""
+        self._job.wait()
+
+    def result(self) -> None:
+        """Waits for all bytes. Raises UserError, naming the file, where one cannot be read or is too short."""
+        self._job.wait()
+        if self._job.failed:
+            self._again()
+
+    def cancel(self) -> None:
+        """Leave what has not come yet; the bytes are of no use then."""
+        self._job.give_up()
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """When its first read began and its last one ended, in time.perf_counter's seconds; once it is done."""
+        return self._job.span
 
 
 class ScratchFile:
@@ -174,16 +241,6 @@ class ScratchFile:
             memory[:] = into
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """What one system call brings. straight: whole sectors whose memory is aligned like them."""
-
-    file: File
-    offset: int
-    target: memoryview
-    straight: bool
-
-
 def _joined(extents: Sequence[Extent]) -> Iterator[Extent]:
     """The same bytes in as few extents as possible."""
     last: Extent | None = None
@@ -219,16 +276,3 @@ def _cut(extent: Extent, address: int, start: int, chunk_bytes: int) -> Iterator
             stop = min(floor + BOUNCE_BYTES, end)
         yield offset, offset + shift, stop - offset, straight
         offset = stop
-
-
-def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    batch: list[_Piece] = []
-    nbytes = 0
-    for piece in pieces:
-        batch.append(piece)
-        nbytes += len(piece.target)
-        if nbytes >= _BATCH_BYTES or len(batch) >= _BATCH_PIECES:
-            yield batch
-            batch, nbytes = [], 0
-    if batch:
-        yield batch

@@ -30,6 +30,11 @@ class File:
         self._close = finalize(self, os.close, self._descriptor)  # once: by close, or when nobody has it
         self.direct = self._set_direct(True)
 
+    @property
+    def descriptor(self) -> int:
+        """For reads of compiled code; none is to be left to it that is under way when this is closed."""
+        return self._descriptor
+
     def read_all(self, memory: memoryview, offset: int, needed: int | None = None) -> None:
         """Fills memory from the file; at the end of the file, ``needed`` bytes (default: all) will do."""
         needed = len(memory) if needed is None else needed

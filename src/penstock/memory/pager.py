@@ -1,17 +1,19 @@
 """The weight pager: pages where their home says, and a ring of slots through which the others stream in known order."""
 
-import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from queue import SimpleQueue
+from typing import Protocol
 
 import torch
 
+from penstock.errors import UserError
 from penstock.memory.buffers import view
 from penstock.memory.clock import Clock, Lane
 from penstock.memory.device import Device, Mark
-from penstock.memory.direct import DirectReader
+from penstock.memory.direct import Arrival, DirectReader
 from penstock.memory.pager_room import PagerRoom
 from penstock.model.pages import Page
 from penstock.plan.policy import Tier
@@ -19,18 +21,39 @@ from penstock.quant.packed import Packed
 
 Views = dict[tuple[str, int], torch.Tensor | Packed]
 Convert = Callable[[Page, torch.Tensor], None]
+_POLL_S = 1e-4
+
+
+class Load(Protocol):
+    """A page on its way into a slot."""
+
+    def done(self) -> bool:
+        """Whether nothing is written any more."""
+
+    def result(self) -> object:
+        """Waits for the page; raises what went wrong."""
+
+    def cancel(self) -> object:
+        """It is of no use any more."""
 
 
 class _Slot:
-    """A place of the ring. ``holds``: who reads its page. ``loaded``: the load under way or the last one."""
+    """A place of the ring. ``holds``: who reads its page. ``load``: the one under way or the last one.
+
+    uncounted: it and the page's name, as long as the clock has not been told of it.
+    """
 
     def __init__(self, buffer: torch.Tensor) -> None:
         self.buffer = buffer
         self.page: int | None = None
         self.holds = 0
-        self.loading = False
-        self.loaded: Future[None] = Future()
+        self.load: Load | None = None
+        self.uncounted: tuple[Arrival, str] | None = None
         self.last_use: Mark | None = None
+
+    @property
+    def loading(self) -> bool:
+        return self.load is not None and not self.load.done()
 
 
 class Pager:
@@ -68,9 +91,7 @@ class Pager:
         self._order: list[int] = []
         self._positions: dict[int, list[int]] = {}
         self._head = self._cursor = 0
-        self._starving = False
         self._closed = False
-        self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(self._room.loaders, thread_name_prefix="penstock-page")
 
     def start(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -98,33 +119,29 @@ class Pager:
             if progress:
                 progress(done, total)
         ring = device.alloc(room.slots * room.slot_bytes)
-        with self._lock:
-            self._slots = [_Slot(ring[at * room.slot_bytes :][: room.slot_bytes]) for at in range(room.slots)]
-            self._prefetch()
+        self._slots = [_Slot(ring[at * room.slot_bytes :][: room.slot_bytes]) for at in range(room.slots)]
+        self._prefetch()
 
     def expect(self, order: Sequence[int]) -> None:
         """Says in which order pages will be acquired from now on, over and over."""
-        with self._lock:
-            self._order = [index for index in order if self._homes[index] != self._device.compute_tier]
-            self._positions = {}
-            for position, index in enumerate(self._order):
-                self._positions.setdefault(index, []).append(position)
-            self._head = self._cursor = 0
-            self._prefetch()
+        self._order = [index for index in order if self._homes[index] != self._device.compute_tier]
+        self._positions = {}
+        for position, index in enumerate(self._order):
+            self._positions.setdefault(index, []).append(position)
+        self._head = self._cursor = 0
+        self._prefetch()
 
     def acquire(self, index: int) -> Views:
         """The page's tensors by (parameter, first row), valid until ``release(index)``; waits until they are there."""
         if index in self._resident:
             return self._resident[index]
         lane: Lane = "cpu→gpu" if index in self._hosted else "disk→cpu"
-        with ExitStack() as undo:
-            slot = self._hold(index, lane)
-            undo.callback(self._let_go, slot)
-            if not slot.loaded.done():
-                with self._clock.wait(lane):
-                    wait([slot.loaded])
-            slot.loaded.result()
-            undo.pop_all()
+        slot = self._hold(index, lane)
+        try:
+            self._await(slot, lane)
+        except BaseException:
+            self._let_go(slot)
+            raise
         return _views(self._pages[index], slot.buffer)
 
     def is_resident(self, index: int) -> bool:
@@ -149,9 +166,14 @@ class Pager:
 
     def close(self) -> None:
         """Ends loads and threads, and lets go of all memory; views handed out keep theirs alive."""
-        with self._lock:
-            self._closed = True
+        self._closed = True
+        for slot in self._slots:
+            self._count(slot)
+            if slot.load:
+                slot.load.cancel()
         self._pool.shutdown(cancel_futures=True)
+        for slot in self._slots:
+            _wait(slot)
         if self._owns_reader:
             self.reader.close()
         self._slots, self._where, self._resident, self._hosted = [], {}, {}, {}
@@ -159,53 +181,68 @@ class Pager:
 
     def _advance(self, index: int) -> None:
         """Moves the head behind an acquisition, giving up what was fetched for positions it skips."""
-        ahead = self._ahead()
-        if index in ahead:
-            self._head += ahead.index(index) + 1
-            return
-        here = self._head % len(self._order) if self._order else 0
-        later = [position for position in self._positions.get(index, []) if position >= here]
-        if later:
-            self._head += later[0] - here + 1
-        # Otherwise it was not foreseen, or is an earlier page again: the order goes on from where it was.
-        self._cursor = self._head
+        passed = self._ahead()
+        if index in passed:
+            passed = passed[: passed.index(index)]
+            self._head += len(passed) + 1
+        else:
+            here = self._head % len(self._order) if self._order else 0
+            later = [position for position in self._positions.get(index, []) if position >= here]
+            if later:
+                self._head += later[0] - here + 1
+            else:  # it was not foreseen, or is an earlier page again: the order goes on from where it was
+                passed = []
+            self._cursor = self._head
+        for page in passed:
+            slot = self._where.get(page)  # none where its load went wrong
+            if slot and slot.load and slot.loading and not slot.holds:
+                slot.load.cancel()
+                self._forget(slot)
 
     def _hold(self, index: int, lane: Lane) -> _Slot:
         """The slot that has or will have the page, held; waits for one to become free."""
-        with self._lock:
-            # in one go: a load that ends in between would take the slot of a page that is passed and not held
-            self._advance(index)
-            if slot := self._held(index):
-                return slot
-        try:
-            while True:
-                with self._lock:
-                    if slot := self._held(index):
-                        return slot
-                    self._starving = True  # the next free slot is ours
-                    loads = [slot.loaded for slot in self._slots if slot.loading]
-                if not loads:
-                    raise RuntimeError(f"page {index}: all {len(self._slots)} slots are held; release one first")
-                with self._clock.wait(lane):
-                    wait(loads, return_when=FIRST_COMPLETED)
-        finally:
-            self._starving = False
-
-    def _held(self, index: int) -> _Slot | None:
-        """The same, or None where no slot is free; called with the lock held."""
         if self._closed:
             raise RuntimeError("the pager is closed")
-        slot = self._where.get(index) or self._load_now(index)
-        if slot:
-            slot.holds += 1
-            self._starving = False
-            self._prefetch()
+        self._advance(index)
+        while (slot := self._where.get(index) or self._load_now(index)) is None:
+            loading = [slot for slot in self._slots if slot.loading]
+            if not loading:
+                raise RuntimeError(f"page {index}: all {len(self._slots)} slots are held; release one first")
+            with self._clock.wait(lane):
+                _wait(loading[0])
+        slot.holds += 1
+        self._prefetch()
         return slot
 
+    def _await(self, slot: _Slot, lane: Lane) -> None:
+        """Until a slot's page is there; raises what went wrong, and whoever asks next tries again."""
+        assert slot.load is not None
+        try:
+            if not slot.load.done():
+                with self._clock.wait(lane):
+                    slot.load.result()
+            slot.load.result()
+        except Exception:
+            self._forget(slot)
+            raise
+        self._count(slot)
+
+    def _forget(self, slot: _Slot) -> None:
+        """What a slot holds or is being given is not its page any more."""
+        if slot.page is not None:
+            del self._where[slot.page]
+        slot.page = slot.uncounted = None
+
+    def _count(self, slot: _Slot) -> None:
+        """Tell the clock of a page that has come."""
+        if slot.uncounted is not None and not slot.loading:
+            arrival, name = slot.uncounted
+            self._clock.count("disk→cpu", *arrival.span, arrival.nbytes, name)
+            slot.uncounted = None
+
     def _let_go(self, slot: _Slot) -> None:
-        with self._lock:
-            slot.holds -= 1
-            self._prefetch()
+        slot.holds -= 1
+        self._prefetch()
 
     def _ahead(self) -> list[int]:
         """The pages fetched or being fetched and not used yet, in order."""
@@ -234,41 +271,39 @@ class Pager:
         return slot
 
     def _prefetch(self) -> None:
-        """Gives free slots to the pages that come next. Called with the lock held, whenever anything changed."""
-        while self._order and self._slots and not self._starving and not self._closed:
+        """Gives free slots to the pages that come next."""
+        while self._order and self._slots and not self._closed:
             index = self._order[self._cursor % len(self._order)]
             if index in self._ahead():
                 return
             if index not in self._where:
-                busy = sum(slot.loading for slot in self._slots)
-                slot = self._free_slot() if busy < self._room.loaders else None
+                slot = self._free_slot()
                 if slot is None:
                     return
                 self._load(slot, index)
             self._cursor += 1
 
     def _load(self, slot: _Slot, index: int) -> None:
-        if slot.page is not None:
-            del self._where[slot.page]
-        slot.page, slot.loading = index, True
-        self._where[index] = slot
-        slot.loaded = self._pool.submit(self._fill, slot, self._pages[index])
+        self._count(slot)
+        self._forget(slot)
+        page = self._pages[index]
+        slot.page, self._where[index] = index, slot
+        if page.extents is None or self._device.compute_tier != "cpu":
+            slot.load = self._pool.submit(self._fill, slot, page)
+            return
+        try:
+            slot.load = arrival = self.reader.begin(page.extents, slot.buffer[: page.nbytes])
+            slot.uncounted = arrival, page.name
+        except UserError as error:  # is for whoever needs the page
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            slot.load = failed
 
     def _fill(self, slot: _Slot, page: Page) -> None:
         """One load, in a thread of the pool; its future carries an error to ``acquire``."""
-        succeeded = False
-        try:
-            if slot.last_use:
-                slot.last_use.wait_on_copy()
-            self._bring(page, slot.buffer[: page.nbytes])
-            succeeded = True
-        finally:
-            with self._lock:
-                slot.loading = False
-                if not succeeded:
-                    del self._where[page.index]
-                    slot.page = None
-                self._prefetch()
+        if slot.last_use:
+            slot.last_use.wait_on_copy()
+        self._bring(page, slot.buffer[: page.nbytes])
 
     def _bring(self, page: Page, place: torch.Tensor) -> None:
         """Copies a page to the fast tier from where it rests, through a staging buffer if it must."""
@@ -296,6 +331,12 @@ class Pager:
                 self._convert(page, place)
         else:
             raise ValueError(f"page {page.name} has no extents, and nothing converts it")
+
+
+def _wait(slot: _Slot) -> None:
+    """Until nothing is written to a slot any more, whether its page has come or not."""
+    while slot.loading:
+        time.sleep(_POLL_S)
 
 
 def _views(page: Page, buffer: torch.Tensor) -> Views:

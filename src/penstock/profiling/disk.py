@@ -1,12 +1,12 @@
 """A disk as the engine reads it: page after page, each in pieces that are in flight together, past the page cache."""
 
+import math
 import os
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -14,14 +14,17 @@ from statistics import mean, median
 
 from penstock.machine.machine import Link
 from penstock.memory.buffers import aligned_buffer
-from penstock.memory.direct import DirectReader
+from penstock.memory.direct import Arrival, DirectReader
 from penstock.model.pages import SECTOR, Extent
 from penstock.profiling.fits import fit_line
 
-PAGE_BYTES = 64 << 20  # of a page of a large model
-_PARTS = 4  # of it, which a page of a middling model has
+PAGE_BYTES = 32 << 20  # of a page of a large model
+_PARTS = 16  # of it, which a page of a small model has
 _WINDOW_S = 0.5  # in which some pages of either size come
-_LEAST_WINDOWS = 3
+_LEAST_WINDOWS = 4
+_SLOTS = 2
+_GROUP = 4  # pages
+_LEAST_S = 1e-6  # of a page that came before the one that was asked for earlier
 _MOST_JITTER = 0.9  # so that no page comes before it was asked for
 
 
@@ -58,16 +61,14 @@ def pages_of(extents: Sequence[Extent], page_bytes: int = PAGE_BYTES) -> list[Ex
     ]
 
 
-def mixed_pages(extents: Sequence[Extent], page_bytes: int = PAGE_BYTES) -> list[Extent]:
-    """Pages of two sizes in turn, from all over the extents; no part of one, unless there is nothing else."""
+def two_sizes(extents: Sequence[Extent], page_bytes: int = PAGE_BYTES) -> list[list[Extent]]:
+    """Pages of either size from all over the extents, in no order; no part of one, unless there is nothing else."""
     sizes = (page_bytes, page_bytes // _PARTS)
-    large, small = ([p for p in pages_of(extents, size) if p.nbytes == size] for size in sizes)
-    if not large:
-        return small or pages_of(extents)
+    found = [[page for page in pages_of(extents, size) if page.nbytes == size] for size in sizes]
     draw = random.Random(0)
-    draw.shuffle(large)
-    draw.shuffle(small)
-    return [page for both in zip(large, small, strict=False) for page in both]
+    for pages in found:
+        draw.shuffle(pages)
+    return [pages for pages in found if pages] or [pages_of(extents)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,56 +80,48 @@ class Loaded:
 
 
 class Streamer:
-    """Reads pages over and over, one at a time, until it is closed.
+    """Reads pages over and over, two of them asked for at a time, as a ring of slots has while the disk holds it up.
 
-    So a ring of slots is filled while compute holds it up, or has one of its two slots: a page is begun when another
-    one was let go.
+    No thread waits for them, since none does while an engine computes: whoever computes calls ``step`` now and then.
     """
 
     def __init__(self, pages: Sequence[Extent]) -> None:
-        self._pages = cycle(pages)
-        self._slot = aligned_buffer(max(page.nbytes for page in pages) + SECTOR, huge=True).zero_()
-        self._reader = DirectReader()
-        self._closed, self._may_read = threading.Event(), threading.Event()
-        self._reading = threading.Lock()
-        self._loaded: deque[Loaded] = deque()
-        self._may_read.set()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="penstock-page")
-        self._loading = self._pool.submit(self._load)
+        size = max(page.at + page.nbytes for page in pages)
+        slots = [aligned_buffer(size, huge=True).zero_() for _ in range(_SLOTS)]
+        self._next = zip(cycle([[page] for page in pages]), cycle(slots), strict=False)
+        self._reader, self._ended = DirectReader(), 0.0
+        self._asked: deque[Arrival] = deque()
+        self._loaded: list[Loaded] = []
+
+    def step(self) -> None:
+        """Note pages that have come, and ask for others instead. Raises UserError where a file cannot be read."""
+        while self._asked and self._asked[0].done():
+            self._take()
+        while len(self._asked) < _SLOTS:
+            self._asked.append(self._reader.begin(*next(self._next)))
 
     def window(self, seconds: float) -> list[Loaded]:
         """Wait for so long, and for a page at least; what has come. Raises UserError where a file cannot be read."""
-        self.loaded()
-        start, came = time.perf_counter(), list[Loaded]()
-        while time.perf_counter() - start < seconds or not came:
-            time.sleep(min(seconds, 0.01))
-            came += self.loaded()
-        return came
+        start = time.perf_counter()
+        while time.perf_counter() - start < seconds or not self._loaded:
+            self.step()
+            self._take()
+        return self.loaded()
 
     def loaded(self) -> list[Loaded]:
-        """What has come since this was asked before. Raises UserError where a file cannot be read."""
-        if self._loading.done():
-            self._loading.result()
-        came = []
-        while self._loaded:
-            came.append(self._loaded.popleft())
+        """What has come since this was asked before."""
+        came, self._loaded = self._loaded, []
         return came
 
-    def pause(self) -> None:
-        """Let the page under way come to its end, and begin no other."""
-        self._may_read.clear()
-        with self._reading:
-            pass
-
-    def go_on(self) -> None:
-        """Read again."""
-        self._may_read.set()
+    def pause(self) -> list[Loaded]:
+        """Let the pages under way come, and ask for no other until the next step; what has come."""
+        while self._asked:
+            self._take()
+        return self.loaded()
 
     def close(self) -> None:
-        """Let the page under way come to its end."""
-        self._closed.set()
-        self._may_read.set()
-        self._pool.shutdown()
+        """Give up the pages under way."""
+        self._asked.clear()
         self._reader.close()
 
     def __enter__(self) -> "Streamer":
@@ -137,23 +130,36 @@ class Streamer:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _load(self) -> None:
-        for page in self._pages:
-            self._may_read.wait()
-            if self._closed.is_set():
-                return
-            with self._reading:
-                start = time.perf_counter()
-                nbytes = self._reader.read([page], self._slot)
-                self._loaded.append(Loaded(nbytes, time.perf_counter() - start))
+    def _take(self) -> None:
+        """Wait for the page that was asked for first. It takes from its beginning, or from the end of the one before
+        it where their reads were in flight together, to its own end."""
+        arrival = self._asked.popleft()
+        arrival.result()
+        began, ended = arrival.span
+        self._loaded.append(Loaded(arrival.nbytes, max(_LEAST_S, ended - max(began, self._ended))))
+        self._ended = max(self._ended, ended)
+
+
+@contextmanager
+def streamers(extents: Sequence[Extent]) -> Iterator[Sequence[Streamer]]:
+    """One for each size of pages; their threads and files have begun."""
+    with ExitStack() as opened:
+        streams = [opened.enter_context(Streamer(pages)) for pages in two_sizes(extents)]
+        for stream in streams:
+            stream.window(0.0)
+            stream.pause()
+        yield streams
 
 
 def measure_read(extents: Sequence[Extent], budget_s: float) -> Link:
     """Pages of two sizes from all over the extents, with nothing else going on."""
-    with Streamer(mixed_pages(extents)) as stream:
-        number = max(_LEAST_WINDOWS, round(budget_s / _WINDOW_S))
-        stream.window(budget_s / (number + 1))  # threads and files begin
-        return link_of_pages([stream.window(budget_s / (number + 1)) for _ in range(number)])
+    number = max(_LEAST_WINDOWS, round(budget_s / _WINDOW_S))
+    with streamers(extents) as streams:
+        windows = []
+        for _, stream in zip(range(number), cycle(streams), strict=False):
+            windows.append(stream.window(budget_s / number))
+            stream.pause()
+        return link_of_pages(windows)
 
 
 def link_of_pages(windows: Sequence[Sequence[Loaded]]) -> Link:
@@ -170,22 +176,24 @@ def link_of_pages(windows: Sequence[Sequence[Loaded]]) -> Link:
 
 
 def jitter(windows: Sequence[Sequence[Loaded]]) -> float:
-    """How far pages' times lie from the mean of their size in their window, as a part of it: the mean of a window, the
-    median of the windows; 0 where no window has two pages of a size."""
+    """How far a page's time lies from the mean time, as a part of it and in the mean of a window; of the windows the
+    median, 0 where none has two groups of pages.
+
+    Told by neighbouring pages together, for where reads are in flight together, what one page takes longer the next
+    takes less; of so many that vary by themselves, the sum varies by the square root of their number less.
+    """
     found = []
     for window in windows:
-        apart = [abs(page.seconds / mean(times) - 1) for page, times in _beside_others(window)]
-        if apart:
-            found.append(mean(apart))
+        groups = [window[first : first + _GROUP] for first in range(0, len(window) - _GROUP + 1, _GROUP)]
+        alike = [group for group in groups if _nbytes(group) == _nbytes(groups[0])]
+        times = [sum(page.seconds for page in group) for group in alike]
+        if len(times) > 1:
+            found.append(math.sqrt(_GROUP) * mean(abs(seconds / mean(times) - 1) for seconds in times))
     return min(_MOST_JITTER, median(found)) if found else 0.0
 
 
-def _beside_others(window: Sequence[Loaded]) -> Iterator[tuple[Loaded, list[float]]]:
-    """Each page that is not the only one of its size, and the seconds of all pages of its size."""
-    for page in window:
-        times = [other.seconds for other in window if other.nbytes == page.nbytes]
-        if len(times) > 1:
-            yield page, times
+def _nbytes(pages: Sequence[Loaded]) -> int:
+    return sum(page.nbytes for page in pages)
 
 
 def page_times(windows: Sequence[Sequence[Loaded]]) -> dict[int, float]:

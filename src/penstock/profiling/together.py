@@ -11,14 +11,14 @@ import torch
 from penstock.engine.linear import Widening
 from penstock.machine.machine import Link
 from penstock.model.pages import Extent
-from penstock.profiling.disk import Loaded, Streamer, jitter, link_of_pages, mixed_pages, page_times
+from penstock.profiling.disk import Loaded, jitter, link_of_pages, page_times, streamers
 from penstock.profiling.place import Place
 from penstock.profiling.traffic import LayerRest
 
 TOKENS, WIDTH = 64, 2048  # as a decode call has: of a call of many tokens reading takes a smaller part
 _PRODUCTS = 7  # of a layer
 _ROUND_S = 1.5  # of all three, so that what a disk or a neighbour does in the meantime meets them alike
-_LEAST_ROUNDS = 3
+_LEAST_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,14 @@ def measure_together(
     share_s = budget_s / (3 * rounds)
     layers: dict[str, list[float]] = {"alone": [], "beside": []}
     pages: dict[str, list[list[Loaded]]] = {"alone": [], "beside": []}
-    with Streamer(mixed_pages(extents)) as stream:
-        stream.window(share_s / 2)  # threads and files begin
-        for _ in range(rounds):
-            stream.pause()
+    with streamers(extents) as streams:
+        large = streams[0]  # small pages would have come before a layer is done that could ask for others
+        for _, stream in zip(range(rounds), cycle(streams), strict=False):
             layers["alone"].append(_each_s(layer, share_s))
-            stream.go_on()
             pages["alone"].append(stream.window(share_s))
-            layers["beside"].append(_each_s(layer, share_s))
-            pages["beside"].append(stream.loaded())
+            stream.pause()
+            layers["beside"].append(_each_s(layer, share_s, large.step))
+            pages["beside"].append(large.pause())
     compute_loses = lost(*(1 / median(layers[how]) for how in ("alone", "beside")))
     alone, beside = (page_times(pages[how]) for how in ("alone", "beside"))
     slower = [lost(1 / alone[size], 1 / beside[size]) for size in alone.keys() & beside.keys()]
@@ -58,11 +57,12 @@ def measure_together(
     return Together(read, compute_loses, fmean(slower) if slower else 0.0)
 
 
-def _each_s(work: Callable[[], None], budget_s: float) -> float:
-    """Mean seconds of one, of as many as take so long."""
+def _each_s(work: Callable[[], None], budget_s: float, between: Callable[[], None] = lambda: None) -> float:
+    """Mean seconds of one, of as many as take so long, and of what is done between them."""
     start, runs = time.perf_counter(), 0
     while not runs or time.perf_counter() - start < budget_s:
         work()
+        between()
         runs += 1
     return (time.perf_counter() - start) / runs
 
