@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from penstock.asked import ATTENTION, check_cut, layers_asked
+from penstock.asked import asked_for, check_here
 from penstock.bits import Bits, asked_bits
 from penstock.cli import options, plan_options
 from penstock.cli.console import Display, stderr_display, width_of
 from penstock.cli.overwrites import refuse_overwriting
 from penstock.errors import UserError
+from penstock.plan.checks import check_machine
+from penstock.plan.policy import Tier
 from penstock.plan.question import Question
+from penstock.plan.shares import parse_shares
+from penstock.plan.types import Asked
+from penstock.units import parse_bytes
 
 if TYPE_CHECKING:
     from penstock.cli.plan_table import Line
@@ -82,30 +87,45 @@ def plan(
         return
     if model is None:
         raise UserError("plan needs a MODEL (or --instance FILE alone)")
-    check_cut(rows, batch_size, num_batches)
+    asked = asked_for(
+        weights=weights,
+        kv=kv,
+        activations=activations,
+        rows=rows,
+        sweep_tokens=sweep_tokens,
+        batch_tokens=batch_tokens,
+        slots=slots,
+        batch_size=batch_size,
+        num_batches=num_batches,
+        attention=attention,
+        compute_cpu_layers=compute_cpu_layers,
+    )
+    if no_disk:
+        _check_no_disk({"--weights": weights, "--kv": kv, "--activations": activations}, disk_memory)
+    budgets = _budgets(gpu_memory, cpu_memory, disk_memory)
     _check_outputs(save, plot, explain)
     refuse_overwriting({"--save": save, "--plot": plot}, {"-i": input, "MODEL": model, "--machine": machine})
-    if machine is not None:
-        from penstock.machine.presets import machine_of
-
-        machine_of(machine)  # before libraries are imported, which takes seconds
+    _check_machine(asked, budgets, machine, device)  # before libraries are imported, which takes seconds
     bits = asked_bits(weight_bits, lm_head_bits, kv_bits, allow_4bit)
     if bits.free and explain is not None:
         raise UserError(f"--explain {explain} compares ways to move weights of given bits: leave auto out")
     _check_job(input, prompt_len, num_prompts)
-    shares = _shares({"--weights": weights, "--kv": kv, "--activations": activations}, no_disk, disk_memory)
     display = stderr_display(json_)
     try:
         question = Question(
             **_job(model, input, prompt_len, gen_len, num_prompts, trust_remote_code, display),
             **_aim(objective, max_seconds, max_token_seconds),
-            **_budgets(gpu_memory, cpu_memory, disk_memory),
-            **shares,
+            gpu_memory=budgets["gpu"],
+            cpu_memory=budgets["cpu"],
+            disk_memory=budgets["disk"],
+            weights=asked.weights,
+            kv=asked.kv,
+            activations=asked.activations,
             no_disk=no_disk,
             machine=machine,
             cost_model="flexgen" if cost_model == "flexgen" else "penstock",
-            attention=ATTENTION[attention],
-            cpu_layers=layers_asked(compute_cpu_layers),
+            attention=asked.attention,
+            cpu_layers=asked.cpu_layers,
             rows=rows,
             sweep_tokens=sweep_tokens,
             batch_tokens=batch_tokens,
@@ -210,26 +230,28 @@ def _aim(objective: str | None, max_seconds: float | None, max_token_seconds: fl
     return {"objective": aim, "latency_s": max_seconds, "token_s": max_token_seconds}
 
 
-def _budgets(gpu_memory: str | None, cpu_memory: str | None, disk_memory: str | None) -> dict[str, Any]:
-    from penstock.units import parse_bytes
-
-    given = {"gpu_memory": gpu_memory, "cpu_memory": cpu_memory, "disk_memory": disk_memory}
-    return {
-        name: None if size is None else parse_bytes(size, f"--{name.replace('_', '-')}") for name, size in given.items()
-    }
+def _budgets(gpu_memory: str | None, cpu_memory: str | None, disk_memory: str | None) -> dict[Tier, int | None]:
+    given: dict[Tier, str | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
+    return {tier: None if size is None else parse_bytes(size, f"--{tier}-memory") for tier, size in given.items()}
 
 
-def _shares(given: dict[str, str | None], no_disk: bool, disk_memory: str | None) -> dict[str, Any]:
-    """Fields of the question that say where bytes rest."""
-    from penstock.plan.shares import parse_shares
-
-    if no_disk and disk_memory is not None:
+def _check_no_disk(shares: dict[str, str | None], disk_memory: str | None) -> None:
+    if disk_memory is not None:
         raise UserError(f"--no-disk and --disk-memory {disk_memory} contradict each other; use one of them")
-    shares = {flag: None if text is None else parse_shares(text, flag) for flag, text in given.items()}
-    for flag, said in shares.items():
-        if no_disk and said is not None and said.disk > 0:
-            raise UserError(f"--no-disk and {flag} {given[flag]} contradict each other; use one of them")
-    return {flag.removeprefix("--"): said for flag, said in shares.items()}
+    for flag, given in shares.items():
+        if given is not None and parse_shares(given, flag).disk > 0:
+            raise UserError(f"--no-disk and {flag} {given} contradict each other; use one of them")
+
+
+def _check_machine(asked: Asked, budgets: dict[Tier, int | None], name: str | None, device: str) -> None:
+    """What is asked of a gpu needs one, on this host or on the machine of that name."""
+    if name is None:
+        check_here(asked, budgets, device)
+        return
+    from penstock.machine.presets import machine_of
+
+    machine, budgeted = machine_of(name), [tier for tier, nbytes in budgets.items() if nbytes is not None]
+    check_machine(asked, budgeted, machine.name, machine.memory, machine.compute)
 
 
 def _print(made: "Plan", as_json: bool) -> None:

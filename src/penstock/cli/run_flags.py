@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from penstock.asked import asked_for
+from penstock.asked import asked_for, check_here
 from penstock.bits import asked_bits, check_planned
 from penstock.cli import options
 from penstock.cli.overwrites import refuse_overwriting
@@ -70,6 +70,7 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
         how = {name: given.pop(name) for name in HOW}
         # before libraries are imported, which takes seconds
         asked = asked_for(**_of(asked_for, how))
+        check_here(asked, {"gpu": how["gpu_memory"]}, how["device"])
         check_planned(asked_bits(**_of(asked_bits, how)), asked, how["plan"])
         if how["trace"] is not None:
             check_trace(how["trace"])
