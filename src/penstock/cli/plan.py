@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from penstock.asked import asked_for, check_here
+from penstock.asked import asked_for
 from penstock.bits import Bits, asked_bits
 from penstock.cli import options, plan_options
 from penstock.cli.console import Display, stderr_display, width_of
 from penstock.cli.overwrites import refuse_overwriting
+from penstock.cli.plan_checks import check_explained, check_job, check_no_disk, check_outputs, check_where
 from penstock.errors import UserError
-from penstock.plan.checks import check_machine
 from penstock.plan.policy import Tier
 from penstock.plan.question import Question
-from penstock.plan.shares import parse_shares
-from penstock.plan.types import Asked
 from penstock.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -35,7 +33,6 @@ Examples:
   penstock plan ./llama-70b --weights gpu=20%,cpu=80% --batch-size 48 --num-batches 3
   penstock plan ./llama-70b --explain paging
 """
-DRAWN = (".png", ".svg", ".html")
 
 
 def plan(
@@ -101,20 +98,21 @@ def plan(
         compute_cpu_layers=compute_cpu_layers,
     )
     if no_disk:
-        _check_no_disk({"--weights": weights, "--kv": kv, "--activations": activations}, disk_memory)
+        check_no_disk({"--weights": weights, "--kv": kv, "--activations": activations}, disk_memory)
     budgets = _budgets(gpu_memory, cpu_memory, disk_memory)
-    _check_outputs(save, plot, explain)
+    check_outputs(save, plot)
     refuse_overwriting({"--save": save, "--plot": plot}, {"-i": input, "MODEL": model, "--machine": machine})
-    _check_machine(asked, budgets, machine, device)  # before libraries are imported, which takes seconds
     bits = asked_bits(weight_bits, lm_head_bits, kv_bits, allow_4bit)
-    if bits.free and explain is not None:
-        raise UserError(f"--explain {explain} compares ways to move weights of given bits: leave auto out")
-    _check_job(input, prompt_len, num_prompts)
+    if explain is not None:
+        check_explained(explain, asked, bits, save, plot)
+    check_job(input, prompt_len, num_prompts)
+    aim = _aim(objective, max_seconds, max_token_seconds)
+    check_where(asked, budgets, machine, device)
     display = stderr_display(json_)
     try:
         question = Question(
             **_job(model, input, prompt_len, gen_len, num_prompts, trust_remote_code, display),
-            **_aim(objective, max_seconds, max_token_seconds),
+            **aim,
             gpu_memory=budgets["gpu"],
             cpu_memory=budgets["cpu"],
             disk_memory=budgets["disk"],
@@ -164,18 +162,6 @@ def _solve(instance: str, model: str | None, as_json: bool) -> None:
     run_instance(Path(instance), as_json)
 
 
-def _check_outputs(save: str | None, plot: str | None, explain: str | None) -> None:
-    """What is written last must not cost a search because of its name."""
-    if explain is not None and (save is not None or plot is not None):
-        flag = "--save" if save is not None else "--plot"
-        raise UserError(f"--explain {explain} compares and plans nothing: leave {flag} out")
-    for flag, name in (("--save", save), ("--plot", plot)):
-        if name is not None and (Path(name).is_dir() or not Path(name).absolute().parent.is_dir()):
-            raise UserError(f"{flag} {name} is not a file in a directory that exists; create the directory first")
-    if plot is not None and Path(plot).suffix.lower() not in DRAWN:
-        raise UserError(f"--plot {plot}: the name must end in {', '.join(DRAWN[:-1])} or {DRAWN[-1]}")
-
-
 def _made(model: str, question: Question, bits: Bits, display: Display) -> "Plan":
     if bits.free:
         from penstock.free_bits import plan_of_free_bits
@@ -184,14 +170,6 @@ def _made(model: str, question: Question, bits: Bits, display: Display) -> "Plan
     from penstock.planner import make_plan
 
     return make_plan(model, question, display.show)
-
-
-def _check_job(input: str | None, prompt_len: int | None, num_prompts: int | None) -> None:
-    if input is None:
-        return
-    for flag, value in (("--prompt-len", prompt_len), ("--num-prompts", num_prompts)):
-        if value is not None:
-            raise UserError(f"{flag} {value} and -i {input} describe the job in two ways; use one of them")
 
 
 def _job(
@@ -233,25 +211,6 @@ def _aim(objective: str | None, max_seconds: float | None, max_token_seconds: fl
 def _budgets(gpu_memory: str | None, cpu_memory: str | None, disk_memory: str | None) -> dict[Tier, int | None]:
     given: dict[Tier, str | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
     return {tier: None if size is None else parse_bytes(size, f"--{tier}-memory") for tier, size in given.items()}
-
-
-def _check_no_disk(shares: dict[str, str | None], disk_memory: str | None) -> None:
-    if disk_memory is not None:
-        raise UserError(f"--no-disk and --disk-memory {disk_memory} contradict each other; use one of them")
-    for flag, given in shares.items():
-        if given is not None and parse_shares(given, flag).disk > 0:
-            raise UserError(f"--no-disk and {flag} {given} contradict each other; use one of them")
-
-
-def _check_machine(asked: Asked, budgets: dict[Tier, int | None], name: str | None, device: str) -> None:
-    """What is asked of a gpu needs one, on this host or on the machine of that name."""
-    if name is None:
-        check_here(asked, budgets, device)
-        return
-    from penstock.machine.presets import machine_of
-
-    machine, budgeted = machine_of(name), [tier for tier, nbytes in budgets.items() if nbytes is not None]
-    check_machine(asked, budgeted, machine.name, machine.memory, machine.compute)
 
 
 def _print(made: "Plan", as_json: bool) -> None:
