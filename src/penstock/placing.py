@@ -165,9 +165,10 @@ class Placing:
             resident = sum(n for n, home in zip(pages, placed.homes, strict=True) if home == tier != "disk")
             needed = resident + placed.kv.get(tier, 0) + placed.reserved.get(tier, 0)
             if needed > max(0, ledger.free(tier)):
+                beside = f" beside {format_bytes(taken)} that are taken" if (taken := ledger.taken.get(tier, 0)) else ""
                 raise UserError(
-                    f"--plan puts {format_bytes(needed)} on {tier}, where {format_bytes(max(0, ledger.free(tier)))} are"
-                    f" free: plan again, or give --{tier}-memory {least_mib(ledger, tier, needed)}MiB"
+                    f"--{tier}-memory {format_bytes(ledger.budget.get(tier, 0))} is too small for --plan, which puts"
+                    f" {format_bytes(needed)} there{beside}: give {least_mib(ledger, tier, needed)}MiB, or plan again"
                 )
         return placed
 
