@@ -15,6 +15,7 @@ from penstock.plan.plan import Plan
 from penstock.plan.policy import Shares
 from penstock.plan.question import Question
 from penstock.plan.rule import decide
+from penstock.plan.sizes import JITTER_BYTES
 from penstock.planner import computing_on, make_plan, meet, shape_and_machine, shape_of
 
 CPU = Shares(cpu=1.0)
@@ -171,6 +172,23 @@ def test_what_was_fixed_is_priced_where_no_run_would_take_it(tmp_path: Path, wis
 def test_budgets_that_nothing_fits_are_refused_where_nothing_was_fixed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="The least that works is"):
         make_plan(config(tmp_path, LLAMA), here(cpu_memory=64 << 20))
+
+
+@pytest.mark.parametrize("budget", [64 << 20, 514 << 20])
+@pytest.mark.parametrize(
+    ("machine", "wishes"),
+    [("t4-flexgen", {"weights": CPU}), ("skylake-2core", {"weights": CPU}), ("t4-flexgen", {"kv": CPU})],
+)
+def test_the_least_budget_named_for_another_machine_is_what_is_missing_and_works(
+    tmp_path: Path, machine: str, wishes: dict[str, Any], budget: int
+) -> None:
+    model, asked = config(tmp_path, LLAMA), replace(here(**wishes), machine=machine)
+    short = make_plan(model, replace(asked, cpu_memory=budget))
+    (told,) = (note for note in short.notes if "too small" in note)
+    assert re.search("(the interpreter takes|taken already) 512 MiB", told)
+    least = int(re.search(r"The least that works is (\d+)MiB", told)[1]) << 20  # type: ignore[index]  # it is there
+    assert make_plan(model, replace(asked, cpu_memory=least)).fits
+    assert 0 <= least - budget - short.memory["cpu"].short <= JITTER_BYTES + (1 << 20)
 
 
 def test_what_lies_in_the_checkpoint_takes_nothing_of_the_disk_s_budget(tmp_path: Path) -> None:

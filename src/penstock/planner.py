@@ -263,7 +263,7 @@ def _ledger(machine: Machine, question: Question, plan: Blueprint) -> Ledger:
     for tier in TIERS:
         asked = question.budgets.get(tier)
         budget[tier] = int(machine.memory.get(tier, 0) * (1 - _MARGIN)) if asked is None else asked
-    taken: dict[Tier, int] = {"cpu": min(_INTERPRETER, budget["cpu"])}
+    taken: dict[Tier, int] = {"cpu": _INTERPRETER}
     if question.no_disk:
         budget["disk"] = 0
     elif question.disk_memory is None and "disk" in machine.memory:

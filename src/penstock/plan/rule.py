@@ -119,7 +119,7 @@ def _room_below(sizes: Sizes, cut: Cut, tier: Tier, for_kv: bool) -> int:
         least_kv = sizes.row_least()
     needed, ledger = sum(held.values()) + least_kv, sizes.ledger
     if needed > ledger.free(tier) and needed > 0:
-        parts = {**held, "KV of one row": least_kv}
+        parts = {"taken already": ledger.taken.get(tier, 0), **held, "KV of one row": least_kv}
         told = ", ".join(f"{what} {format_bytes(nbytes)}" for what, nbytes in parts.items() if nbytes)
         given = f"--{tier}-memory {format_bytes(ledger.budget.get(tier, 0))}"
         raise UserError(
