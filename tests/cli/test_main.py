@@ -58,6 +58,7 @@ def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> N
         ["plan", "demo", "--compute-cpu-layers", "2", "--device", "cpu"],
         ["plan", "demo", "--machine", "skylake-2core", "--attention", "gpu"],
         ["generate", "demo", "x", "--max-tokens", "0"],
+        ["trace", "record", "demo", "--prompt", "x", "-o", "out.skip", "--max-tokens", "0"],
         ["generate", "demo", "x", "--cpu-memory", "4Gx"],
         ["generate", "demo", "x", "--plan", "no-such-file"],
         ["generate", "demo", "x", "--offload-dir", "/dev/null/none"],
