@@ -6,8 +6,8 @@ import pytest
 
 from penstock.asked import asked_for, check_here
 from penstock.errors import UserError
-from penstock.plan.policy import Shares
-from penstock.plan.types import Asked
+from penstock.plan.policy import Policy, Shares
+from penstock.plan.types import Asked, Placement
 
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("weights", "kv", "activations", "rows", "sweep_tokens", "batch_tokens", "slots", "batch_size", "num_batches")
@@ -65,6 +65,8 @@ def test_a_gpu_is_looked_for_only_where_one_is_wanted(monkeypatch: pytest.Monkey
     check_here(Asked(weights=Shares(cpu=1.0), attention="cpu"), {"cpu": "4GiB"}, "auto")
     assert looked == []
     check_here(Asked(weights=Shares(gpu=1.0)), {"gpu": "4GiB"}, "auto")
-    assert looked == ["auto"]
+    on_gpu = Policy(Shares(gpu=1.0), Shares(cpu=1.0), Shares(cpu=1.0), rows=1, sweep_tokens=1, batch_tokens=1)
+    check_here(Asked(), {}, "auto", Placement(on_gpu, (), {}, 0, {}))
+    assert looked == ["auto", "auto"]
     with pytest.raises(UserError, match="--gpu-memory is given, and this host has no gpu: leave it out"):
         check_here(Asked(), {"gpu": "4GiB"}, "cpu")

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from os import PathLike
 
 from penstock.errors import UserError
-from penstock.plan.checks import check_asked, check_host
+from penstock.plan.checks import check_asked, check_host, check_placed
 from penstock.plan.policy import Shares, Tier
 from penstock.plan.shares import parse_shares
-from penstock.plan.types import Asked
+from penstock.plan.types import Asked, Placement
 
 Shared = str | Mapping[str, float] | None
 AskedMemory = Mapping[Tier, str | int | None]
@@ -57,12 +57,14 @@ def asked_for(
     return asked
 
 
-def check_here(asked: Asked, memory: AskedMemory, device: str) -> None:
+def check_here(asked: Asked, memory: AskedMemory, device: str, placed: Placement | None = None) -> None:
     """Raise UserError where a gpu is asked for, in any way, that this host does not have.
 
-    memory: budgets by tier. device: what is to compute, by name. torch is imported only to look for a gpu.
+    memory: budgets by tier. device: what is to compute, by name. placed: a saved plan's. torch is imported only to look
+    for a gpu.
     """
-    if device != "cuda" and memory.get("gpu") is None and not asked.needs_gpu:
+    planned = placed is not None and placed.needs_gpu
+    if device != "cuda" and memory.get("gpu") is None and not asked.needs_gpu and not planned:
         return
     if device == "cpu":
         compute: Tier = "cpu"
@@ -71,6 +73,8 @@ def check_here(asked: Asked, memory: AskedMemory, device: str) -> None:
 
         compute = compute_tier(device)
     check_host(asked, [tier for tier, size in memory.items() if size is not None], compute)
+    if placed is not None:
+        check_placed(placed, compute)
 
 
 def _layers(given: int | str | None) -> int | None:

@@ -106,7 +106,7 @@ class LLM:
         if trace is not None:
             check_trace(trace)
         memory: AskedMemory = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
-        check_here(self.asked, memory, device)
+        check_here(self.asked, memory, device, None if self._saved is None else self._saved.placement)
         keep_little()
         planned = None if self._saved is None else self._saved.bounds
         self._runtime = Runtime.open(device, memory, offload_dir, trace, on_event, planned)

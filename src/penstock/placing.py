@@ -175,12 +175,6 @@ class Placing:
     def _cannot(self, placed: Placement) -> str | None:
         """Why this host's engine cannot do what a plan says, which may have been edited or made elsewhere; or None."""
         policy = placed.policy
-        shares = {"weights": policy.weights, "KV": policy.kv, "activations": policy.activations}
-        on_gpu = [what for what, parts in shares.items() if parts.gpu > 0] + ["weights"] * ("gpu" in placed.homes)
-        if on_gpu and self.compute != "gpu":
-            return f"puts {on_gpu[0]} on gpu, and there is no gpu here"
-        if policy.attention not in (None, "cpu", self.compute):
-            return f"has attention on {policy.attention}, and layers are computed on {self.compute}"
         if policy.cpu_layers and (cannot := self._cannot_split(placed)) is not None:
             return cannot
         beside = self.compute == "gpu" and policy.attention == "cpu"
@@ -194,8 +188,6 @@ class Placing:
     def _cannot_split(self, placed: Placement) -> str | None:
         """Why layers cannot be computed on the cpu as a plan says; None where they can."""
         policy, footprint = placed.policy, self.model.footprint()
-        if self.compute != "gpu":
-            return "computes layers on cpu beside a gpu, and there is none here"
         if (footprint.joined or footprint.transforms) or policy.cpu_layers > footprint.decoders:
             return f"computes layers on cpu ({policy.cpu_layers}), and this model's cannot be"
         if any(placed.homes[i] != "cpu" for i in footprint.first_pages(policy.cpu_layers)):

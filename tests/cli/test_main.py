@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.cli.fake_planner import PLAN
 
 from penstock.cli import main
+from penstock.plan.saved import save_plan
 
 
 def test_help_of_generate_is_grouped_and_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,15 +86,18 @@ def test_what_needs_no_model_loads_no_heavy_library(words: list[str]) -> None:
         ["run-batch", "none/here", "-i", "in.jsonl", "-o", "out.jsonl", "--gpu-memory", "1GiB"],
         ["plan", "none/here", "--compute-cpu-layers", "2"],
         ["eval", "none/here", "--device", "cuda"],
+        ["generate", "none/here", "x", "--plan", "{plan}"],
     ],
 )
 def test_a_gpu_that_is_not_there_is_told_before_a_model_is_looked_for(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    plan = tmp_path / "plan.json"
+    save_plan(PLAN, "of whatever model", 1, plan)  # a part of its weights is on a gpu
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for room in ("penstock.llm", "penstock.planner", "penstock.batch", "penstock.scoring"):
         monkeypatch.setitem(sys.modules, room, None)  # what opens models cannot be imported
-    assert main(words) == 2
+    assert main([word.format(plan=plan) for word in words]) == 2
     assert re.fullmatch(r"penstock: .*(this host has no|no CUDA device here).*\n", capsys.readouterr().err)
 
 

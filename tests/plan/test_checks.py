@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from penstock.errors import UserError
-from penstock.plan.checks import check_asked, check_host, check_machine, check_model
-from penstock.plan.policy import Shares, Tier
-from penstock.plan.types import Asked, Footprint
+from penstock.plan.checks import check_asked, check_host, check_machine, check_model, check_placed
+from penstock.plan.policy import Policy, Shares, Tier
+from penstock.plan.types import Asked, Footprint, Placement
 
+CPU = Shares(cpu=1.0)
 MODEL = Footprint([1 << 20] * 2, frozenset(), 0, 0, 0, 0, 16, layers=[0, 1])
 
 
@@ -61,6 +62,28 @@ def test_what_a_host_without_a_gpu_lacks_is_refused(asked: Asked, budgeted: list
 def test_a_machine_may_lack_a_disk() -> None:
     with pytest.raises(UserError, match=r"^--weights puts 40% on disk, and toy has none: use gpu and cpu"):
         check_machine(Asked(weights=Shares(cpu=0.6, disk=0.4)), [], "toy", ("gpu", "cpu"), "gpu")
+
+
+POLICY = Policy(CPU, CPU, CPU, rows=2, sweep_tokens=64, batch_tokens=64)
+PLACED = Placement(POLICY, ("cpu", "disk"), {"cpu": 1 << 20}, 0, {"cpu": 1 << 20})
+
+
+@pytest.mark.parametrize(
+    ("placed", "said"),
+    [
+        (replace(PLACED, policy=replace(POLICY, activations=Shares(gpu=1.0))), "puts activations on gpu"),
+        (replace(PLACED, policy=replace(POLICY, kv=Shares(gpu=0.1, cpu=0.9))), "puts KV on gpu"),
+        (replace(PLACED, homes=("gpu", "disk")), "puts weights on gpu"),
+        (replace(PLACED, policy=replace(POLICY, attention="gpu")), "has attention on gpu"),
+        (replace(PLACED, policy=replace(POLICY, cpu_layers=1)), "computes layers on cpu beside a gpu"),
+    ],
+)
+def test_a_plan_that_needs_a_gpu_is_refused_without_one(placed: Placement, said: str) -> None:
+    assert placed.needs_gpu and not PLACED.needs_gpu
+    with pytest.raises(UserError, match=f"^--plan {said}, and this host has none: plan again on this host$"):
+        check_placed(placed, "cpu")
+    check_placed(placed, "gpu")
+    check_placed(PLACED, "cpu")
 
 
 def test_layers_that_a_model_does_not_have_are_refused() -> None:

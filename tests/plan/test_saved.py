@@ -104,6 +104,7 @@ def without(*place: str) -> Callable[[dict[str, Any]], object]:
         (set_at("placement", "policy", "admission", "static"), "admission is static beside batch_size None"),
         (set_at("placement", "policy", "batch_size", 4), "admission is continuous beside batch_size 4"),
         (set_at("placement", "policy", "attention", "tape"), 'placement.policy.attention is "tape"'),
+        (set_at("placement", "policy", "attention", "disk"), "attention is \"disk\": input should be 'gpu' or 'cpu'"),
         (set_at("placement", "homes", "gpu cpu disk"), "placement.homes names 3 pages, and model.pages is 4"),
         (set_at("placement", "homes", "gpu cpu disk tape"), 'placement.homes: page 4 is on "tape"'),
         (set_at("placement", "homes", ["gpu"]), "placement.homes: give the tier of every page in one text"),

@@ -70,17 +70,18 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
         how = {name: given.pop(name) for name in HOW}
         # before libraries are imported, which takes seconds
         asked = asked_for(**_of(asked_for, how))
-        check_here(asked, {"gpu": how["gpu_memory"]}, how["device"])
         check_planned(asked_bits(**_of(asked_bits, how)), asked, how["plan"])
         if how["trace"] is not None:
             check_trace(how["trace"])
             files = {"-i": "input", "-o": "output", "MODEL": "model"}
             read = {name: given.get(argument) for name, argument in files.items()}
             refuse_overwriting({"--trace": how["trace"]}, {**read, "--plan": how["plan"]})
+        placed = None
         if how["plan"] is not None:
             from penstock.plan.saved import saved_plan
 
-            saved_plan(Path(how["plan"]), asked)
+            placed = saved_plan(Path(how["plan"]), asked).placement
+        check_here(asked, {"gpu": how["gpu_memory"]}, how["device"], placed)
         if how["offload_dir"] is not None:
             offload_root(how["offload_dir"])
         sampling = {name: None if value is False or value == [] else value for name, value in said.items()}

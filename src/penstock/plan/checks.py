@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from penstock.errors import UserError
 from penstock.plan.policy import TIERS, Tier
-from penstock.plan.types import Asked, Footprint
+from penstock.plan.types import Asked, Footprint, Placement
 
 
 def check_asked(asked: Asked) -> None:
@@ -43,6 +43,21 @@ def check_machine(asked: Asked, budgeted: Collection[Tier], name: str, tiers: Co
         raise UserError(f"--attention gpu: {name} has no gpu; leave it out")
     if asked.cpu_layers != 0 and compute == "cpu":
         raise UserError(f"{_layers(asked)}: {name} has no gpu, and the cpu computes all layers; leave it out")
+
+
+def check_placed(placed: Placement, compute: Tier) -> None:
+    """Raise UserError where a saved plan puts something on a gpu, or computes beside one, and there is none here."""
+    if compute == "gpu":
+        return
+    policy = placed.policy
+    shares = {"weights": policy.weights, "KV": policy.kv, "activations": policy.activations}
+    on_gpu = [what for what, parts in shares.items() if parts.gpu > 0] + ["weights"] * ("gpu" in placed.homes)
+    if on_gpu:
+        raise UserError(f"--plan puts {on_gpu[0]} on gpu, and this host has none: plan again on this host")
+    if policy.attention == "gpu":
+        raise UserError("--plan has attention on gpu, and this host has none: plan again on this host")
+    if policy.cpu_layers:
+        raise UserError("--plan computes layers on cpu beside a gpu, and this host has none: plan again on this host")
 
 
 def check_model(model: Footprint, asked: Asked, compute: Tier) -> None:

@@ -189,7 +189,7 @@ class _Policy(_Table):
     admission: Admission
     batch_size: _Count | None
     num_batches: _Count | None
-    attention: Tier | None
+    attention: Literal["gpu", "cpu"] | None
     weight_bits: _Bits | None
     cpu_layers: _Bytes = 0
     cpu_tokens: _Bytes = 0

@@ -142,6 +142,13 @@ class Placement:
     staging: int
     reserved: Mapping[Tier, int]
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether this makes sense with a gpu alone."""
+        policy = self.policy
+        there = "gpu" in self.homes or any(part.gpu > 0 for part in (policy.weights, policy.kv, policy.activations))
+        return there or policy.attention == "gpu" or policy.cpu_layers > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
