@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from penstock.asked import asked_for, check_cut
+from penstock.asked import asked_for, check_here
 from penstock.errors import UserError
-from penstock.plan.policy import Shares
-from penstock.plan.types import Asked
+from penstock.plan.policy import Policy, Shares
+from penstock.plan.types import Asked, Placement
 
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("weights", "kv", "activations", "rows", "sweep_tokens", "batch_tokens", "slots", "batch_size", "num_batches")
@@ -55,6 +55,18 @@ def test_layers_of_the_cpu_are_none_unless_said() -> None:
 
 
 def test_a_cut_in_one_form_is_fine() -> None:
-    check_cut(4, None, None, sweep_tokens=64)
-    check_cut(None, 2, 2)
-    check_cut(None, None, None)
+    assert asked_for(**{**NOTHING, "rows": 4, "sweep_tokens": 64}).rows == 4
+    assert asked_for(**{**NOTHING, "batch_size": 2, "num_batches": 2}).batch_size == 2
+
+
+def test_a_gpu_is_looked_for_only_where_one_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr("penstock.memory.device.compute_tier", lambda name: looked.append(name) or "gpu")
+    check_here(Asked(weights=Shares(cpu=1.0), attention="cpu"), {"cpu": "4GiB"}, "auto")
+    assert looked == []
+    check_here(Asked(weights=Shares(gpu=1.0)), {"gpu": "4GiB"}, "auto")
+    on_gpu = Policy(Shares(gpu=1.0), Shares(cpu=1.0), Shares(cpu=1.0), rows=1, sweep_tokens=1, batch_tokens=1)
+    check_here(Asked(), {}, "auto", Placement(on_gpu, (), {}, 0, {}))
+    assert looked == ["auto", "auto"]
+    with pytest.raises(UserError, match="--gpu-memory is given, and this host has no gpu: leave it out"):
+        check_here(Asked(), {"gpu": "4GiB"}, "cpu")

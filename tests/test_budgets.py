@@ -134,11 +134,13 @@ def test_a_saved_plan_runs_within_its_budgets_or_larger_ones(model, planned, fla
 
 
 def test_a_budget_that_a_saved_plan_does_not_fit_is_refused_with_one_that_it_does(model, planned):
-    with (
-        LLM(model, dtype="float32", unchecked=True, plan=planned, cpu_memory="64MiB") as llm,
-        pytest.raises(UserError, match=r"^--plan puts .* on cpu, where 0 B are free: .*, or give --cpu-memory \d+MiB$"),
-    ):
+    how = {"dtype": "float32", "unchecked": True, "plan": planned}
+    told = r"^--cpu-memory 64 MiB is too small for --plan, which puts .* beside .*: give (\d+)MiB, or plan again$"
+    with LLM(model, **how, cpu_memory="64MiB") as llm, pytest.raises(UserError, match=told) as refused:
         llm.generate(PROMPTS, GREEDY)
+    enough = re.search(told, str(refused.value))[1]
+    with LLM(model, **how, cpu_memory=f"{enough}MiB") as llm:
+        assert len(llm.generate(PROMPTS, GREEDY)) == 3
 
 
 def test_what_a_plan_was_made_for_binds_as_far_as_it_is_free(tmp_path):

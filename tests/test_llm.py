@@ -337,5 +337,5 @@ def test_the_demo_answers_a_chat():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a gpu to give memory on")
 def test_memory_on_a_gpu_that_is_not_there_is_refused():
-    with pytest.raises(UserError, match="--gpu-memory is given, and there is no gpu here"):
+    with pytest.raises(UserError, match="--gpu-memory is given, and this host has no gpu"):
         LLM("no-such-model", gpu_memory="4GiB")

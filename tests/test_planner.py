@@ -15,6 +15,7 @@ from penstock.plan.plan import Plan
 from penstock.plan.policy import Shares
 from penstock.plan.question import Question
 from penstock.plan.rule import decide
+from penstock.plan.sizes import JITTER_BYTES
 from penstock.planner import computing_on, make_plan, meet, shape_and_machine, shape_of
 
 CPU = Shares(cpu=1.0)
@@ -131,7 +132,7 @@ def test_a_policy_that_overflows_a_machine_without_a_disk_is_priced(tmp_path: Pa
             "--weights puts 50% on gpu, and M4 laptop",
         ),
         ({"kv": Shares(gpu=1.0)}, "--kv puts 100% on gpu"),
-        ({"attention": "gpu"}, "--attention gpu: there is no gpu here; leave it out"),
+        ({"attention": "gpu"}, "--attention gpu: .* has no gpu; leave it out"),
     ],
 )
 def test_tiers_that_a_machine_does_not_have_are_refused(tmp_path: Path, wishes: dict[str, Any], said: str) -> None:
@@ -173,6 +174,23 @@ def test_budgets_that_nothing_fits_are_refused_where_nothing_was_fixed(tmp_path:
         make_plan(config(tmp_path, LLAMA), here(cpu_memory=64 << 20))
 
 
+@pytest.mark.parametrize("budget", [64 << 20, 514 << 20])
+@pytest.mark.parametrize(
+    ("machine", "wishes"),
+    [("t4-flexgen", {"weights": CPU}), ("skylake-2core", {"weights": CPU}), ("t4-flexgen", {"kv": CPU})],
+)
+def test_the_least_budget_named_for_another_machine_is_what_is_missing_and_works(
+    tmp_path: Path, machine: str, wishes: dict[str, Any], budget: int
+) -> None:
+    model, asked = config(tmp_path, LLAMA), replace(here(**wishes), machine=machine)
+    short = make_plan(model, replace(asked, cpu_memory=budget))
+    (told,) = (note for note in short.notes if "too small" in note)
+    assert re.search("(the interpreter takes|taken already) 512 MiB", told)
+    least = int(re.search(r"The least that works is (\d+)MiB", told)[1]) << 20  # type: ignore[index]  # it is there
+    assert make_plan(model, replace(asked, cpu_memory=least)).fits
+    assert 0 <= least - budget - short.memory["cpu"].short <= JITTER_BYTES + (1 << 20)
+
+
 def test_what_lies_in_the_checkpoint_takes_nothing_of_the_disk_s_budget(tmp_path: Path) -> None:
     plan = make_plan(config(tmp_path, LLAMA), here(weights=Shares(cpu=0.5, disk=0.5), disk_memory=1 << 20))
     assert plan.memory["disk"].weights > 1 << 20
@@ -193,8 +211,8 @@ def test_the_disk_of_another_machine_holds_the_checkpoint_first(tmp_path: Path) 
     [
         ({"weights": Shares(gpu=1.0)}, "--weights puts 100% on gpu, and this host has none: use cpu and disk"),
         ({"gpu_memory": 1 << 30}, "--gpu-memory is given, and this host has no gpu: leave it out"),
-        ({"attention": "gpu"}, "--attention gpu: there is no gpu here"),
-        ({"batch_size": 2}, "--batch-size and --num-batches go together"),
+        ({"attention": "gpu"}, "--attention gpu: this host has no gpu; leave it out"),
+        ({"batch_size": 2}, "--batch-size needs --num-batches beside it"),
     ],
 )
 def test_what_was_asked_is_checked_before_the_host_is_measured(

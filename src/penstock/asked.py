@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from os import PathLike
 
 from penstock.errors import UserError
+from penstock.plan.checks import check_asked, check_host, check_placed
 from penstock.plan.policy import Shares, Tier
 from penstock.plan.shares import parse_shares
-from penstock.plan.types import Asked
+from penstock.plan.types import Asked, Placement
 
 Shared = str | Mapping[str, float] | None
+AskedMemory = Mapping[Tier, str | int | None]
 
 ATTENTION: Mapping[str | None, Tier | None] = {None: None, "auto": None, "cpu": "cpu", "gpu": "gpu"}
 
@@ -35,11 +37,10 @@ def asked_for(
     attention: str | None = None,
     compute_cpu_layers: int | str | None = None,
 ) -> Asked:
-    """The wish that keywords make; UserError for what is none, and for a cut that is said in two ways."""
-    check_cut(rows, batch_size, num_batches, sweep_tokens)
+    """The wish that keywords make; UserError for what is none, and for parts of it that contradict each other."""
     if attention not in ATTENTION:
         raise UserError(f"--attention {attention}: there are {', '.join(name for name in ATTENTION if name)}")
-    return Asked(
+    asked = Asked(
         weights=_shares(weights, "--weights"),
         kv=_shares(kv, "--kv"),
         activations=_shares(activations, "--activations"),
@@ -50,32 +51,39 @@ def asked_for(
         batch_size=_count(batch_size, "--batch-size"),
         num_batches=_count(num_batches, "--num-batches"),
         attention=ATTENTION[attention],
-        cpu_layers=layers_asked(compute_cpu_layers),
+        cpu_layers=_layers(compute_cpu_layers),
     )
+    check_asked(asked)
+    return asked
 
 
-def layers_asked(given: int | str | None) -> int | None:
+def check_here(asked: Asked, memory: AskedMemory, device: str, placed: Placement | None = None) -> None:
+    """Raise UserError where a gpu is asked for, in any way, that this host does not have.
+
+    memory: budgets by tier. device: what is to compute, by name. placed: a saved plan's. torch is imported only to look
+    for a gpu.
+    """
+    planned = placed is not None and placed.needs_gpu
+    if device != "cuda" and memory.get("gpu") is None and not asked.needs_gpu and not planned:
+        return
+    if device == "cpu":
+        compute: Tier = "cpu"
+    else:
+        from penstock.memory.device import compute_tier
+
+        compute = compute_tier(device)
+    check_host(asked, [tier for tier, size in memory.items() if size is not None], compute)
+    if placed is not None:
+        check_placed(placed, compute)
+
+
+def _layers(given: int | str | None) -> int | None:
     """Decoder layers that the cpu is to compute beside a gpu, None for ``auto``; none where nobody said."""
     if given is None or given == "auto":
         return 0 if given is None else None
     if isinstance(given, bool) or not isinstance(given, int) or given < 0:
         raise UserError(f"--compute-cpu-layers {given}: a whole number, or auto")
     return given
-
-
-def check_cut(
-    rows: int | None, batch_size: int | None, num_batches: int | None, sweep_tokens: int | None = None
-) -> None:
-    """Raise UserError unless the work is cut in one form: --rows, or --batch-size with --num-batches, or neither."""
-    if (batch_size is None) != (num_batches is None):
-        given, missing = ("--batch-size", "--num-batches") if num_batches is None else ("--num-batches", "--batch-size")
-        raise UserError(f"{given} needs {missing} beside it; or use --rows alone")
-    if rows is not None and batch_size is not None:
-        raise UserError(f"--rows {rows} and --batch-size {batch_size} say the same thing in two ways; use one of them")
-    if batch_size is not None and sweep_tokens is not None:
-        raise UserError(
-            f"--sweep-tokens {sweep_tokens} has no say beside --batch-size: leave it out, or use --rows instead"
-        )
 
 
 def _shares(given: Shared, flag: str) -> Shares | None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 from weakref import ref
 
-from penstock.asked import Shared, asked_for, check_kinds
+from penstock.asked import AskedMemory, Shared, asked_for, check_here, check_kinds
 from penstock.batch import run_batch
 from penstock.bits import AskedBits, asked_bits, check_planned
 from penstock.encoding import Item, Prompt, held_bytes, job_of
@@ -29,7 +29,7 @@ from penstock.plan.policy import Tier
 from penstock.plan.saved import saved_plan
 from penstock.plan.types import Job, Ledger
 from penstock.preparing import Prepared, prepare
-from penstock.runtime import AskedMemory, Event, Runtime
+from penstock.runtime import Event, Runtime
 from penstock.sampling import SamplingParams
 
 READ_AHEAD = 1024  # prompts of a stream that wait for room at most
@@ -105,8 +105,9 @@ class LLM:
             bits = bits_of_plan(self._saved, bits)
         if trace is not None:
             check_trace(trace)
-        keep_little()
         memory: AskedMemory = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
+        check_here(self.asked, memory, device, None if self._saved is None else self._saved.placement)
+        keep_little()
         planned = None if self._saved is None else self._saved.bounds
         self._runtime = Runtime.open(device, memory, offload_dir, trace, on_event, planned)
         self.model = OpenedModel(

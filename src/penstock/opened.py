@@ -13,6 +13,7 @@ from penstock.machine import probe
 from penstock.model import source, tokenizer
 from penstock.model.packing import packing_of
 from penstock.model.precision import Precision
+from penstock.plan.checks import check_model
 from penstock.plan.types import Asked, Job
 from penstock.runtime import Runtime
 from penstock.sampling import unheeded
@@ -57,6 +58,7 @@ class OpenedModel:
             page_bytes,
         )
         self.blueprint = self._laid_out()
+        check_model(self.blueprint.footprint(), asked, runtime.device.compute_tier)
         said = found.generation_config.to_dict() if found.generation_config is not None else {}
         if ignored := unheeded(said):
             runtime.note(f"not done, though the model's generation_config asks for it: {', '.join(ignored)}")

@@ -165,21 +165,16 @@ class Placing:
             resident = sum(n for n, home in zip(pages, placed.homes, strict=True) if home == tier != "disk")
             needed = resident + placed.kv.get(tier, 0) + placed.reserved.get(tier, 0)
             if needed > max(0, ledger.free(tier)):
+                beside = f" beside {format_bytes(taken)} that are taken" if (taken := ledger.taken.get(tier, 0)) else ""
                 raise UserError(
-                    f"--plan puts {format_bytes(needed)} on {tier}, where {format_bytes(max(0, ledger.free(tier)))} are"
-                    f" free: plan again, or give --{tier}-memory {least_mib(ledger, tier, needed)}MiB"
+                    f"--{tier}-memory {format_bytes(ledger.budget.get(tier, 0))} is too small for --plan, which puts"
+                    f" {format_bytes(needed)} there{beside}: give {least_mib(ledger, tier, needed)}MiB, or plan again"
                 )
         return placed
 
     def _cannot(self, placed: Placement) -> str | None:
         """Why this host's engine cannot do what a plan says, which may have been edited or made elsewhere; or None."""
         policy = placed.policy
-        shares = {"weights": policy.weights, "KV": policy.kv, "activations": policy.activations}
-        on_gpu = [what for what, parts in shares.items() if parts.gpu > 0] + ["weights"] * ("gpu" in placed.homes)
-        if on_gpu and self.compute != "gpu":
-            return f"puts {on_gpu[0]} on gpu, and there is no gpu here"
-        if policy.attention not in (None, "cpu", self.compute):
-            return f"has attention on {policy.attention}, and layers are computed on {self.compute}"
         if policy.cpu_layers and (cannot := self._cannot_split(placed)) is not None:
             return cannot
         beside = self.compute == "gpu" and policy.attention == "cpu"
@@ -193,8 +188,6 @@ class Placing:
     def _cannot_split(self, placed: Placement) -> str | None:
         """Why layers cannot be computed on the cpu as a plan says; None where they can."""
         policy, footprint = placed.policy, self.model.footprint()
-        if self.compute != "gpu":
-            return "computes layers on cpu beside a gpu, and there is none here"
         if (footprint.joined or footprint.transforms) or policy.cpu_layers > footprint.decoders:
             return f"computes layers on cpu ({policy.cpu_layers}), and this model's cannot be"
         if any(placed.homes[i] != "cpu" for i in footprint.first_pages(policy.cpu_layers)):

@@ -1,6 +1,6 @@
 """From a question to a plan: the model's shape, a machine, budgets, and a search that joins them."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +24,14 @@ from penstock.model.packing import packing_of
 from penstock.model.pages import Extent
 from penstock.plan.baseline import baseline, check_expressible
 from penstock.plan.case import Case
+from penstock.plan.checks import check_asked, check_host, check_machine, check_model
 from penstock.plan.given import given_placement
 from penstock.plan.plan import Plan
 from penstock.plan.policy import TIERS, Tier
 from penstock.plan.question import Question
 from penstock.plan.reasons import decided, explain, priced
 from penstock.plan.remarks import bounds, job, nothing_beside, too_long
-from penstock.plan.rule import check_asked, check_model, decide
+from penstock.plan.rule import decide
 from penstock.plan.shape import ModelShape
 from penstock.plan.sizes import JITTER_BYTES
 from penstock.plan.split_cost import with_turning_point
@@ -129,14 +130,16 @@ def _refused(case: Case, question: Question, refusal: UserError) -> Plan:
 
 def meet(model: str, question: Question, on_event: Event = lambda event: None) -> Planner:
     """The model and the machine that a question is about; what was asked is checked before this host is measured."""
+    asked, budgeted = question.asked, [tier for tier, nbytes in question.budgets.items() if nbytes is not None]
+    check_asked(asked)
     if question.machine is not None:
         machine = machine_of(question.machine)
-        _check(question, machine.name, machine.memory, machine.compute)
+        check_machine(asked, budgeted, machine.name, machine.memory, machine.compute)
         plan = _planned_for(model, question, machine)
         return Planner(plan, machine, _ledger(machine, question, plan), False)
     with closing(open_device(question.device)) as device:
         compute = device.compute_tier
-        _check(question, "this host", [t for t in TIERS if t != "gpu" or compute == "gpu"], compute)
+        check_host(asked, budgeted, compute)
         plan = _planned_here(model, question, device)
         # what a run has in memory before it counts what is left: its plan must leave as much
         warm(plan, device.torch_device, question.attention, question.cpu_layers != 0)
@@ -170,20 +173,6 @@ def computing_on(compute: Tier, machine: Machine) -> Machine:
         memory={tier: nbytes for tier, nbytes in machine.memory.items() if tier != "gpu"},
         processors={"cpu": machine.processors["cpu"]},
     )
-
-
-def _check(question: Question, name: str, tiers: Collection[Tier], compute: Tier) -> None:
-    """Raise UserError where something is to rest, or to be computed, on a tier that is not there."""
-    given = {"--weights": question.weights, "--kv": question.kv, "--activations": question.activations}
-    for flag, shares in given.items():
-        for tier in TIERS:
-            if shares is not None and shares.of(tier) > 0 and tier not in tiers:
-                there = " and ".join(t for t in TIERS if t in tiers)
-                raise UserError(f"{flag} puts {shares.of(tier):.0%} on {tier}, and {name} has none: use {there}")
-    for tier, asked in question.budgets.items():
-        if asked is not None and tier not in tiers:
-            raise UserError(f"--{tier}-memory is given, and {name} has no {tier}: leave it out")
-    check_asked(question.asked, compute)
 
 
 def shape_and_machine(
@@ -274,7 +263,7 @@ def _ledger(machine: Machine, question: Question, plan: Blueprint) -> Ledger:
     for tier in TIERS:
         asked = question.budgets.get(tier)
         budget[tier] = int(machine.memory.get(tier, 0) * (1 - _MARGIN)) if asked is None else asked
-    taken: dict[Tier, int] = {"cpu": min(_INTERPRETER, budget["cpu"])}
+    taken: dict[Tier, int] = {"cpu": _INTERPRETER}
     if question.no_disk:
         budget["disk"] = 0
     elif question.disk_memory is None and "disk" in machine.memory:

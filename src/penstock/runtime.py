@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from penstock.asked import AskedMemory
 from penstock.budgets import Budgets
-from penstock.errors import UserError
-from penstock.memory.clock import MOST_TRACED, Clock
+from penstock.memory.clock import MOST_TRACED, Clock, Lane
 from penstock.memory.device import Device, open_device
 from penstock.memory.offload import offload_root
 from penstock.plan.policy import Tier
@@ -17,7 +17,6 @@ from penstock.plan.types import Ledger
 from penstock.units import parse_bytes
 
 Event = Callable[[Mapping[str, Any]], None]
-AskedMemory = Mapping[Tier, str | int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +44,8 @@ class Runtime:
         """
         asked = {tier: None if size is None else parse_bytes(size, f"--{tier}-memory") for tier, size in memory.items()}
         root, opened = offload_root(offload_dir), open_device(device)
-        computes = opened.compute_tier
-        if memory["gpu"] is not None and computes != "gpu":
-            raise UserError("--gpu-memory is given, and there is no gpu here: leave it out")
-        clock = Clock(compute_lane="gpu-compute" if computes == "gpu" else "cpu-compute", tracing=trace is not None)
+        lane: Lane = "gpu-compute" if opened.compute_tier == "gpu" else "cpu-compute"
+        clock = Clock(compute_lane=lane, tracing=trace is not None)
         return cls(Budgets(asked, opened, root, planned or {}), clock, on_event or _log, trace)
 
     @property

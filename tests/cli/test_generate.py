@@ -71,7 +71,7 @@ def test_flags_reach_the_engine_by_the_names_of_python(engine: Engine) -> None:
         "offload_dir": "there",
         "weights": "cpu=50%,disk=50%",
         "kv": "disk=100%",
-        "activations": "cpu=100%",
+        "activations": "gpu=100%",
         "attention": "cpu",
         "compute_cpu_layers": 3,
         "batch_tokens": 256,

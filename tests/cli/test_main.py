@@ -1,11 +1,14 @@
 import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.cli.fake_planner import PLAN
 
 from penstock.cli import main
+from penstock.plan.saved import save_plan
 
 
 def test_help_of_generate_is_grouped_and_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +53,14 @@ def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> N
         ["generate", "--help"],
         ["generate", "demo", "--rows", "0"],
         ["generate", "demo", "x", "--weights", "cpu=50%"],
+        ["generate", "demo", "x", "--weights", "gpu=50%,cpu=50%", "--device", "cpu"],
+        ["generate", "demo", "x", "--compute-cpu-layers", "2", "--kv", "gpu"],
+        ["run-batch", "demo", "-i", "in.jsonl", "-o", "out.jsonl", "--gpu-memory", "1GiB", "--device", "cpu"],
+        ["models", "demo", "--gpu-memory", "1GiB", "--device", "cpu"],
+        ["plan", "demo", "--compute-cpu-layers", "2", "--device", "cpu"],
+        ["plan", "demo", "--machine", "skylake-2core", "--attention", "gpu"],
         ["generate", "demo", "x", "--max-tokens", "0"],
+        ["trace", "record", "demo", "--prompt", "x", "-o", "out.skip", "--max-tokens", "0"],
         ["generate", "demo", "x", "--cpu-memory", "4Gx"],
         ["generate", "demo", "x", "--plan", "no-such-file"],
         ["generate", "demo", "x", "--offload-dir", "/dev/null/none"],
@@ -67,6 +77,28 @@ def test_what_needs_no_model_loads_no_heavy_library(words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "none/here", "x", "--weights", "gpu=50%,cpu=50%"],
+        ["run-batch", "none/here", "-i", "in.jsonl", "-o", "out.jsonl", "--gpu-memory", "1GiB"],
+        ["plan", "none/here", "--compute-cpu-layers", "2"],
+        ["eval", "none/here", "--device", "cuda"],
+        ["generate", "none/here", "x", "--plan", "{plan}"],
+    ],
+)
+def test_a_gpu_that_is_not_there_is_told_before_a_model_is_looked_for(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    save_plan(PLAN, "of whatever model", 1, plan)  # a part of its weights is on a gpu
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for room in ("penstock.llm", "penstock.planner", "penstock.batch", "penstock.scoring"):
+        monkeypatch.setitem(sys.modules, room, None)  # what opens models cannot be imported
+    assert main([word.format(plan=plan) for word in words]) == 2
+    assert re.fullmatch(r"penstock: .*(this host has no|no CUDA device here).*\n", capsys.readouterr().err)
 
 
 def test_sigterm_leaves_by_the_ordinary_way_out():

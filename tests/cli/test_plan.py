@@ -153,6 +153,8 @@ def test_json_has_all_of_it(planner: Planner, capsys: pytest.CaptureFixture[str]
         (["demo", "--save", "none/plan.json"], "--save none/plan.json is not a file in a directory that exists"),
         (["demo", "--explain", "everything"], "'everything' is none of paging"),
         (["demo", "--explain", "paging", "--plot", "x.png"], "leave --plot out"),
+        (["demo", "--explain", "paging", "--compute-cpu-layers", "2"], "leave --compute-cpu-layers out"),
+        (["demo", "--explain", "paging", "--rows", "2", "--kv", "cpu"], "leave --kv out"),
         (["demo", "--cost-model", "guess"], "'guess' is none of penstock, flexgen"),
         (["demo", "-i", "none.jsonl"], "none.jsonl cannot be read: No such file"),
         (["demo", "-i", "x.jsonl", "--prompt-len", "5"], "--prompt-len 5 and -i x.jsonl describe the job in two ways"),

@@ -108,10 +108,23 @@ def test_a_disk_that_was_not_measured_is_added(measured: list[str], tmp_path: Pa
 def test_show(measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "--show"]) == 2
     assert "nothing is measured yet" in capsys.readouterr().err
+    save_profile(profile())
+    assert main(["profile", "--show"]) == 0
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[0].split()[:2], err, measured) == (["this", "host"], "", [])
+
+
+def test_show_says_that_what_it_shows_is_not_used(capsys: pytest.CaptureFixture[str]) -> None:
     save_profile(profile(host=replace(HERE, name="elsewhere")))
     assert main(["profile", "--show", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["host"]["name"] == "elsewhere"
-    assert measured == []
+    out, err = capsys.readouterr()
+    assert json.loads(out)["host"]["name"] == "elsewhere"
+    assert json.loads(err)["text"].startswith("plans and runs do not use this: measured on elsewhere")
+    older = profile()
+    save_profile(replace(older, versions={**older.versions, "torch": "1.0"}))
+    assert main(["profile", "--show"]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("plans and runs do not use this: measured with torch 1.0, now ") and told.count("\n") == 1
 
 
 def test_show_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:

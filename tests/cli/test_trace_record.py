@@ -116,7 +116,8 @@ def test_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Told before the model is looked at."""
+    """Told before the model is looked at, and what looks at it imported."""
+    monkeypatch.setitem(sys.modules, "penstock.llm", None)
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text(" \n")
     Path("latin.txt").write_bytes(b"caf\xe9")

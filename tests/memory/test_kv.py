@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from penstock.errors import UserError
+from penstock.memory.buffers import aligned_buffer
 from penstock.memory.clock import Clock
 from penstock.memory.device import CpuDevice, EmulatedGpu
 from penstock.memory.kv import KVStore
@@ -34,6 +35,26 @@ def store(request, tmp_path):
     made.close()
     device.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("made", [CpuDevice, EmulatedGpu])
+def test_the_cpu_s_new_keys_lie_in_huge_pages_where_all_of_them_are_written(made, monkeypatch):
+    asked, device = [], made()
+    groups, packed = [KVGroup({0: LAYERS[0]})], KVForm(torch.bfloat16, 64, Grouped(4))
+
+    def recorded(nbytes, **how):
+        asked.append(how.get("huge", False))
+        return aligned_buffer(nbytes, **how)
+
+    for module in ("kv", "device"):
+        monkeypatch.setattr(f"penstock.memory.{module}.aligned_buffer", recorded)
+    KVStore(groups, FORM, {"cpu": 1 << 20}, device, Clock(), tier="cpu").close()
+    assert asked == [True]
+    KVStore([*groups, KVGroup({1: LAYERS[1]})], FORM, {"cpu": 1 << 20}, device, Clock(), tier="cpu").close()
+    assert asked == [True, False, False]
+    KVStore(groups, packed, {"cpu": 1 << 20}, device, Clock(), rows=4, tier="cpu").close()
+    assert asked == [True, False, False, False, True]  # open blocks first, of rows that may never come
+    device.close()
 
 
 def filled(store, layer, block, value):

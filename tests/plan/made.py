@@ -25,6 +25,7 @@ def shape(layers: int = 8) -> ModelShape:
         kv_block=BLOCK,
         block_tokens=16,
         call_tokens=256,
+        layers=[page.layer for page in pages],
     )
     return ModelShape("made-up", "float32", pages, attention, 4096, 1 << 20, 512, footprint)
 

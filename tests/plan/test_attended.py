@@ -50,8 +50,6 @@ def test_keys_that_must_come_to_their_module_do() -> None:
     made = linked(2e8, 1e11)
     transformed = replace(made, shape=replace(made.shape, footprint=replace(made.shape.footprint, transforms=True)))
     assert searched(transformed).best.placement.policy.attention is None
-    with pytest.raises(UserError, match="--attention cpu: this model transforms keys"):
-        searched(replace(transformed, asked=replace(made.asked, attention="cpu")))
 
 
 def test_what_fits_only_without_a_ring_on_the_gpu_is_attended_beside_it() -> None:

@@ -104,19 +104,6 @@ def test_static_admission_keeps_its_rows_and_micro_batches():
     assert (placement.policy.rows, placement.policy.batch_size, placement.policy.num_batches) == (12, 4, 3)
 
 
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        (Asked(weights=Shares(gpu=0.5, cpu=0.5)), "there is no gpu here"),
-        (Asked(batch_size=4), "go together"),
-        (Asked(batch_size=4, num_batches=2, rows=8), "leave --rows out"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(asked, said):
-    with pytest.raises(UserError, match=said):
-        placed(4 << 30, asked)
-
-
 def test_host_memory_beside_a_gpu_holds_what_is_put_there():
     ledger = Ledger({"gpu": 4 << 30, "cpu": 1 << 30, "disk": 1 << 40}, {"cpu": TAKEN})
     asked = Asked(weights=Shares(cpu=1.0))

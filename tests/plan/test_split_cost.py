@@ -110,8 +110,7 @@ def test_where_they_do_is_settled_once() -> None:
 def planned(layers: int, lengths: list[Length], model: ModelShape | None = None) -> Plan:
     asked = Asked(cpu_layers=layers, cpu_tokens=16, rows=8)
     made = beside_a_gpu(lengths, 200, 400, asked)
-    footprint = replace((model or made.shape).footprint, layers=[page.layer for page in made.shape.pages])
-    made = replace(made, shape=replace(made.shape, footprint=footprint))
+    made = replace(made, shape=model or made.shape)
     return explain(made, made.machine, "a job")
 
 

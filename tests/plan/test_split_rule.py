@@ -89,31 +89,3 @@ def test_every_budget_is_kept_or_refused_with_one_that_would_do(
         pages = sum(n for n, home in zip(model.pages, placement.homes, strict=True) if home == tier)
         assert pages + placement.kv.get(tier, 0) + placement.reserved[tier] <= budget * MIB  # type: ignore[arg-type, index]
     assert placement.homes[: 2 * layers] == ("cpu",) * 2 * layers and "gpu" not in placement.kv
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        (Asked(cpu_layers=3, kv=Shares(gpu=0.5, cpu=0.5)), "3 keeps all KV on the cpu, and --kv puts 50% on gpu"),
-        (Asked(cpu_layers=3, attention="gpu"), "3 attends to all KV on the cpu: leave --attention gpu out"),
-        (Asked(cpu_layers=3, activations=Shares(cpu=1.0)), "3 leaves activations where they are computed"),
-        (Asked(cpu_layers=11), "11: this model has 10 decoder layers; give fewer"),
-    ],
-)
-def test_what_does_not_go_with_it_is_refused(asked: Asked, said: str) -> None:
-    with pytest.raises(UserError, match=f"^--compute-cpu-layers {said}"):
-        placed(4000, 8000, asked)
-
-
-def test_models_that_are_computed_in_one_place_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match="--compute-cpu-layers: layers of this model share weights, so all its layers"):
-        placed(4000, 8000, Asked(cpu_layers=1), replace(MODEL, joined="layers of this model share weights"))
-    with pytest.raises(UserError, match="--compute-cpu-layers: this model transforms keys"):
-        placed(4000, 8000, Asked(cpu_layers=1), replace(MODEL, transforms=True))
-
-
-@pytest.mark.parametrize("layers", [3, None])
-def test_there_is_no_beside_without_a_gpu(layers: int | None) -> None:
-    ledger = Ledger({"cpu": 8 << 30, "disk": 1 << 40}, {})
-    with pytest.raises(UserError, match=f"^--compute-cpu-layers {layers or 'auto'}: there is no gpu here"):
-        decide(MODEL, JOB, ledger, Asked(cpu_layers=layers), "cpu", 200)

@@ -22,12 +22,7 @@ def linked(upload_bytes_per_s: float, asked: Asked = AUTO, gpu_mib: int = 140, r
     machine, slow = made.machine, made.machine.processors["cpu"]
     fast = replace(slow, products={"float32": Curve.flat(1e12)}, visit_s=1e-5)
     links = {**machine.links, "cpu→gpu": replace(machine.links["cpu→gpu"], bytes_per_s=upload_bytes_per_s)}
-    footprint = replace(made.shape.footprint, layers=[page.layer for page in made.shape.pages])
-    return replace(
-        made,
-        machine=replace(machine, links=links, processors={"gpu": fast, "cpu": slow}),
-        shape=replace(made.shape, footprint=footprint),
-    )
+    return replace(made, machine=replace(machine, links=links, processors={"gpu": fast, "cpu": slow}))
 
 
 def test_layers_are_computed_on_the_cpu_where_that_is_faster() -> None:

@@ -40,7 +40,7 @@ class FakeEngine:
     capacity: Mapping[Tier, int]
     block_tokens: int
     chunking: bool = True
-    compute_tier: Tier = "cpu"
+    kv_tier: Tier = "cpu"
     sharing: bool = True
     ends: Mapping[int, int] = field(default_factory=dict)  # row: generated tokens after which it says it ended
     computed: dict[int, int] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class FakeEngine:
             self.groups,
             self.capacity,
             self.block_tokens,
-            self.compute_tier,
+            self.kv_tier,
             self.chunking,
             self.sharing,
         )
@@ -139,7 +139,7 @@ class FakeEngine:
             assert pool.doubled(tier) == doubled
         for row, index, block in self.live():
             assert block.references == 1 or index < len(row.chain)
-            if block.tier != self.compute_tier:
+            if block.tier != self.kv_tier:
                 home, sunk = TIERS.index(row.home), TIERS.index(block.tier)
                 at_home = home <= sunk or index < len(row.chain)
                 assert at_home and (index + 1) * self.block_tokens <= row.computed, "a tail left home"
@@ -182,7 +182,7 @@ class FakeEngine:
         for group, (spec, table) in enumerate(zip(self.groups, row.tables, strict=True)):
             for position in range(first, first + count):
                 block = table[position // self.block_tokens]
-                assert block is not None and block.tier == self.compute_tier
+                assert block is not None and block.tier == self.kv_tier
                 assert block.references == 1 and block.digest is None, "a shared block is written to"
                 held = self.bytes.setdefault((group, block.tier, block.id), {})
                 held[position % self.block_tokens] = self.mark(row, position)
@@ -207,11 +207,11 @@ def engines(draw: st.DrawFn, sharing: bool = False) -> FakeEngine:
     stride = sum(group.block_bytes for group in groups)
     tiers: list[Tier] = draw(st.sampled_from([["cpu"], ["disk"], ["cpu", "disk"], ["gpu", "cpu", "disk"]]))
     kv = Shares(**{tier: 1 / len(tiers) for tier in tiers})
-    compute_tier: Tier = "gpu" if "gpu" in tiers else "cpu"
-    capacity = {tier: stride * draw(st.integers(1, 12)) for tier in {*tiers, compute_tier}}
+    kv_tier: Tier = "gpu" if "gpu" in tiers else "cpu"
+    capacity = {tier: stride * draw(st.integers(1, 12)) for tier in {*tiers, kv_tier}}
     rows, batch = draw(st.integers(1, 6)), draw(st.integers(1, 20))
     static = not sharing and draw(st.booleans())
     made = policy(rows, draw(st.integers(1, 40)), batch, kv, *((draw(st.integers(1, 3)), 2) if static else (0, 0)))
     ends = draw(st.dictionaries(st.integers(0, 7), st.integers(1, 6), max_size=4))
     chunking = sharing or draw(st.booleans())
-    return FakeEngine(made, groups, capacity, draw(st.integers(1, 4)), chunking, compute_tier, ends=ends)
+    return FakeEngine(made, groups, capacity, draw(st.integers(1, 4)), chunking, kv_tier, ends=ends)

@@ -4,7 +4,7 @@ from tests.schedule.fake_engine import CPU, ONE, FakeEngine, policy
 from penstock.plan.policy import Shares, Tier
 
 
-@pytest.mark.parametrize("tier, rows", [("cpu", 5), ("disk", 11)])  # tails rest on the compute tier, not on disk
+@pytest.mark.parametrize("tier, rows", [("cpu", 5), ("disk", 11)])  # tails rest on the tier of new keys, not on disk
 def test_a_shared_header_is_counted_once(tier: Tier, rows: int) -> None:
     capacity: dict[Tier, int] = {"cpu": 1000, tier: 300}  # 30 blocks
     engine = FakeEngine(policy(rows=99, sweep=400, kv=Shares.from_mapping({tier: 1.0})), ONE, capacity, 4)

@@ -75,7 +75,7 @@ def test_prompts_that_begin_differently_are_scheduled_as_ever(
         engine.capacity,
         engine.block_tokens,
         engine.chunking,
-        engine.compute_tier,
+        engine.kv_tier,
         sharing=False,
         ends=engine.ends,
     )
@@ -120,7 +120,7 @@ def sink_by_looking_at_all(room: Room, tier: Tier, need_bytes: int, oldest: Row 
     if not below or tier in room._exhausted or (oldest is not None and oldest.turn > room._last_holder):
         return
     for row in reversed(room.rows.values()):
-        full = row.rested if tier != room.compute_tier else row.computed // room.block_tokens
+        full = row.rested if tier != room.kv_tier else row.computed // room.block_tokens
         while row.home == tier and row.sunk < full and room.pool.free(tier) < need_bytes:
             blocks = room._blocks_at(row, row.sunk, tier)
             lower = room._tier_with_room(below, room._bytes(blocks))
@@ -282,9 +282,9 @@ def test_a_row_that_recomputes_shares_nothing() -> None:
     assert spans(next(sweeps)) == [(0, 11, 1), (1, 0, 10)]
 
 
-def test_blocks_taken_over_on_the_compute_tier_leave_it_for_the_tail() -> None:
+def test_blocks_taken_over_on_the_kv_tier_leave_it_for_the_tail() -> None:
     kv = Shares(gpu=0.5, cpu=0.5)
-    engine = FakeEngine(policy(rows=1, kv=kv), ONE, {"gpu": 30, "cpu": 80}, 4, compute_tier="gpu")
+    engine = FakeEngine(policy(rows=1, kv=kv), ONE, {"gpu": 30, "cpu": 80}, 4, kv_tier="gpu")
     engine.add(with_tail(0, 1), 1)  # at home on the gpu, where the others have no room
     for _ in range(2):
         engine.add(with_tail(1, 5), 1)

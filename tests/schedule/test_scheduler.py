@@ -135,7 +135,7 @@ def tiers(row: Row) -> list[Tier]:
 @pytest.mark.parametrize("kv", [Shares(gpu=0.5, cpu=0.5), Shares(gpu=0.4, cpu=0.3, disk=0.3)])
 def test_a_row_that_no_tier_holds_lies_on_several_its_oldest_blocks_below(kv: Shares) -> None:
     capacity: dict[Tier, int] = {"gpu": 30, "cpu": 50, "disk": 40}
-    engine = FakeEngine(policy(sweep=8, kv=kv), ONE, capacity, 4, compute_tier="gpu")
+    engine = FakeEngine(policy(sweep=8, kv=kv), ONE, capacity, 4, kv_tier="gpu")
     engine.add(40 if kv.disk else 25, 8)
     seen = []
     for _ in engine.sweeps():
@@ -148,7 +148,7 @@ def test_a_row_that_no_tier_holds_lies_on_several_its_oldest_blocks_below(kv: Sh
 
 def test_a_row_enters_in_parts_where_no_home_has_room_for_all_of_it() -> None:
     capacity: dict[Tier, int] = {"gpu": 60, "cpu": 40}
-    engine = FakeEngine(policy(kv=Shares(gpu=0.5, cpu=0.5), sweep=99), ONE, capacity, 4, compute_tier="gpu")
+    engine = FakeEngine(policy(kv=Shares(gpu=0.5, cpu=0.5), sweep=99), ONE, capacity, 4, kv_tier="gpu")
     engine.add(12, 4)  # takes 4 of 6 blocks of the gpu
     engine.add(24, 1)
     sweeps = engine.sweeps()
@@ -160,7 +160,7 @@ def test_a_row_enters_in_parts_where_no_home_has_room_for_all_of_it() -> None:
 
 def test_no_more_of_a_row_sinks_than_makes_room() -> None:
     kv = Shares(gpu=0.99, cpu=0.01)
-    engine = FakeEngine(policy(rows=2, kv=kv), ONE, {"gpu": 60, "cpu": 100}, 4, compute_tier="gpu")
+    engine = FakeEngine(policy(rows=2, kv=kv), ONE, {"gpu": 60, "cpu": 100}, 4, kv_tier="gpu")
     engine.add(8, 12)
     engine.add(8, 12)
     for _ in engine.sweeps():

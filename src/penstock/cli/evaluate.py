@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from penstock.asked import check_here
 from penstock.cli import options
 from penstock.cli.console import stderr_display
 from penstock.errors import UserError
+from penstock.plan.types import Asked
 from penstock.units import format_bytes
 
 EXAMPLES = """\
@@ -63,6 +65,7 @@ def evaluate(
     """Show how well a model predicts a text: as it is, and with weights and KV packed as asked."""
     if window > tokens:
         raise UserError(f"--window {window:,} is more than the --tokens {tokens:,} to score: give a smaller one")
+    check_here(Asked(), {"gpu": gpu_memory}, device)
     text = _text(input)
     display = stderr_display(json_)
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import typer
 
+from penstock.asked import check_here
 from penstock.cli import figures, options
+from penstock.plan.types import Asked
 from penstock.units import format_bytes
 
 EXAMPLES = """\
@@ -31,6 +33,8 @@ def models(
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Show a model's shape, its bytes per page and per token, and what a budget would hold."""
+    check_here(Asked(), {"gpu": gpu_memory}, device)
+
     from penstock.describe import describe
 
     facts = describe(

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from penstock.asked import ATTENTION, check_cut, layers_asked
+from penstock.asked import asked_for
 from penstock.bits import Bits, asked_bits
 from penstock.cli import options, plan_options
 from penstock.cli.console import Display, stderr_display, width_of
 from penstock.cli.overwrites import refuse_overwriting
+from penstock.cli.plan_checks import check_explained, check_job, check_no_disk, check_outputs, check_where
 from penstock.errors import UserError
+from penstock.plan.policy import Tier
 from penstock.plan.question import Question
+from penstock.units import parse_bytes
 
 if TYPE_CHECKING:
     from penstock.cli.plan_table import Line
@@ -30,7 +33,6 @@ Examples:
   penstock plan ./llama-70b --weights gpu=20%,cpu=80% --batch-size 48 --num-batches 3
   penstock plan ./llama-70b --explain paging
 """
-DRAWN = (".png", ".svg", ".html")
 
 
 def plan(
@@ -82,30 +84,46 @@ def plan(
         return
     if model is None:
         raise UserError("plan needs a MODEL (or --instance FILE alone)")
-    check_cut(rows, batch_size, num_batches)
-    _check_outputs(save, plot, explain)
+    asked = asked_for(
+        weights=weights,
+        kv=kv,
+        activations=activations,
+        rows=rows,
+        sweep_tokens=sweep_tokens,
+        batch_tokens=batch_tokens,
+        slots=slots,
+        batch_size=batch_size,
+        num_batches=num_batches,
+        attention=attention,
+        compute_cpu_layers=compute_cpu_layers,
+    )
+    if no_disk:
+        check_no_disk({"--weights": weights, "--kv": kv, "--activations": activations}, disk_memory)
+    budgets = _budgets(gpu_memory, cpu_memory, disk_memory)
+    check_outputs(save, plot)
     refuse_overwriting({"--save": save, "--plot": plot}, {"-i": input, "MODEL": model, "--machine": machine})
-    if machine is not None:
-        from penstock.machine.presets import machine_of
-
-        machine_of(machine)  # before libraries are imported, which takes seconds
     bits = asked_bits(weight_bits, lm_head_bits, kv_bits, allow_4bit)
-    if bits.free and explain is not None:
-        raise UserError(f"--explain {explain} compares ways to move weights of given bits: leave auto out")
-    _check_job(input, prompt_len, num_prompts)
-    shares = _shares({"--weights": weights, "--kv": kv, "--activations": activations}, no_disk, disk_memory)
+    if explain is not None:
+        check_explained(explain, asked, bits, save, plot)
+    check_job(input, prompt_len, num_prompts)
+    aim = _aim(objective, max_seconds, max_token_seconds)
+    check_where(asked, budgets, machine, device)
     display = stderr_display(json_)
     try:
         question = Question(
             **_job(model, input, prompt_len, gen_len, num_prompts, trust_remote_code, display),
-            **_aim(objective, max_seconds, max_token_seconds),
-            **_budgets(gpu_memory, cpu_memory, disk_memory),
-            **shares,
+            **aim,
+            gpu_memory=budgets["gpu"],
+            cpu_memory=budgets["cpu"],
+            disk_memory=budgets["disk"],
+            weights=asked.weights,
+            kv=asked.kv,
+            activations=asked.activations,
             no_disk=no_disk,
             machine=machine,
             cost_model="flexgen" if cost_model == "flexgen" else "penstock",
-            attention=ATTENTION[attention],
-            cpu_layers=layers_asked(compute_cpu_layers),
+            attention=asked.attention,
+            cpu_layers=asked.cpu_layers,
             rows=rows,
             sweep_tokens=sweep_tokens,
             batch_tokens=batch_tokens,
@@ -144,18 +162,6 @@ def _solve(instance: str, model: str | None, as_json: bool) -> None:
     run_instance(Path(instance), as_json)
 
 
-def _check_outputs(save: str | None, plot: str | None, explain: str | None) -> None:
-    """What is written last must not cost a search because of its name."""
-    if explain is not None and (save is not None or plot is not None):
-        flag = "--save" if save is not None else "--plot"
-        raise UserError(f"--explain {explain} compares and plans nothing: leave {flag} out")
-    for flag, name in (("--save", save), ("--plot", plot)):
-        if name is not None and (Path(name).is_dir() or not Path(name).absolute().parent.is_dir()):
-            raise UserError(f"{flag} {name} is not a file in a directory that exists; create the directory first")
-    if plot is not None and Path(plot).suffix.lower() not in DRAWN:
-        raise UserError(f"--plot {plot}: the name must end in {', '.join(DRAWN[:-1])} or {DRAWN[-1]}")
-
-
 def _made(model: str, question: Question, bits: Bits, display: Display) -> "Plan":
     if bits.free:
         from penstock.free_bits import plan_of_free_bits
@@ -164,14 +170,6 @@ def _made(model: str, question: Question, bits: Bits, display: Display) -> "Plan
     from penstock.planner import make_plan
 
     return make_plan(model, question, display.show)
-
-
-def _check_job(input: str | None, prompt_len: int | None, num_prompts: int | None) -> None:
-    if input is None:
-        return
-    for flag, value in (("--prompt-len", prompt_len), ("--num-prompts", num_prompts)):
-        if value is not None:
-            raise UserError(f"{flag} {value} and -i {input} describe the job in two ways; use one of them")
 
 
 def _job(
@@ -210,26 +208,9 @@ def _aim(objective: str | None, max_seconds: float | None, max_token_seconds: fl
     return {"objective": aim, "latency_s": max_seconds, "token_s": max_token_seconds}
 
 
-def _budgets(gpu_memory: str | None, cpu_memory: str | None, disk_memory: str | None) -> dict[str, Any]:
-    from penstock.units import parse_bytes
-
-    given = {"gpu_memory": gpu_memory, "cpu_memory": cpu_memory, "disk_memory": disk_memory}
-    return {
-        name: None if size is None else parse_bytes(size, f"--{name.replace('_', '-')}") for name, size in given.items()
-    }
-
-
-def _shares(given: dict[str, str | None], no_disk: bool, disk_memory: str | None) -> dict[str, Any]:
-    """Fields of the question that say where bytes rest."""
-    from penstock.plan.shares import parse_shares
-
-    if no_disk and disk_memory is not None:
-        raise UserError(f"--no-disk and --disk-memory {disk_memory} contradict each other; use one of them")
-    shares = {flag: None if text is None else parse_shares(text, flag) for flag, text in given.items()}
-    for flag, said in shares.items():
-        if no_disk and said is not None and said.disk > 0:
-            raise UserError(f"--no-disk and {flag} {given[flag]} contradict each other; use one of them")
-    return {flag.removeprefix("--"): said for flag, said in shares.items()}
+def _budgets(gpu_memory: str | None, cpu_memory: str | None, disk_memory: str | None) -> dict[Tier, int | None]:
+    given: dict[Tier, str | None] = {"gpu": gpu_memory, "cpu": cpu_memory, "disk": disk_memory}
+    return {tier: None if size is None else parse_bytes(size, f"--{tier}-memory") for tier, size in given.items()}
 
 
 def _print(made: "Plan", as_json: bool) -> None:

@@ -66,7 +66,12 @@ def profile(
     stored = None if force else load_profile()
     if show and stored is None:
         raise UserError(f"nothing is measured yet ({profile_path()} does not exist): penstock profile measures")
-    found = stored if show and stored is not None else _current(stored, model, short, offload_dir, json_, started)
+    if show and stored is not None:
+        found = stored
+        if reasons := _stale(stored):
+            _note(f"plans and runs do not use this: {'; '.join(reasons)} (penstock profile measures again)", json_)
+    else:
+        found = _current(stored, model, short, offload_dir, json_, started)
     if found is not stored:
         save_profile(found)
     if json_:
@@ -92,11 +97,10 @@ def _current(
 
     from penstock.memory.offload import offload_root
     from penstock.profiling.measure import LONG, SHORT, measure_profile, with_disks
-    from penstock.profiling.profile import Host, gpu_name, stale_reasons
 
     root = offload_root(offload_dir)
     form = SHORT if short else replace(LONG, budget_s=LONG.budget_s - (time.perf_counter() - started))
-    reasons = stale_reasons(stored, Host.here(gpu_name())) if stored else []
+    reasons = _stale(stored) if stored else []
     if stored and not short and stored.form == "short":
         reasons.append("that was the short form")
     if stored is None or reasons:
@@ -110,6 +114,13 @@ def _current(
         with _progress(as_json) as progress:
             return with_disks(stored, extents or None, root, form, progress)
     return stored
+
+
+def _stale(stored: "Profile") -> list[str]:
+    """Why a profile does not speak of this host; torch is imported, to look for its gpu."""
+    from penstock.profiling.profile import Host, gpu_name, stale_reasons
+
+    return stale_reasons(stored, Host.here(gpu_name()))
 
 
 def _extents(model: str | None) -> "Sequence[Extent]":

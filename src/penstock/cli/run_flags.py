@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from penstock.asked import asked_for
+from penstock.asked import asked_for, check_here
 from penstock.bits import asked_bits, check_planned
 from penstock.cli import options
 from penstock.cli.overwrites import refuse_overwriting
@@ -76,10 +76,12 @@ def run_flags(command: Callable[..., None]) -> Callable[..., None]:
             files = {"-i": "input", "-o": "output", "MODEL": "model"}
             read = {name: given.get(argument) for name, argument in files.items()}
             refuse_overwriting({"--trace": how["trace"]}, {**read, "--plan": how["plan"]})
+        placed = None
         if how["plan"] is not None:
             from penstock.plan.saved import saved_plan
 
-            saved_plan(Path(how["plan"]), asked)
+            placed = saved_plan(Path(how["plan"]), asked).placement
+        check_here(asked, {"gpu": how["gpu_memory"]}, how["device"], placed)
         if how["offload_dir"] is not None:
             offload_root(how["offload_dir"])
         sampling = {name: None if value is False or value == [] else value for name, value in said.items()}

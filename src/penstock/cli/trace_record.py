@@ -94,12 +94,17 @@ def record(
     path = Path(output)
     asked, is_text = _prompt(prompt, input)
 
-    from penstock.engine.skip_rule import Selection, parse_rule
-    from penstock.llm import LLM
-    from penstock.recording import record as recorded
     from penstock.sampling import SamplingParams
 
-    selection, params = Selection(parse_rule(rule), sinks, recent), SamplingParams(**sampling)
+    params = SamplingParams(**sampling)
+
+    from penstock.engine.skip_rule import Selection, parse_rule
+
+    selection = Selection(parse_rule(rule), sinks, recent)
+
+    from penstock.llm import LLM
+    from penstock.recording import record as recorded
+
     display = stderr_display(json_)
 
     def on_event(event: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ class Serving:
         """Let every call that waits for this page go on to its next one, or to its end."""
         for call in calls:
             if call.need == Need(page):
-                self._go_on(call, partial(call.resume, page, views))
+                self._to(call, page, views)
         self._answer(calls)
 
     def _answer(self, calls: Sequence[Call]) -> None:
@@ -99,7 +99,7 @@ class Serving:
                 if call.held is None:
                     self._go_on(call, call.go_on)
                 else:
-                    self._with_page(call.held, partial(self._on, call))
+                    self._with_page(call.held, partial(self._to, call, call.held))
                 return True
             if isinstance(call.need, Need):
                 page = call.need.page
@@ -113,10 +113,8 @@ class Serving:
         return bool(asking)
 
     def _to(self, call: Call, page: int, views: Views) -> None:
+        """Let a call go on with a page."""
         self._go_on(call, partial(call.resume, page, views))
-
-    def _on(self, call: Call, views: Views) -> None:
-        self._go_on(call, call.go_on)
 
     def _go_on(self, call: Call, step: Callable[[], None]) -> None:
         """Bring a call's activations back and let it take a step."""

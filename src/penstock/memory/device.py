@@ -67,15 +67,19 @@ class Device(Protocol):
 
 def open_device(name: str = "auto") -> Device:
     """The device named ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``emulated``; else UserError."""
-    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
-        return CudaDevice()
-    if name in ("auto", "cpu"):
+    if compute_tier(name) == "cpu":
         return CpuDevice()
-    if name == "emulated":
-        return EmulatedGpu()
-    raise UserError(f"--device {name}: there are auto, cuda and cpu")
+    return EmulatedGpu() if name == "emulated" else CudaDevice()
+
+
+def compute_tier(name: str) -> Tier:
+    """The tier that a device of this name computes on; UserError where there is none here."""
+    if name not in ("auto", "cpu", "cuda", "emulated"):
+        raise UserError(f"--device {name}: there are auto, cuda and cpu")
+    has_cuda = name in ("auto", "cuda") and torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    return "gpu" if name == "emulated" or has_cuda else "cpu"
 
 
 class _Done:

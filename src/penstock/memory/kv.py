@@ -73,7 +73,7 @@ class KVStore:
         """Memory of the tier where new keys are written. sparse: much of it may never be written to."""
         if self.tier == self.device.compute_tier:
             return self.device.alloc(nbytes, sparse)
-        return aligned_buffer(nbytes)
+        return aligned_buffer(nbytes, huge=not sparse)  # as where the cpu alone computes
 
     def _reserve(self, tier: Tier, index: int, count: int, offload_dir: Path | None) -> None:
         base = 0

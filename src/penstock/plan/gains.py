@@ -63,7 +63,7 @@ def speed_beside(other: Candidate, best: Candidate) -> float:
 
 def _with_other_layers(case: Case) -> Iterator[Case]:
     """A case with as many layers on the cpu as it has, and with those more or fewer that a GiB holds."""
-    layers, most = case.asked.cpu_layers or 0, len(case.shape.decoders)
+    layers, most = case.asked.cpu_layers or 0, case.shape.footprint.decoders
     step = max(1, round(_GIB * most / case.shape.page_bytes))
     for other in sorted({layers, max(1, layers - step), min(most, layers + step)}):
         yield replace(case, asked=replace(case.asked, cpu_layers=other))

@@ -81,7 +81,7 @@ def static_split(search: Search, best: Candidate) -> Alternative:
         return Alternative(name, None, "there is one processor: all layers are computed in one place anyway")
     policy, gpu = best.placement.policy, memory(case, best.placement)["gpu"]
     left = 1 - min(1.0, (gpu.weights + gpu.kv + gpu.free) / (case.shape.page_bytes or 1))
-    layers = max(1, math.ceil(left * len(case.shape.decoders)))
+    layers = max(1, math.ceil(left * case.shape.footprint.decoders))
     asked = replace(case.asked, weights=None, kv=None, attention=None, activations=None, cpu_layers=layers)
     asked = replace(with_turning_point(asked, case.shape, case.machine), slots=policy.slots)
     if asked.batch_size is None:

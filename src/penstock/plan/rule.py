@@ -22,8 +22,6 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
 
     Raises UserError, with the least that works, where a budget is too small.
     """
-    check_asked(asked, compute)
-    check_model(model, asked, compute)
     slots = asked.slots or 3
     rows = asked.rows or (asked.batch_size or 0) * (asked.num_batches or 0) or min(job.prompts, _MOST_ROWS)
     rows = min(rows, job.prompts) if asked.batch_size is None else rows
@@ -52,53 +50,6 @@ def decide(model: Footprint, job: Job, ledger: Ledger, asked: Asked, compute: Ti
             raise UserError(sizes.refusal(cut))
         # it is the cpu beside the gpu that is short, which is told where it is filled
     return place(sizes, cut)
-
-
-def check_asked(asked: Asked, compute: Tier) -> None:
-    """Raise UserError where wishes contradict each other or name a gpu that is not there."""
-    for flag, shares in (("--weights", asked.weights), ("--kv", asked.kv), ("--activations", asked.activations)):
-        if shares is not None and compute == "cpu" and shares.gpu > 0:
-            raise UserError(f"{flag} puts {shares.gpu:.0%} on gpu, and there is no gpu here: use cpu and disk")
-    if asked.attention == "gpu" != compute:
-        raise UserError("--attention gpu: there is no gpu here; leave it out")
-    if asked.cpu_layers != 0:
-        _check_split(asked, compute)
-    if (asked.batch_size is None) != (asked.num_batches is None):
-        raise UserError("--batch-size and --num-batches go together: b rows in each of B micro-batches")
-    if asked.batch_size is not None and asked.rows is not None:
-        raise UserError("--batch-size with --num-batches already fixes the rows: leave --rows out")
-
-
-def _check_split(asked: Asked, compute: Tier) -> None:
-    """Raise UserError where layers cannot be computed on the cpu beside what else is asked."""
-    given = f"--compute-cpu-layers {'auto' if asked.cpu_layers is None else asked.cpu_layers}"
-    if compute == "cpu":
-        raise UserError(f"{given}: there is no gpu here, and the cpu computes all layers; leave it out")
-    if not asked.cpu_layers:
-        return  # the planner leaves out what does not go with it
-    if asked.kv is not None and asked.kv.gpu > 0:
-        raise UserError(f"{given} keeps all KV on the cpu, and --kv puts {asked.kv.gpu:.0%} on gpu: use cpu and disk")
-    if asked.attention == "gpu":
-        raise UserError(f"{given} attends to all KV on the cpu: leave --attention gpu out")
-    if asked.activations is not None and asked.activations.gpu < 1:
-        raise UserError(f"{given} leaves activations where they are computed: leave --activations out")
-
-
-def check_model(model: Footprint, asked: Asked, compute: Tier) -> None:
-    """Raise UserError where a model cannot be computed as asked."""
-    if model.transforms and (asked.attention == "cpu" != compute or asked.cpu_layers):
-        flag = "--compute-cpu-layers" if asked.cpu_layers else "--attention cpu"
-        raise UserError(
-            f"{flag}: this model transforms keys where it computes, before they are attended to; leave it out"
-        )
-    if asked.cpu_layers and model.joined is not None:
-        raise UserError(
-            f"--compute-cpu-layers: {model.joined}, so all its layers are computed in one place; leave it out"
-        )
-    if asked.cpu_layers and asked.cpu_layers > model.decoders:
-        raise UserError(
-            f"--compute-cpu-layers {asked.cpu_layers}: this model has {model.decoders} decoder layers; give fewer"
-        )
 
 
 def place(sizes: Sizes, cut: Cut) -> Placement:
@@ -168,7 +119,7 @@ def _room_below(sizes: Sizes, cut: Cut, tier: Tier, for_kv: bool) -> int:
         least_kv = sizes.row_least()
     needed, ledger = sum(held.values()) + least_kv, sizes.ledger
     if needed > ledger.free(tier) and needed > 0:
-        parts = {**held, "KV of one row": least_kv}
+        parts = {"taken already": ledger.taken.get(tier, 0), **held, "KV of one row": least_kv}
         told = ", ".join(f"{what} {format_bytes(nbytes)}" for what, nbytes in parts.items() if nbytes)
         given = f"--{tier}-memory {format_bytes(ledger.budget.get(tier, 0))}"
         raise UserError(

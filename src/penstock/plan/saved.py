@@ -189,7 +189,7 @@ class _Policy(_Table):
     admission: Admission
     batch_size: _Count | None
     num_batches: _Count | None
-    attention: Tier | None
+    attention: Literal["gpu", "cpu"] | None
     weight_bits: _Bits | None
     cpu_layers: _Bytes = 0
     cpu_tokens: _Bytes = 0
@@ -243,10 +243,24 @@ class _Record(_Table):
         placed, pages = self.placement, self.model.pages
         if len(placed.homes) != pages:
             raise _Contradiction(f"placement.homes names {len(placed.homes):,} pages, and model.pages is {pages:,}")
+        self._check_budget()
         placement = Placement(placed.policy.value(), placed.homes, placed.kv, placed.staging, placed.reserved)
         identity = Identity(**self.model.model_dump())
         expected = Expected(**self.predicted.model_dump())
         return SavedPlan(identity, self.machine, self.job, self.budget, placement, expected)
+
+    def _check_budget(self) -> None:
+        """_Contradiction where a tier that the plan puts something on has no budget: what is free would be taken."""
+        placed = self.placement
+        held = (
+            tier for bytes_by_tier in (placed.kv, placed.reserved) for tier, nbytes in bytes_by_tier.items() if nbytes
+        )
+        used = {"cpu", *placed.homes, *held}
+        for tier in (tier for tier in TIERS if tier in used):
+            if tier not in self.budget:
+                raise _Contradiction(f"budget.{tier} is missing: save the plan again")
+            if tier != "disk" and not self.budget[tier]:  # of a disk the checkpoint alone may be needed
+                raise _Contradiction(f"budget.{tier} is 0, and the plan is on it: save the plan again")
 
 
 def _said(error: ErrorDetails) -> str:

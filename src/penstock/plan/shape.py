@@ -135,30 +135,22 @@ class ModelShape:
             tables=[i for i, page in enumerate(self.pages) if page.table],
         )
 
-    @cached_property
-    def decoders(self) -> Sequence[int]:
-        """Decoder layers, in order."""
-        return sorted({page.layer for page in self.pages if page.layer is not None})
-
-    def first_pages(self, layers: int) -> frozenset[int]:
-        """The pages of the first so many decoder layers."""
-        return frozenset(i for i, page in enumerate(self.pages) if page.layer is not None and page.layer < layers)
-
     def parted(self, layers: int) -> tuple["ModelShape", "ModelShape"]:
         """The first so many decoder layers, and all else."""
-        first = self.first_pages(layers)
-        return self._only(sorted(first)), self._only([i for i in range(len(self.pages)) if i not in first])
+        first = self.footprint.first_pages(layers)
+        part = min(layers, self.footprint.decoders) / max(1, self.footprint.decoders)
+        others = [i for i in range(len(self.pages)) if i not in first]
+        return self._only(sorted(first), part), self._only(others, 1 - part)
 
-    def _only(self, pages: Sequence[int]) -> "ModelShape":
-        """The same with these pages alone, and what is computed between them."""
+    def _only(self, pages: Sequence[int], part: float) -> "ModelShape":
+        """The same with these pages alone, and so much of what is computed between pages."""
         place = {page: at for at, page in enumerate(pages)}
-        left = replace(
+        return replace(
             self,
             pages=[self.pages[i] for i in pages],
             attention=[replace(one, page=place[one.page]) for one in self.attention if one.page in place],
+            traffic_bytes=round(part * self.traffic_bytes),
         )
-        part = len(left.decoders) / len(self.decoders) if self.decoders else 0.0
-        return replace(left, traffic_bytes=round(part * self.traffic_bytes))
 
     @property
     def kv_bytes(self) -> int:

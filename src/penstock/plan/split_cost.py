@@ -30,7 +30,7 @@ class SplitCost:
         self._machine, self._policy, self._hidden_bytes = machine, policy, shape.hidden_bytes
         first, rest = shape.parted(policy.cpu_layers)
         self._first_bytes = first.page_bytes
-        beneath = [home for i, home in enumerate(homes) if i not in shape.first_pages(policy.cpu_layers)]
+        beneath = [home for i, home in enumerate(homes) if i not in shape.footprint.first_pages(policy.cpu_layers)]
         self._streams = any(home != "gpu" and not page.table for page, home in zip(rest.pages, beneath, strict=True))
         self._whole = SweepCost(shape, machine, policy, homes)
         self._rest = SweepCost(rest, machine, policy, beneath)
@@ -108,7 +108,7 @@ def turning_point(shape: ModelShape, machine: Machine) -> int:
 
     Layers are taken to be as the mean of all, so that it is the same however many there are on the cpu.
     """
-    layers, _ = shape.parted(len(shape.decoders))
+    layers, _ = shape.parted(shape.footprint.decoders)
     by_cpu, by_gpu = (Visits(layers, machine.processors[tier]) for tier in ("cpu", "gpu"))
     here = Shares(gpu=1.0)
     policy = Policy(here, here, here, 1, 1, 1)

@@ -34,7 +34,7 @@ class _Ranking:
 
     def best(self) -> list[int]:
         """The most promising numbers: of eighths, and then of what lies ever closer beside the best."""
-        most = len(self.case.shape.decoders)
+        most = self.case.shape.footprint.decoders
         step = max(1, most // _PARTS)
         for layers in {1, *range(step, most + 1, step), most}:
             self.promise(layers)

@@ -116,6 +116,12 @@ class Asked:
         return compute == "gpu" and (self.attention == "cpu" or bool(self.cpu_layers))
 
     @property
+    def needs_gpu(self) -> bool:
+        """Whether this makes sense with a gpu alone."""
+        places = [shares for shares in (self.weights, self.kv, self.activations) if shares is not None]
+        return any(shares.gpu > 0 for shares in places) or self.attention == "gpu" or self.cpu_layers != 0
+
+    @property
     def is_given(self) -> bool:
         """Whether weights, KV and batch shape are all fixed, so that there is nothing to search."""
         shape = self.rows is not None or self.batch_size is not None
@@ -135,6 +141,13 @@ class Placement:
     kv: Mapping[Tier, int]
     staging: int
     reserved: Mapping[Tier, int]
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether this makes sense with a gpu alone."""
+        policy = self.policy
+        there = "gpu" in self.homes or any(part.gpu > 0 for part in (policy.weights, policy.kv, policy.activations))
+        return there or policy.attention == "gpu" or policy.cpu_layers > 0
 
 
 @dataclass(frozen=True, slots=True)

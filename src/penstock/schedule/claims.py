@@ -32,8 +32,8 @@ class Claims:
     def _count(self, home: Tier, length: int, number: int) -> None:
         stride = self._demand.stride_bytes
         self._promised[home] += number * (self._demand.peak(length, home)[home] + stride)
-        if home != self._room.compute_tier:
-            self._promised[self._room.compute_tier] += number * stride  # its tail; prefills take what room they find
+        if home != self._room.kv_tier:
+            self._promised[self._room.kv_tier] += number * stride  # its tail; prefills take what room they find
         self._resting[home] += number * self._demand.held(length)
 
     def home_with_room(self, row: Row) -> Tier | None:

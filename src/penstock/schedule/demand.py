@@ -9,12 +9,12 @@ from penstock.schedule.types import GroupSpec
 class Demand:
     """Block arithmetic of one model: every group takes a block for the same ``block_tokens`` positions.
 
-    whole: prefill is never cut, so that all its blocks are on the compute tier at once.
+    whole: prefill is never cut, so that all its blocks are on the tier of new keys at once.
     """
 
-    def __init__(self, groups: Sequence[GroupSpec], block_tokens: int, compute_tier: Tier, whole: bool) -> None:
+    def __init__(self, groups: Sequence[GroupSpec], block_tokens: int, kv_tier: Tier, whole: bool) -> None:
         self._block_tokens = block_tokens
-        self._compute_tier = compute_tier
+        self._kv_tier = kv_tier
         self._whole = whole
         self._windows = [
             (group.block_bytes, reach)
@@ -41,11 +41,11 @@ class Demand:
 
     def peak(self, length: int, home: Tier) -> dict[Tier, int]:
         """Bytes per tier at most while positions up to ``length`` are computed and full blocks rest on ``home``."""
-        if home == self._compute_tier:
+        if home == self._kv_tier:
             return {home: self.held(length)}
         blocks = self.blocks(length)
         return {
-            self._compute_tier: self.stride_bytes * (blocks if self._whole else 1),
+            self._kv_tier: self.stride_bytes * (blocks if self._whole else 1),
             home: self._full_bytes(blocks - 1),
         }
 

@@ -23,14 +23,14 @@ class Room:
         groups: Sequence[GroupSpec],
         capacity: Mapping[Tier, int],
         block_tokens: int,
-        compute_tier: Tier,
+        kv_tier: Tier,
         homes: Sequence[Tier],
         chunking: bool,
         give_way: Callable[[Row], None],
     ) -> None:
-        self.groups, self.block_tokens, self.compute_tier = tuple(groups), block_tokens, compute_tier
+        self.groups, self.block_tokens, self.kv_tier = tuple(groups), block_tokens, kv_tier
         self.homes = tuple(homes)
-        self.demand = Demand(groups, block_tokens, compute_tier, whole=not chunking)
+        self.demand = Demand(groups, block_tokens, kv_tier, whole=not chunking)
         self.prefixes = PrefixIndex(groups, block_tokens)
         self.pool = BlockPool(groups, capacity, self.prefixes.forget)
         self.rows: dict[int, Row] = {}
@@ -67,7 +67,7 @@ class Room:
         if row.awaits is not None:
             return False
         self._take_over(row, tables, known)
-        self.carry_home(row)  # at once: the compute tier may be full of what it took over, and its tail goes there
+        self.carry_home(row)  # at once: the tier of new keys may be full of what it took over, and its tail goes there
         return row.id in self.rows
 
     def _take_over(self, row: Row, tables: list[list[Block | None]], known: int) -> None:
@@ -90,8 +90,8 @@ class Room:
     def extend(self, row: Row, wanted: int, spare: int = 0) -> int:
         """Give a row blocks for its next tokens; returns for how many of ``wanted`` there is room, maybe none.
 
-        spare: bytes of the compute tier to leave alone, unless the row could not go on at all. A prefill that may not
-        be cut gets all or nothing.
+        spare: bytes of the tier of new keys to leave alone, unless the row could not go on at all. A prefill that may
+        not be cut gets all or nothing.
         """
         held, stride = self.tail(row), self.demand.stride_bytes
         missing = self.demand.blocks(max(0, wanted - held)) if row.tables else 0
@@ -99,20 +99,20 @@ class Room:
             return wanted
         least = missing if not self._chunking else 1 if held == 0 else 0
         if self._affordable(missing, spare) < missing:
-            self._sink(self.compute_tier, missing * stride + spare, row)
+            self._sink(self.kv_tier, missing * stride + spare, row)
         affordable = self._affordable(missing, spare)
         if affordable < least:
-            if not self._make_room(self.compute_tier, least * stride, row):
+            if not self._make_room(self.kv_tier, least * stride, row):
                 return 0
             affordable = least
         for group, table in enumerate(row.tables):
-            table.extend(self.pool.take(group, self.compute_tier) for _ in range(affordable))
+            table.extend(self.pool.take(group, self.kv_tier) for _ in range(affordable))
         self._last_holder = max(self._last_holder, row.turn)
         return min(wanted, held + affordable * self.block_tokens)
 
     def _affordable(self, blocks: int, spare: int) -> int:
-        """Of so many blocks in every group those that the compute tier has room for, and ``spare`` bytes besides."""
-        return min(blocks, max(0, self.pool.free(self.compute_tier) - spare) // self.demand.stride_bytes)
+        """Of so many blocks in every group those that have room where new keys are, and ``spare`` bytes besides."""
+        return min(blocks, max(0, self.pool.free(self.kv_tier) - spare) // self.demand.stride_bytes)
 
     def leave_behind(self, row: Row) -> None:
         """Give up the blocks that no window reaches any more."""
@@ -127,15 +127,15 @@ class Room:
                 index -= 1
 
     def carry_home(self, row: Row) -> None:
-        """Move the blocks that have become full from the compute tier to the row's home, or below where that is full.
+        """Move the blocks that have become full, where new keys are, to the row's home, or below where that is full.
 
         Newer rows give way where there is no room at all; blocks that only older rows leave no room for stay where they
         are for another sweep.
         """
-        if row.home == self.compute_tier:
+        if row.home == self.kv_tier:
             return
         while row.rested < row.computed // self.block_tokens:
-            blocks = self._blocks_at(row, row.rested, self.compute_tier)
+            blocks = self._blocks_at(row, row.rested, self.kv_tier)
             nbytes = self._bytes(blocks)
             tier = self._tier_with_room([row.home, *self._below(row.home)], nbytes)
             if tier is None:
@@ -260,7 +260,7 @@ class Room:
 
     def _full(self, row: Row) -> int:
         """Leading blocks of a row that are full and at home, or below."""
-        return row.rested if row.home != self.compute_tier else row.computed // self.block_tokens
+        return row.rested if row.home != self.kv_tier else row.computed // self.block_tokens
 
     def _tier_with_room(self, tiers: Sequence[Tier], nbytes: int) -> Tier | None:
         """The first of some tiers that has so many bytes free, or can have by what sinks from there."""

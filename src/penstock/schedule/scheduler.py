@@ -19,7 +19,7 @@ _PATIENCE = 8192  # requests that may pass the oldest one
 class Scheduler:
     """Turns requests into sweeps: ``next()`` says what to compute, ``done()`` takes what came of it.
 
-    capacity: bytes of KV per tier. New KV is written on ``compute_tier``; a block that is full rests on its row's home,
+    capacity: bytes of KV per tier. New KV is written on ``kv_tier``; a block that is full rests on its row's home,
     where the next sweep's moves carry it, while the last, partly filled one stays. A row goes whole to a home that has
     room for it; where none has, and when a tier is short, its oldest blocks lie on lower ones that the policy gives a
     share of KV. Where these are full too the newest row is dropped and recomputed later; so the oldest row always goes
@@ -41,7 +41,7 @@ class Scheduler:
         groups: Sequence[GroupSpec],
         capacity: Mapping[Tier, int],
         block_tokens: int,
-        compute_tier: Tier,
+        kv_tier: Tier,
         chunking: bool = True,
         sharing: bool = True,
     ) -> None:
@@ -49,8 +49,8 @@ class Scheduler:
         self._block_tokens = block_tokens
         self._chunking = chunking
         self._sharing = sharing and chunking and policy.admission != "static" and len(groups) > 0
-        homes = tuple(tier for tier in TIERS if policy.kv.of(tier) > 0) or (compute_tier,)
-        self._room = Room(groups, capacity, block_tokens, compute_tier, homes, chunking, self._requeue)
+        homes = tuple(tier for tier in TIERS if policy.kv.of(tier) > 0) or (kv_tier,)
+        self._room = Room(groups, capacity, block_tokens, kv_tier, homes, chunking, self._requeue)
         self._waiting: OrderedDict[int, Row] = OrderedDict()
         self._longest: list[tuple[int, int]] = []  # (- tokens to generate, id) of rows that wait, a heap
         self._returning: set[int] = set()  # rows that wait because they were dropped, before all others
@@ -138,7 +138,7 @@ class Scheduler:
         if room.demand.windowed:
             for row in room.rows.values():
                 room.leave_behind(row)
-        if room.homes != (room.compute_tier,):
+        if room.homes != (room.kv_tier,):
             for row in list(room.rows.values()):
                 if row.id in room.rows:
                     room.carry_home(row)

@@ -77,8 +77,8 @@ class Sweep:
     """One pass over all pages: moves first, then every micro-batch at every page.
 
     Moves run in this order (a later one may reuse a place that an earlier one left). Micro-batches run in this order at
-    each page: a row's prefill may go on from one micro-batch to the next. Spans write into blocks of the compute tier.
-    dropped: rows whose KV was given up since the last sweep (they are recomputed later).
+    each page: a row's prefill may go on from one micro-batch to the next. Spans write into blocks of the tier of new
+    keys. dropped: rows whose KV was given up since the last sweep (they are recomputed later).
     """
 
     micro_batches: tuple[tuple[Span, ...], ...]
@@ -98,7 +98,7 @@ class Row:
     that it shares with rows of another home, and the oldest ones where that tier is short of room: these lie below.
     ``sunk``: leading blocks that do. ``limit``: tokens it may generate, which is the request's max_tokens unless memory
     holds no row of that length. ``turn``: rows admitted before it, ever. ``rested``: leading blocks known to lie off
-    the compute tier.
+    the tier of new keys.
 
     Sharing: ``chain``: hashes of the prompt blocks that it may share. ``begun``: whether it has taken over what was
     computed of them. ``listed``: how many of them it took over or gave to the index. ``awaits``: the hash that an older
