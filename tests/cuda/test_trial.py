@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.cuda.places import DEVICE
 from tests.cuda.test_few import assert_product, tokens, weights
+from triton.errors import TritonError
 
 from penstock.cuda import elements as kernels
 from penstock.cuda import trial
@@ -61,9 +62,10 @@ def test_what_is_wrong_is_told_once(newest, monkeypatch, caplog):
     assert [record.getMessage() for record in caplog.records] == [told]
 
 
-def test_what_does_not_compile_is_told_in_a_line(newest, monkeypatch, caplog):
+@pytest.mark.parametrize("kind", [RuntimeError, TritonError, TypeError, PermissionError])
+def test_what_does_not_compile_is_told_in_a_line(kind, newest, monkeypatch, caplog):
     def agrees(*_):
-        raise RuntimeError("Failed to find C compiler.\nPlease specify one")
+        raise kind("Failed to find C compiler.\nPlease specify one")
 
     monkeypatch.setattr(trial, "agrees", agrees)
     with caplog.at_level(logging.WARNING):

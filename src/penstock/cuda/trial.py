@@ -12,6 +12,8 @@ from penstock.quant.forms import Form
 
 FEW = 16  # tokens whose product unpacks as it multiplies: the fewest that matrix units take at once
 _LEAST_CAPABILITY = (8, 0)  # what Triton supports
+# No compiler or no place for what it makes; a device newer than Triton; a Triton older than 3.3, or one to come.
+_TROUBLES = (RuntimeError, OSError, subprocess.CalledProcessError, TypeError, AttributeError, NotImplementedError)
 _ROWS = 256  # of random bytes: in any format some have nothing but finite elements
 
 
@@ -45,11 +47,10 @@ def _trouble(form: Form, dtype: torch.dtype, device: torch.device) -> str | None
         return str(error)
     try:
         right = agrees(form, dtype, device)
-    except (TritonError, RuntimeError, OSError, subprocess.CalledProcessError) as error:  # no compiler, no cache, …
+    except (TritonError, *_TROUBLES) as error:
         return next(iter(str(error).splitlines()), type(error).__name__)
-    return (
-        None if right else f"they unpack {form.name} to {str(dtype).removeprefix('torch.')} otherwise than torch does"
-    )
+    made = str(dtype).removeprefix("torch.")
+    return None if right else f"they unpack {form.name} to {made} otherwise than torch does"
 
 
 def agrees(form: Form, dtype: torch.dtype, device: torch.device) -> bool:
