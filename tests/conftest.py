@@ -13,6 +13,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # compiled kernels outlive the session: compiling them takes longer than most tests
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "numba"))
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # without a CUDA device its kernels run on the CPU, slowly
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background has it, and all processes begun here

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import nn
 
+from penstock.cuda.trial import FEW, works
 from penstock.engine.call import current_call
 from penstock.quant.packed import Packed
 
@@ -20,7 +21,8 @@ class Widening:
     """Products with weights stored in another dtype than they are computed in; holds the one scratch for all of them.
 
     On the CPU a compiled kernel widens while it multiplies in float32 and the scratch holds its activations, or
-    multiplies few tokens in pairs; what it does not take is brought to the product's dtype in the scratch, by panels.
+    multiplies few tokens in pairs; on CUDA one unpacks while it multiplies few. What no kernel takes is brought to the
+    product's dtype in the scratch, by panels.
     """
 
     def __init__(self, compute: torch.dtype, device: torch.device) -> None:
@@ -65,6 +67,10 @@ class Widening:
             kernel.multiply(x, weight, out)
         elif _alike(weight, x):
             out.copy_(nn.functional.linear(x, weight))
+        elif isinstance(weight, Packed) and len(x) <= FEW and works(weight.form, x.dtype, x.device):
+            from penstock.cuda.few import multiply_few  # imports triton: only where it is there
+
+            multiply_few(x, weight, out)
         else:
             self._by_panels(x, weight, out)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from penstock.cuda.trial import works
 from penstock.engine.attention import append, attend_blocks
 from penstock.engine.build import Blueprint
 from penstock.engine.call_tables import CallTables
@@ -36,6 +37,8 @@ def warm(model: Blueprint, device: torch.device, attention: Tier | None = None, 
     reading_kernels()
     for each in {device, torch.device("cpu")} if splits else {device}:
         warm_pages(model.layout.pages, compute, each)
+    if model.kv.packed is not None:
+        works(model.kv.packed, compute, device)
     if device.type == "cpu" or attention != "gpu" or model.kv.packed is not None:
         heads = int(getattr(model.config, "num_attention_heads", 0) or 0)
         for layer in {layer for group in model.groups for layer in group.layers.values()}:
@@ -43,10 +46,12 @@ def warm(model: Blueprint, device: torch.device, attention: Tier | None = None, 
 
 
 def warm_pages(pages: Sequence[Page], compute: torch.dtype, device: torch.device) -> None:
-    """Put together rows of pages that no file holds, read some of tables, and multiply by some of zeros in each format
-    that linear layers are stored in; the last two on the CPU only."""
+    """Put together rows of pages that no file holds, and try kernels of CUDA for each format on such a device; on the
+    CPU, read some rows of tables, and multiply by some of zeros in each format that linear layers are stored in."""
     _rearrange({named(piece.dtype) for page in pages if page.extents is None for piece in page.slices})
     if device.type != "cpu":
+        for form in {named(piece.dtype) for page in pages for piece in page.slices} - {None}:
+            works(form, compute, device)
         return
     widening = Widening(compute, device)
     for name, is_table in sorted({(piece.dtype, page.kind == "embedding") for page in pages for piece in page.slices}):

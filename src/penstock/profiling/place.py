@@ -5,6 +5,7 @@ from math import ceil
 
 import torch
 
+from penstock.cuda.trial import works
 from penstock.machine.limits import available_bytes
 from penstock.machine.probe import cpu_computes_bfloat16
 from penstock.memory.device import Device
@@ -69,8 +70,8 @@ class Place:
             wishes += [("float32", own) for own in checkpoints] + [("bfloat16", "bfloat16")]
         chosen = [self._chosen(*wish) for wish in wishes]
         made = [Arithmetic(p.compute, p.stored) for p in chosen]
-        if self.device.compute_tier == "cpu":  # where a kernel unpacks
-            made += [Arithmetic(self.auto.compute, Grouped(bits)) for bits in BITS if not short]
+        if not short:
+            made += [Arithmetic(self.auto.compute, form) for form in map(Grouped, BITS) if self._unpacks(form)]
         return tuple(dict.fromkeys(made))
 
     def noise(self, count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -89,6 +90,10 @@ class Place:
         """Wait for what was issued."""
         if self.device.torch_device.type == "cuda":
             torch.cuda.synchronize(self.device.torch_device)
+
+    def _unpacks(self, form: Grouped) -> bool:
+        """Whether products of weights that are packed so have a kernel here."""
+        return self.device.compute_tier == "cpu" or works(form, self.auto.compute, self.device.torch_device)
 
     def _chosen(self, asked: str, checkpoint: str) -> Precision:
         return choose(asked, checkpoint, self.device.torch_device.type, self.cpu_bfloat16)

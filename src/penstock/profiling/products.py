@@ -6,6 +6,7 @@ from itertools import cycle
 
 import torch
 
+from penstock.cuda.trial import FEW
 from penstock.engine.linear import Widening
 from penstock.machine.machine import Curve
 from penstock.profiling.place import Arithmetic, Place
@@ -16,7 +17,8 @@ from penstock.quant.packed import Packed
 # 3 and 4: from there on another kernel widens weights, several times as fast, and nothing between may be interpolated.
 # 40 and 72: beyond whole tiles of a kernel, where experts' tokens mostly fall.
 SHORT_TOKENS = (1, 2, 3, 4, 8, 16, 32, 40, 64, 72, 128, 256, 512, 1024)
-LONG_TOKENS = (*SHORT_TOKENS, 4096)
+# Packed weights are measured in the long form alone, and on CUDA another kernel takes them from FEW + 1 on.
+LONG_TOKENS = (*sorted({*SHORT_TOKENS, FEW + 1}), 4096)
 WIDTH = 4096  # in and out: between the projections of small models and the MLPs of large ones
 _LEAST_WIDTH = 512
 _LONGER = 3  # than its part a product may take: fewer outputs cost a little of its rate, since activations are packed

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from penstock.cuda.trial import works
 from penstock.quant.elements import elements
 from penstock.quant.forms import Form
 
@@ -43,9 +44,13 @@ class Packed:
     def write(self, target: torch.Tensor) -> None:
         """Write all elements to a contiguous tensor of its shape, on its device, rounded to the target's dtype."""
         data, flat = self.data.reshape(-1, self.data.shape[-1]), target.view(-1, self.columns)
-        if self.device.type != "cpu":
-            flat.copy_(elements(self.form, data, self.columns))
-            return
-        from penstock.quant.unpacking import unpack  # imports numba: only where something is packed
+        if self.device.type == "cpu":
+            from penstock.quant.unpacking import unpack  # imports numba: only where something is packed
 
-        unpack(data, self.form, flat)
+            unpack(data, self.form, flat)
+        elif works(self.form, target.dtype, self.device):
+            from penstock.cuda.unpacking import unpack as unpack_on_cuda  # imports triton: only where it is there
+
+            unpack_on_cuda(data, self.form, flat)
+        else:
+            flat.copy_(elements(self.form, data, self.columns))
