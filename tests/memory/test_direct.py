@@ -210,6 +210,36 @@ def test_scratch_round_trip_leaves_no_name(tmp_path):
     scratch.close()
 
 
+def test_blocks_of_a_scratch_file_come_together(tmp_path):
+    scratch = ScratchFile(tmp_path / "kv", 1 << 22)
+    written = torch.randint(256, (1 << 22,), dtype=torch.uint8)
+    scratch.write(0, written).result()
+    for nbytes, shift in ((2 * SECTOR, 0), (2 * SECTOR, 24), (files.BOUNCE_BYTES + SECTOR, 8)):
+        number = (1 << 22) // nbytes
+        blocks = [(nbytes * ((at * 7 + 3) % number), nbytes * at) for at in range(number)]
+        into = aligned_buffer(number * nbytes + SECTOR)[shift : shift + number * nbytes]
+        arrival = scratch.read_blocks(blocks, nbytes, into)
+        arrival.result()
+        assert arrival.nbytes == number * nbytes
+        for offset, place in blocks:
+            assert torch.equal(into[place : place + nbytes], written[offset : offset + nbytes])
+    with pytest.raises(ValueError, match="whole sectors"):
+        scratch.read_blocks([(1 << 22, 0)], SECTOR, into)
+    scratch.close()
+
+
+def test_blocks_that_compiled_code_cannot_read_are_read_otherwise(tmp_path, monkeypatch):
+    scratch = ScratchFile(tmp_path / "kv", 1 << 20)
+    written = torch.randint(256, (1 << 20,), dtype=torch.uint8)
+    scratch.write(0, written).result()
+    monkeypatch.setattr(files.File, "descriptor", -1)
+    into = aligned_buffer(2 * SECTOR)
+    scratch.read_blocks([(5 * SECTOR, 0), (SECTOR, SECTOR)], SECTOR, into).result()
+    assert torch.equal(into[:SECTOR], written[5 * SECTOR : 6 * SECTOR])
+    assert torch.equal(into[SECTOR:], written[SECTOR : 2 * SECTOR])
+    scratch.close()
+
+
 class DeviceMemory:
     """A stand-in for a tensor that is not in host memory."""
 

@@ -123,6 +123,19 @@ def test_packed_weights_are_unpacked_for_every_micro_batch_unless_a_product_does
     assert more_s(replace(apart, products=products)) == pytest.approx(0.0, abs=1e-12)
 
 
+def test_every_product_of_a_call_takes_something_besides_its_flop() -> None:
+    shape = replace(SHAPE, pages=[replace(page, matrices=3) for page in SHAPE.pages])
+    slow = replace(PROCESSOR, product_s={"float16": 1e-3, "bfloat16": 1.0})
+    host = replace(MACHINE, processors={**MACHINE.processors, "gpu": slow})
+    two = Load((Spans(10, 99, 1),), 10, calls=2)
+
+    def seconds(machine: Machine, load: Load) -> float:
+        return SweepCost(shape, machine, POLICY, ["gpu"] * LAYERS).price([load]).seconds
+
+    for load in (*DECODE, two):
+        assert seconds(host, load) - seconds(MACHINE, load) == pytest.approx(load.calls * LAYERS * 3 * 1e-3)
+
+
 def test_more_slots_never_make_a_sweep_longer() -> None:
     seconds = [sweep(weights="cpu", kv=CPU, slots=slots).seconds for slots in (1, 2, 3, 8)]
     assert seconds == sorted(seconds, reverse=True)

@@ -21,7 +21,14 @@ def test_terms_are_told_apart() -> None:
 
 def test_a_tiny_model_in_the_real_engine(place: Place) -> None:
     found = measure_overheads(
-        place, 0.05, Curve.flat(1e12), layers=(1, 3), cuts=((4, 4), (8, 4)), vocabularies=(64, 4096), experts=(2, 32)
+        place,
+        0.05,
+        Curve.flat(1e12),
+        1e-6,
+        layers=(1, 3),
+        cuts=((4, 4), (8, 4)),
+        vocabularies=(64, 4096),
+        experts=(2, 32),
     )
     assert 1e-6 < found.visit_s < 1
     assert 1e-6 < found.expert_s < 1

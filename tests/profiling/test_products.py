@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from penstock.engine.linear import Widening
+from penstock.machine.machine import Curve
 from penstock.profiling.place import Place
-from penstock.profiling.products import measure_products, product_curve
+from penstock.profiling.products import measure_products, measure_starts, product_curve
 
 
 def test_a_curve_for_each_arithmetic_by_tokens(place: Place) -> None:
@@ -14,6 +15,16 @@ def test_a_curve_for_each_arithmetic_by_tokens(place: Place) -> None:
     for curve in curves.values():
         assert [size for size, _ in curve.points] == [1, 8, 64]
         assert all(1e5 < rate < 1e14 for _, rate in curve.points)
+
+
+def test_what_a_small_product_takes_besides(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = place.arithmetics(short=True)[:1]
+    large = {kinds[0].name: Curve.flat(2e12)}
+    # 2 x 8 x 512 x 512 FLOP are 4.2 MFLOP: 2.1 us at that rate, and 16.8 us of 64 tokens
+    monkeypatch.setattr("penstock.profiling.products.median_s", lambda work, budget_s: 50e-6)
+    assert measure_starts(place, kinds, large, 0.01) == {kinds[0].name: pytest.approx(40.56e-6, rel=1e-3)}
+    monkeypatch.setattr("penstock.profiling.products.median_s", lambda work, budget_s: 1e-6)
+    assert measure_starts(place, kinds, large, 0.01) == {kinds[0].name: 0.0}
 
 
 def test_a_size_that_would_take_longer_than_all_is_left_out(place: Place) -> None:

@@ -204,6 +204,9 @@ def _processor(tier: str, processor: "Processor") -> Iterator[str]:
     yield f"{'':<16}besides: {costs}"
     # profiles of before these were measured hold what costs nothing
     rest = [f"{_small(processor.expert_s)} an expert that a call touches"] if processor.expert_s else []
+    if processor.product_s:
+        starts = ", ".join(f"{name} {_small(seconds)}" for name, seconds in processor.product_s.items())
+        yield f"{'':<16}each product besides: {starts}"
     if math.isfinite(processor.dequantise_per_s):
         rest.append(f"{processor.dequantise_per_s / 1e9:.2g} G elements of 4 bits unpacked a second")
     if rest:

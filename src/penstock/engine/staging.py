@@ -1,7 +1,6 @@
 """A ring of buffers through which KV blocks come from slower tiers, one layer and portion ahead of attention."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ import torch
 
 from penstock.memory.buffers import aligned_buffer
 from penstock.memory.clock import Clock
-from penstock.memory.kv import KVStore
+from penstock.memory.kv import Fetch, KVStore
 from penstock.schedule.types import Block
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ class Stager:
     def __init__(self, store: KVStore, nbytes: int, clock: Clock, on_host: bool = False) -> None:
         self.store, self.clock, self.nbytes, self.on_host = store, clock, nbytes, on_host
         self._buffers = [self._alloc(nbytes) for _ in range(2)]
-        self._ahead: tuple[Item, list[Future[None]], int] | None = None
+        self._ahead: tuple[Item, list[Fetch], int] | None = None
         self._follows: dict[Item, Item] = {}
         self._turn = 0
 
@@ -73,12 +72,13 @@ class Stager:
         self._ahead = self._fetch(following, self._turn) if following is not None else None
         yield self._buffers[turn]
 
-    def _fetch(self, item: Item, turn: int) -> tuple[Item, list["Future[None]"], int]:
+    def _fetch(self, item: Item, turn: int) -> tuple[Item, list[Fetch], int]:
         layer, portion = item
         return item, self.store.fetch(layer, portion.blocks or (), self._buffers[turn]), turn
 
     def _drop(self) -> None:
         """Wait for a fetch that nobody asks for any more, to use its buffer again; how it went is no matter."""
         if self._ahead is not None:
-            wait(self._ahead[1])
+            for fetch in self._ahead[1]:
+                fetch.exception()
             self._ahead = None

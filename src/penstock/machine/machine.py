@@ -77,6 +77,8 @@ class Processor:
     which attention reads keys and values, whatever the arithmetic. activation_bytes_per_s: at which everything else
     between two products (norms, rotary turns, activation functions, residual sums) reads and writes its tensors.
     dequantise_per_s: elements of packed weights or KV that are unpacked in a second.
+    product_s: of a product besides its FLOP, per arithmetic, where that is not counted with the page: handing it to
+    threads, and what of a small matrix one of them does alone.
     visit_s: of a call at a page, whatever its size. sweep_s: of a sweep. row_s: of a sampled row besides its logits.
     logit_s: of one logit of a sampled row. expert_s: of an expert that tokens of a call are sent to, besides its
     products.
@@ -92,6 +94,7 @@ class Processor:
     row_s: float = 0.0
     logit_s: float = 0.0
     expert_s: float = 0.0
+    product_s: Mapping[str, float] = field(default_factory=dict)
 
     def curve(self, arithmetic: str) -> Curve:
         """The rates of an arithmetic's products, or of the nearest that is known here."""

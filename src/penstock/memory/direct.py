@@ -20,6 +20,8 @@ from penstock.memory.files import BOUNCE_BYTES, Bounce, File, bytes_of
 from penstock.memory.native_reads import Job, ReadQueue
 from penstock.model.pages import SECTOR, Extent
 
+_BLOCK_THREADS = 8  # that read KV blocks, so small that a disk is idle with fewer
+
 
 class DirectReader:
     """Copies extents of files into memory with ``threads`` reads of at most ``chunk_bytes`` in flight.
@@ -182,6 +184,7 @@ class ScratchFile:
                 "give another --offload-dir or a smaller --disk-memory"
             ) from error
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="penstock-scratch")
+        self._queue: ReadQueue | None = None
         self._bounce = Bounce()
 
     @property
@@ -191,27 +194,52 @@ class ScratchFile:
 
     def write(self, offset: int, buffer: torch.Tensor) -> Future[None]:
         """Writes a uint8 buffer to byte ``offset``; leave the buffer alone until the future is done."""
-        return self._pool.submit(self._transfer, offset, self._checked(offset, buffer), self._out)
+        self._check(offset, buffer.numel())
+        return self._pool.submit(self._transfer, offset, buffer, self._out)
 
     def read_into(self, offset: int, buffer: torch.Tensor) -> Future[None]:
         """Fills a uint8 buffer from byte ``offset`` on; the bytes are there when the future is done.
 
         Device memory is filled too, behind the compute that was issued before.
         """
-        if self._checked(offset, buffer).device.type != "cpu":
+        self._check(offset, buffer.numel())
+        if buffer.device.type != "cpu":
             return self._pool.submit(self._to_device, offset, buffer)
         return self._pool.submit(self._transfer, offset, buffer, self._in)
+
+    def read_blocks(self, blocks: Sequence[tuple[int, int]], nbytes: int, into: torch.Tensor) -> Arrival:
+        """Brings blocks of so many bytes into a uint8 buffer in host memory, without the interpreter.
+
+        blocks: where each begins in the file, and in the buffer; leave that alone until they are there.
+        """
+        if self._queue is None:
+            self._queue = ReadQueue(_BLOCK_THREADS)
+        aligned = into.data_ptr() % SECTOR == 0 and nbytes % SECTOR == 0
+        most, pieces = nbytes if aligned else BOUNCE_BYTES, []
+        for offset, place in blocks:
+            self._check(offset, nbytes)
+            for at in range(0, nbytes, most):
+                size = min(most, nbytes - at)
+                pieces.append((self._file.descriptor, offset + at, place + at, size, aligned, self._file.direct))
+        job = Job(np.array(pieces, np.int64).reshape(-1, 6), into.data_ptr())
+        self._queue.ask(job)
+        return Arrival(job, into, nbytes * len(blocks), lambda: self._again(blocks, nbytes, into))
+
+    def _again(self, blocks: Sequence[tuple[int, int]], nbytes: int, into: torch.Tensor) -> None:
+        """Read by the interpreter what was refused."""
+        for offset, place in blocks:
+            self._transfer(offset, into[place : place + nbytes], self._in)
 
     def close(self) -> None:
         """Waits for transfers under way; the disk space goes back."""
         self._pool.shutdown()
+        if self._queue is not None:
+            self._queue.close()
         self._file.close()
 
-    def _checked(self, offset: int, buffer: torch.Tensor) -> torch.Tensor:
-        nbytes = buffer.numel()
+    def _check(self, offset: int, nbytes: int) -> None:
         if offset % SECTOR or nbytes % SECTOR or not 0 <= offset <= self.nbytes - nbytes:
             raise ValueError(f"{nbytes} bytes at {offset} are not whole sectors within {self.nbytes} bytes")
-        return buffer
 
     def _transfer(self, offset: int, buffer: torch.Tensor, move: Callable[[int, memoryview, bool], None]) -> None:
         aligned = buffer.data_ptr() % SECTOR == 0

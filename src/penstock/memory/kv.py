@@ -5,13 +5,14 @@ from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from penstock.memory.buffers import aligned_buffer
 from penstock.memory.clock import Clock, Lane
 from penstock.memory.device import Device
-from penstock.memory.direct import ScratchFile
+from penstock.memory.direct import Arrival, ScratchFile
 from penstock.memory.kv_form import Arenas, KVForm, KVGroup, KVLayer, Wide
 from penstock.memory.open_blocks import OpenBlocks
 from penstock.plan.policy import Tier
@@ -26,6 +27,32 @@ class _Place:
     layer: KVLayer
     base: int
     stride: int
+
+
+class Fetch(Protocol):
+    """KV on its way into a staging buffer."""
+
+    def result(self) -> None:
+        """Waits for it; raises what went wrong."""
+
+    def exception(self) -> BaseException | None:
+        """Waits until nothing is written any more; what went wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """Blocks that are read in one go."""
+
+    arrival: Arrival
+    clock: Clock
+
+    def result(self) -> None:
+        self.arrival.result()
+        self.clock.count("disk→cpu", *self.arrival.span, self.arrival.nbytes, "kv")
+
+    def exception(self) -> BaseException | None:
+        self.arrival.wait()
+        return None
 
 
 class KVStore:
@@ -181,20 +208,26 @@ class KVStore:
         at = self._places[layer][tier]
         return self._arenas[tier, at.group][at.base + block * at.stride : at.base + (block + 1) * at.stride]
 
-    def fetch(self, layer: int, blocks: Sequence[Block], into: torch.Tensor) -> list["Future[None]"]:
+    def fetch(self, layer: int, blocks: Sequence[Block], into: torch.Tensor) -> list["Fetch"]:
         """Bring blocks from other tiers of one layer into consecutive places of a staging buffer.
 
         Returns what is still under way.
         """
-        pending: list[Future[None]] = []
+        pending: list[Fetch] = []
+        on_disk: list[tuple[int, int]] = []
         for position, block in enumerate(blocks):
             place = self._places[layer][block.tier]
             target = into[position * place.stride : (position + 1) * place.stride]
-            if block.tier == "disk":
-                pending.append(self._read(place, block.id, target))
-            else:
+            if block.tier != "disk":
                 with self.clock.lane("cpu→gpu", place.stride, "kv"):
                     target.copy_(self._bytes(layer, (block.tier, block.id)))
+            elif into.device.type == "cpu":
+                on_disk.append((place.base + block.id * place.stride, position * place.stride))
+            else:
+                pending.append(self._read(place, block.id, target))
+        if on_disk:
+            place = self._places[layer]["disk"]
+            pending.append(_Blocks(self._files[place.group].read_blocks(on_disk, place.stride, into), self.clock))
         return pending
 
     def stride(self, layer: int) -> int:

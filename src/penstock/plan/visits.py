@@ -18,6 +18,7 @@ class Visits:
         self._shape, self._processor = shape, processor
         self._unpacks = shape.packed and shape.arithmetic not in processor.products
         self._curve = processor.curve(shape.arithmetic)
+        self._product_s = processor.product_s.get(shape.arithmetic, 0.0)
         self._call_memo: dict[tuple[float, float], Sequence[float]] = {}
 
     def seconds(self, loads: Sequence[Load]) -> list[float]:
@@ -52,7 +53,7 @@ class Visits:
             visit_s = weights * routed.product_s(self._curve) + routed.visited(page.experts) * processor.visit_s
             visit_s += routed.besides_s(page.experts, self._shape.hidden_bytes, processor)
         else:
-            visit_s = weights * weight_s + processor.visit_s
+            visit_s = weights * weight_s + page.matrices * self._product_s + processor.visit_s
         if self._unpacks and not page.samples_only:
             visit_s += weights / processor.dequantise_per_s
         return visit_s

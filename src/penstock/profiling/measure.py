@@ -28,9 +28,9 @@ from penstock.units import format_bytes
 Progress = Callable[[str, float, float], None]
 
 # What each part takes of the time; the rest is for what no clock is held against: making models, matrices and files.
-_PRODUCTS, _ATTENTION, _TRAFFIC, _UNPACKING, _OVERHEADS = 0.25, 0.1, 0.02, 0.01, 0.08
+_PRODUCTS, _STARTS, _ATTENTION, _TRAFFIC, _UNPACKING, _OVERHEADS = 0.23, 0.02, 0.1, 0.02, 0.01, 0.08
 _DISKS, _TOGETHER, _COPIES = 0.14, 0.18, 0.02
-_ALL = _PRODUCTS + _ATTENTION + _TRAFFIC + _UNPACKING + _OVERHEADS + _DISKS + _TOGETHER + 2 * _COPIES
+_ALL = _PRODUCTS + _STARTS + _ATTENTION + _TRAFFIC + _UNPACKING + _OVERHEADS + _DISKS + _TOGETHER + 2 * _COPIES
 _COMPILING = 1 / 3  # of the time, at most: what kernels take beyond that, once after an installation, comes on top
 _LEAST_ROOM: Mapping[Tier, int] = MappingProxyType({"gpu": 256 << 20, "cpu": 256 << 20, "disk": 128 << 20})
 
@@ -194,8 +194,11 @@ def _processor(place: Place, form: Form, steps: _Steps, places: int, extra: dict
     rates = attention.measure_attention(place, budget_s("attention", _ATTENTION), keys=form.keys, spans=form.spans)
     between = traffic.measure_traffic(place, budget_s("between products", _TRAFFIC))
     unpacked = unpacking.measure_unpacking(place, budget_s("unpacking", _UNPACKING))
-    flops = curves[kinds[0].name]  # what `auto` makes of a bfloat16 checkpoint comes first
-    costs = overheads.measure_overheads(place, budget_s("overheads", _OVERHEADS), flops, form.layers)
+    starts = products.measure_starts(place, kinds, curves, budget_s("small products", _STARTS))
+    auto = kinds[0].name  # what `auto` makes of a bfloat16 checkpoint comes first
+    costs = overheads.measure_overheads(
+        place, budget_s("overheads", _OVERHEADS), curves[auto], starts[auto], form.layers
+    )
     extra[f"{place.device.compute_tier}_attention_row_s"] = rates.row_s
     return Processor(
         products=curves,
@@ -208,6 +211,7 @@ def _processor(place: Place, form: Form, steps: _Steps, places: int, extra: dict
         row_s=costs.row_s,
         logit_s=costs.logit_s,
         expert_s=costs.expert_s,
+        product_s=starts,
     )
 
 

@@ -27,6 +27,7 @@ LAYERS = (2, 8)
 EXPERTS = (8, 64)
 # In and out of most products: as wide as a small model's, so that they are handed to threads as those are.
 _WIDTH, _HEAD = 512, 64
+_PRODUCTS = 7  # of a layer
 # Rows, and rows of a micro-batch: more than any kernel for few tokens takes, since others take longer to be called.
 CUTS = ((8, 8), (64, 8), (64, 64))
 VOCABULARIES = (2048, 65536)
@@ -43,7 +44,7 @@ class Overheads:
     """Seconds besides products, attention and what is between them.
 
     sweep_s: of a sweep. visit_s: of a call that passes a page, the mean of attention's and MLP's: the model's Python
-    from one stop to the next, what its products take besides their FLOP, and its part of serving the page. row_s: of a
+    from one stop to the next, and its part of serving the page. row_s: of a
     row that a token is drawn for. logit_s: of one of its logits. expert_s: of an expert that a call touches: its tokens
     told from the others, its calls made.
     """
@@ -69,15 +70,17 @@ def measure_overheads(
     place: Place,
     budget_s: float,
     flops: Curve,
+    product_s: float,
     layers: Sequence[int] = LAYERS,
     cuts: Sequence[tuple[int, int]] = CUTS,
     vocabularies: Sequence[int] = VOCABULARIES,
     experts: Sequence[int] = EXPERTS,
 ) -> Overheads:
     """Decode sweeps of models of several depths, cut in several ways, and of several numbers of experts; draws from
-    vocabularies of several sizes. flops: of products by tokens of a call, in the arithmetic of ``place.auto``."""
+    vocabularies of several sizes. flops: of products by tokens of a call, product_s: of each besides, in the arithmetic
+    of ``place.auto``."""
     share_s = 0.6 * budget_s / (len(layers) * len(cuts))
-    swept = [one for depth in layers for one in _sweeps(place, flops, depth, cuts, share_s)]
+    swept = [one for depth in layers for one in _sweeps(place, flops, product_s, depth, cuts, share_s)]
     drawn = [draw_s(place, size, 0.2 * budget_s / len(vocabularies)) for size in vocabularies]
     routed = [routed_s(place, number, 0.2 * budget_s / len(experts)) for number in experts]
     return overheads_of(swept, vocabularies, drawn, experts, routed)
@@ -112,18 +115,19 @@ def routed_s(place: Place, experts: int, budget_s: float, layers: int = _EXPERT_
 
 
 def _sweeps(
-    place: Place, flops: Curve, layers: int, cuts: Sequence[tuple[int, int]], budget_s: float
+    place: Place, flops: Curve, product_s: float, layers: int, cuts: Sequence[tuple[int, int]], budget_s: float
 ) -> Iterator[Swept]:
     model = _small(place, layers)
     for rows, batch in cuts:
         with _engine(place, model, rows, batch) as engine:
             products_s = 2.0 * rows * layers * _LAYER_WEIGHTS / flops.at(min(rows, batch))
             pages, calls = len(engine.model.first_order), -(-rows // batch)
+            products_s += calls * layers * _PRODUCTS * product_s
             yield Swept(pages, calls, rows, besides(sweep_s(engine, rows, budget_s), products_s))
 
 
 def besides(seconds: float, products_s: float) -> float:
-    """What a sweep takes besides its products, which are an eighth of it or so.
+    """What a sweep takes besides its products, which are a third of it or so.
 
     Half of it at least: a curve that was measured while something else ran would take all.
     """

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from statistics import fmean
 
 import torch
 
@@ -21,6 +22,7 @@ SHORT_TOKENS = (1, 2, 3, 4, 8, 16, 32, 40, 64, 72, 128, 256, 512, 1024)
 LONG_TOKENS = (*sorted({*SHORT_TOKENS, FEW + 1}), 4096)
 WIDTH = 4096  # in and out: between the projections of small models and the MLPs of large ones
 _LEAST_WIDTH = 512
+_STARTED = (8, 64)  # tokens of products whose beginning is told: few, and as many as rows of a decode sweep
 _LONGER = 3  # than its part a product may take: fewer outputs cost a little of its rate, since activations are packed
 
 
@@ -35,6 +37,22 @@ def measure_products(
         width //= 2
     share_s = budget_s / len(arithmetics)
     return {kind.name: product_curve(place, kind, tokens, share_s, width) for kind in arithmetics}
+
+
+def measure_starts(
+    place: Place, arithmetics: Sequence[Arithmetic], curves: Mapping[str, Curve], budget_s: float
+) -> Mapping[str, float]:
+    """Seconds of a product besides its FLOP: what small matrices take more than large ones' rates say.
+
+    curves: of large ones, by the arithmetic's name.
+    """
+    share_s = budget_s / len(arithmetics)
+    starts = {}
+    for kind in arithmetics:
+        small, large = product_curve(place, kind, _STARTED, share_s, _LEAST_WIDTH), curves[kind.name]
+        flop = [(2 * tokens * _LEAST_WIDTH**2, tokens) for tokens, _ in small.points]
+        starts[kind.name] = fmean(max(0.0, n / small.at(tokens) - n / large.at(tokens)) for n, tokens in flop)
+    return starts
 
 
 @torch.inference_mode()

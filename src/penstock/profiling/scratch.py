@@ -2,10 +2,10 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -39,9 +39,7 @@ def measure_kv(directory: Path, nbytes: int, budget_s: float, block_bytes: int =
     order = torch.randperm(blocks).tolist()
     try:
         written, write_s = _in_flight((file.write(n * block_bytes, block) for n in order), budget_s / 2)
-        targets = [aligned_buffer(block_bytes) for _ in range(_IN_FLIGHT)]
-        reads = (file.read_into(n * block_bytes, targets[at % _IN_FLIGHT]) for at, n in enumerate(order[:written]))
-        read, read_s = _in_flight(reads, budget_s / 2)
+        read, read_s = _read_back(file, [n * block_bytes for n in order[:written]], block_bytes, budget_s / 2)
     finally:
         file.close()
     return written * block_bytes / write_s, read * block_bytes / read_s
@@ -58,6 +56,24 @@ def _in_flight(transfers: Iterator["Future[None]"], budget_s: float) -> tuple[in
             transfer.result()
         done += len(batch)
     return done, time.perf_counter() - start
+
+
+def _read_back(file: ScratchFile, offsets: Sequence[int], block_bytes: int, budget_s: float) -> tuple[int, float]:
+    """Read blocks as attention has them staged, a portion after another, the next being read beside; (how many,
+    seconds)."""
+    portions = [aligned_buffer(_IN_FLIGHT * block_bytes).zero_() for _ in range(2)]
+    read, start, before = 0, time.perf_counter(), None
+    for first, portion in zip(range(0, len(offsets), _IN_FLIGHT), cycle(portions), strict=False):
+        blocks = [(offset, at * block_bytes) for at, offset in enumerate(offsets[first : first + _IN_FLIGHT])]
+        arrival = file.read_blocks(blocks, block_bytes, portion)
+        if before is not None:
+            before.result()
+        before, read = arrival, read + len(blocks)
+        if time.perf_counter() - start > budget_s:
+            break
+    if before is not None:
+        before.result()
+    return read, time.perf_counter() - start
 
 
 def measure_write(directory: Path, nbytes: int, budget_s: float, piece_bytes: int = PIECE_BYTES) -> float:
