@@ -262,6 +262,22 @@ def test_one_slot_loads_and_computes_in_turn(pages, reader):
         pager.release(1)
 
 
+def test_a_load_that_ends_while_a_slot_is_looked_for_leaves_it_free(pages, truth, reader, monkeypatch):
+    with Kit(pages, ["disk"] * COUNT, CpuDevice(), 1, Recorder(reader, delay=lambda: 0.05)) as pager:
+        pager.expect([0, 1])
+        load_now = pager._load_now
+
+        def late(index):
+            found = load_now(index)
+            while pager._slots[0].loading:  # it ends just now
+                time.sleep(0.001)
+            return found
+
+        monkeypatch.setattr(pager, "_load_now", late)
+        check(pager.acquire(4), truth[4])
+        pager.release(4)
+
+
 def test_two_slots_overlap_loading_with_use(pages, reader):
     kit = Kit(pages, ["disk"] * COUNT, CpuDevice(), 2, Recorder(reader, delay=lambda: 0.04))
     order = [0, 1, 2, 3, 4, 6]

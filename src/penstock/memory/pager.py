@@ -205,11 +205,10 @@ class Pager:
             raise RuntimeError("the pager is closed")
         self._advance(index)
         while (slot := self._where.get(index) or self._load_now(index)) is None:
-            loading = [slot for slot in self._slots if slot.loading]
-            if not loading:
+            if all(slot.holds for slot in self._slots):
                 raise RuntimeError(f"page {index}: all {len(self._slots)} slots are held; release one first")
             with self._clock.wait(lane):
-                _wait(loading[0])
+                _wait(next(slot for slot in self._slots if not slot.holds))
         slot.holds += 1
         self._prefetch()
         return slot
