@@ -26,6 +26,14 @@ def test_decode_takes_its_bytes_or_its_arithmetic_whichever_is_longer() -> None:
     assert Attending(MACHINE, POLICY).seconds(heavy, DECODE)[0] == pytest.approx(4 * 10 * 400 / 1e6)
 
 
+def test_each_row_that_decodes_takes_something_whatever_its_keys() -> None:
+    machine = replace(MACHINE, processors={"gpu": replace(FAST, attention_row_s=1e-3)})
+    one = Attending(machine, POLICY).seconds(LAYER, DECODE)[0]
+    assert one == pytest.approx(4 * 1e-3 + 4 * 10 * 100 / 1e6)
+    prompt = [Load((Spans(4, 0, 16),), 1)]
+    assert Attending(machine, POLICY).seconds(LAYER, prompt) == Attending(MACHINE, POLICY).seconds(LAYER, prompt)
+
+
 def test_a_window_ends_what_is_read() -> None:
     near = replace(LAYER, window=3)
     attending = Attending(MACHINE, POLICY)

@@ -39,7 +39,12 @@ def test_rates_that_explain_decode() -> None:
 
 def test_what_a_row_costs_whatever_its_keys() -> None:
     plain = [Decoded(64, n, 64 * (2e-6 + n * 1e-7)) for n in (50, 200, 800)]
-    assert decode_rates(plain, plain, ITEM, []).row_s == pytest.approx(2e-6)
+    rates = decode_rates(plain, plain, ITEM, [])
+    assert rates.row_s == pytest.approx(2e-6)
+    assert rates.kv_bytes_per_s == pytest.approx(PLAIN.kv_bytes(ITEM) / 1e-7)
+    assert rates.flops.at(1) == pytest.approx(SHARED.pair_flops / 1e-7)
+    flat = [Decoded(64, n, 1e-3) for n in (50, 200)]
+    assert 0 < decode_rates(flat, flat, ITEM, []).kv_bytes_per_s < 1e15
 
 
 def test_what_a_call_takes_is_left_out_as_far_as_that_can_be_told() -> None:

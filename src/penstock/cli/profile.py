@@ -202,6 +202,8 @@ def _processor(tier: str, processor: "Processor") -> Iterator[str]:
         f" {_small(processor.row_s)} a drawn row, {processor.logit_s * 1e9:.2g} ns a logit"
     )
     yield f"{'':<16}besides: {costs}"
+    if processor.attention_row_s:
+        yield f"{'':<16}attention besides: {_small(processor.attention_row_s)} a row and layer in decode"
     # profiles of before these were measured hold what costs nothing
     rest = [f"{_small(processor.expert_s)} an expert that a call touches"] if processor.expert_s else []
     if processor.product_s:

@@ -79,6 +79,7 @@ class Processor:
     dequantise_per_s: elements of packed weights or KV that are unpacked in a second.
     product_s: of a product besides its FLOP, per arithmetic, where that is not counted with the page: handing it to
     threads, and what of a small matrix one of them does alone.
+    attention_row_s: of a row and layer in decode, whatever its keys.
     visit_s: of a call at a page, whatever its size. sweep_s: of a sweep. row_s: of a sampled row besides its logits.
     logit_s: of one logit of a sampled row. expert_s: of an expert that tokens of a call are sent to, besides its
     products.
@@ -95,6 +96,7 @@ class Processor:
     logit_s: float = 0.0
     expert_s: float = 0.0
     product_s: Mapping[str, float] = field(default_factory=dict)
+    attention_row_s: float = 0.0
 
     def curve(self, arithmetic: str) -> Curve:
         """The rates of an arithmetic's products, or of the nearest that is known here."""

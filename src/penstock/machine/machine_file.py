@@ -86,6 +86,7 @@ class _ProcessorTable(_Table):
     row_s: _Seconds = 0.0
     logit_s: _Seconds = 0.0
     expert_s: _Seconds = 0.0
+    attention_row_s: _Seconds = 0.0
     product_s: dict[_Arithmetic, _Seconds] = Field(default_factory=dict)
 
 

@@ -8,7 +8,6 @@ head show the bytes, rows with eight the arithmetic.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, cycle, pairwise
-from math import exp, log
 from statistics import mean
 
 import torch
@@ -23,6 +22,7 @@ from penstock.profiling.timing import median_s
 BLOCK_TOKENS = 16
 DECODE_ROWS, DECODE_KEYS = 64, (50, 200, 800)
 SPANS = (16, 64, 256)  # query tokens of prefill
+_LEAST_PART = 0.5  # of the time of the most keys that is theirs, however the line through fewer lies
 CALL_TOKENS = 256  # of a call of prefill: as many spans as it takes
 
 
@@ -49,7 +49,7 @@ PLAIN, SHARED, TYPICAL = Heads(4, 4), Heads(32, 4), Heads(32, 8)
 
 @dataclass(frozen=True, slots=True)
 class AttentionRates:
-    """flops: FLOP/s by query tokens of a span. row_s: of a row in decode, whatever its keys, beyond what rates say."""
+    """flops: FLOP/s by query tokens of a span. row_s: of a row in decode, whatever its keys."""
 
     flops: Curve
     kv_bytes_per_s: float
@@ -90,14 +90,16 @@ def measure_attention(
 def decode_rates(
     plain: Sequence[Decoded], shared: Sequence[Decoded], item: int, prefill: Sequence[tuple[float, float]]
 ) -> AttentionRates:
-    """Rates that give time = max(FLOP / flops(1), bytes / kv_bytes_per_s) for both kinds of heads.
+    """Rates that give time = rows · row_s + max(FLOP / flops(1), bytes / kv_bytes_per_s) for both kinds of heads.
 
-    Each is the geometric mean over the lengths measured. Where rows with shared heads are held up by their bytes too,
-    both sides of the maximum agree on them, and other shapes are at least not promised more than was seen.
+    Where rows with shared heads are held up by their bytes too, both sides of the maximum agree on them, and other
+    shapes are at least not promised more than was seen.
     """
-    kv_rate = _geometric_mean([d.rows * d.keys * PLAIN.kv_bytes(item) / d.seconds for d in plain])
-    flop_rate = _geometric_mean([d.rows * d.keys * SHARED.pair_flops / d.seconds for d in shared])
     lines = [fit_line([d.keys for d in many], [d.seconds / d.rows for d in many]) for many in (plain, shared)]
+    kv_rate, flop_rate = (
+        amount / max(line.each_s, _LEAST_PART * many[-1].seconds / many[-1].rows / many[-1].keys)
+        for amount, line, many in zip((PLAIN.kv_bytes(item), SHARED.pair_flops), lines, (plain, shared), strict=True)
+    )
     curve = Curve(((1.0, flop_rate), *sorted(prefill)))
     return AttentionRates(curve, kv_rate, mean(line.fixed_s for line in lines))
 
@@ -160,7 +162,3 @@ def _tables(place: Place, layers: int, spans: Sequence[tuple[int, int]]) -> list
         CallTables.build(spans, [layer[start:end] for start, end in pairwise(ends)], BLOCK_TOKENS, where)
         for layer in ids
     ]
-
-
-def _geometric_mean(rates: Sequence[float]) -> float:
-    return exp(mean(log(rate) for rate in rates))

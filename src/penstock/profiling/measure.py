@@ -117,7 +117,7 @@ def measure_profile(
         for place in places:
             _warm_up(place, form)
         steps = _Steps(form.budget_s, progress, time.perf_counter() - started)
-        processors = {p.device.compute_tier: _processor(p, form, steps, len(places), extra) for p in places}
+        processors = {p.device.compute_tier: _processor(p, form, steps, len(places)) for p in places}
         extra["host_copy_bytes_per_s"] = copies.host_copy_rate(steps.begin("host copy", _COPIES), form.copied_bytes)
         links = _device_links(device, steps, extra)
         budget_s = steps.begin("disks", _DISKS)
@@ -183,7 +183,7 @@ def _warm_up(place: Place, form: Form) -> None:
     unpacking.measure_unpacking(place, 0.0, elements=1 << 14)
 
 
-def _processor(place: Place, form: Form, steps: _Steps, places: int, extra: dict[str, float]) -> Processor:
+def _processor(place: Place, form: Form, steps: _Steps, places: int) -> Processor:
     """What one place computes; the time is shared among as many."""
 
     def budget_s(what: str, share: float) -> float:
@@ -199,7 +199,6 @@ def _processor(place: Place, form: Form, steps: _Steps, places: int, extra: dict
     costs = overheads.measure_overheads(
         place, budget_s("overheads", _OVERHEADS), curves[auto], starts[auto], form.layers
     )
-    extra[f"{place.device.compute_tier}_attention_row_s"] = rates.row_s
     return Processor(
         products=curves,
         attention=rates.flops,
@@ -212,6 +211,7 @@ def _processor(place: Place, form: Form, steps: _Steps, places: int, extra: dict
         logit_s=costs.logit_s,
         expert_s=costs.expert_s,
         product_s=starts,
+        attention_row_s=rates.row_s,
     )
 
 

@@ -51,6 +51,7 @@ class _Processor(_Form):
     row_s: _Seconds
     logit_s: _Seconds
     expert_s: _Seconds = 0.0
+    attention_row_s: _Seconds = 0.0
     product_s: dict[str, _Seconds] = {}
 
     def value(self) -> Processor:
