@@ -15,7 +15,7 @@ from penstock.errors import UserError
 from penstock.memory.buffers import aligned_buffer
 from penstock.memory.clock import Clock
 from penstock.memory.device import CpuDevice, EmulatedGpu
-from penstock.memory.direct import ScratchFile
+from penstock.memory.scratch_file import ScratchFile
 from penstock.plan.policy import Shares
 
 PLACES = [(CpuDevice, "disk"), (EmulatedGpu, "cpu"), (EmulatedGpu, "disk")]

@@ -15,7 +15,7 @@ from torch import nn
 from penstock.engine.call import Call
 from penstock.memory.clock import Clock
 from penstock.memory.device import Device
-from penstock.memory.direct import ScratchFile
+from penstock.memory.scratch_file import ScratchFile
 from penstock.model.pages import SECTOR
 from penstock.plan.placement import spread
 from penstock.plan.policy import TIERS, Shares, Tier

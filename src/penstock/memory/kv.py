@@ -12,9 +12,10 @@ import torch
 from penstock.memory.buffers import aligned_buffer
 from penstock.memory.clock import Clock, Lane
 from penstock.memory.device import Device
-from penstock.memory.direct import Arrival, ScratchFile
+from penstock.memory.direct import Arrival
 from penstock.memory.kv_form import Arenas, KVForm, KVGroup, KVLayer, Wide
 from penstock.memory.open_blocks import OpenBlocks
+from penstock.memory.scratch_file import ScratchFile
 from penstock.plan.policy import Tier
 from penstock.schedule.types import Block, Move
 

@@ -26,7 +26,7 @@ from penstock.model.pages import SECTOR
 # A job is words of 64 bits: whether it is given up, whether a read of it failed; then of each piece its descriptor, its
 # offset there, its address, its bytes, whether these are whole sectors aligned like the address, whether the file is
 # read directly, and when the read began and ended, in ns, 0 before.
-HEAD, PIECE = 2, 8
+_HEAD, _PIECE = 2, 8
 _TARGET, _BEGAN, _ENDED = 2, 6, 7
 _MESSAGE = 2  # words: the addresses of a piece and of its job
 _WORD = 8
@@ -127,7 +127,7 @@ def _serve(requests: int, bounce: int) -> None:
 
 def _ended(first: int, pieces: int, polls: int) -> bool:
     for piece in range(pieces):
-        while not _word(first + (PIECE * piece + _ENDED) * _WORD):
+        while not _word(first + (_PIECE * piece + _ENDED) * _WORD):
             if polls == 0:
                 return False
             polls -= 1
@@ -148,15 +148,15 @@ class Job:
     """
 
     def __init__(self, pieces: npt.NDArray[np.int64], address: int) -> None:
-        self._words = np.zeros(HEAD + PIECE * len(pieces), np.int64)
-        self._pieces = self._words[HEAD:].reshape(-1, PIECE)
+        self._words = np.zeros(_HEAD + _PIECE * len(pieces), np.int64)
+        self._pieces = self._words[_HEAD:].reshape(-1, _PIECE)
         self._pieces[:, :_BEGAN] = pieces
         self._pieces[:, _TARGET] += address
         self._over = not len(pieces)
 
     def over(self, polls: int = 0) -> bool:
         """Whether nothing is written any more; waits for it a little while."""
-        self._over = self._over or reading_kernels()[1](self._address(HEAD), len(self._pieces), polls)
+        self._over = self._over or reading_kernels()[1](self._address(_HEAD), len(self._pieces), polls)
         return self._over
 
     def wait(self) -> None:
@@ -187,7 +187,7 @@ class Job:
     def messages(self) -> bytes:
         """What asks a queue for it."""
         asks = np.empty((len(self._pieces), _MESSAGE), np.int64)
-        asks[:, 0] = self._address(HEAD) + PIECE * _WORD * np.arange(len(self._pieces))
+        asks[:, 0] = self._address(_HEAD) + _PIECE * _WORD * np.arange(len(self._pieces))
         asks[:, 1] = self._address(0)
         return asks.tobytes()
 

@@ -1,59 +1,25 @@
 """The weight pager: pages where their home says, and a ring of slots through which the others stream in known order."""
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from queue import SimpleQueue
-from typing import Protocol
 
 import torch
 
 from penstock.errors import UserError
 from penstock.memory.buffers import view
 from penstock.memory.clock import Clock, Lane
-from penstock.memory.device import Device, Mark
-from penstock.memory.direct import Arrival, DirectReader
+from penstock.memory.device import Device
+from penstock.memory.direct import DirectReader
 from penstock.memory.pager_room import PagerRoom
+from penstock.memory.slot import Slot
 from penstock.model.pages import Page
 from penstock.plan.policy import Tier
 from penstock.quant.packed import Packed
 
 Views = dict[tuple[str, int], torch.Tensor | Packed]
 Convert = Callable[[Page, torch.Tensor], None]
-_POLL_S = 1e-4
-
-
-class Load(Protocol):
-    """A page on its way into a slot."""
-
-    def done(self) -> bool:
-        """Whether nothing is written any more."""
-
-    def result(self) -> object:
-        """Waits for the page; raises what went wrong."""
-
-    def cancel(self) -> object:
-        """It is of no use any more."""
-
-
-class _Slot:
-    """A place of the ring. ``holds``: who reads its page. ``load``: the one under way or the last one.
-
-    uncounted: it and the page's name, as long as the clock has not been told of it.
-    """
-
-    def __init__(self, buffer: torch.Tensor) -> None:
-        self.buffer = buffer
-        self.page: int | None = None
-        self.holds = 0
-        self.load: Load | None = None
-        self.uncounted: tuple[Arrival, str] | None = None
-        self.last_use: Mark | None = None
-
-    @property
-    def loading(self) -> bool:
-        return self.load is not None and not self.load.done()
 
 
 class Pager:
@@ -85,8 +51,8 @@ class Pager:
         self._resident: dict[int, Views] = {}
         self._hosted: dict[int, torch.Tensor] = {}
         self._staging: SimpleQueue[torch.Tensor] = SimpleQueue()
-        self._slots: list[_Slot] = []
-        self._where: dict[int, _Slot] = {}
+        self._slots: list[Slot] = []
+        self._where: dict[int, Slot] = {}
         # The order repeats for ever; pages at positions [head, cursor) are fetched or being fetched and not used yet.
         self._order: list[int] = []
         self._positions: dict[int, list[int]] = {}
@@ -119,7 +85,7 @@ class Pager:
             if progress:
                 progress(done, total)
         ring = device.alloc(room.slots * room.slot_bytes)
-        self._slots = [_Slot(ring[at * room.slot_bytes :][: room.slot_bytes]) for at in range(room.slots)]
+        self._slots = [Slot(ring[at * room.slot_bytes :][: room.slot_bytes]) for at in range(room.slots)]
         self._prefetch()
 
     def expect(self, order: Sequence[int]) -> None:
@@ -168,12 +134,11 @@ class Pager:
         """Ends loads and threads, and lets go of all memory; views handed out keep theirs alive."""
         self._closed = True
         for slot in self._slots:
-            self._count(slot)
-            if slot.load:
-                slot.load.cancel()
+            slot.count(self._clock)
+            slot.give_up()
         self._pool.shutdown(cancel_futures=True)
         for slot in self._slots:
-            _wait(slot)
+            slot.wait()
         if self._owns_reader:
             self.reader.close()
         self._slots, self._where, self._resident, self._hosted = [], {}, {}, {}
@@ -195,11 +160,11 @@ class Pager:
             self._cursor = self._head
         for page in passed:
             slot = self._where.get(page)  # none where its load went wrong
-            if slot and slot.load and slot.loading and not slot.holds:
-                slot.load.cancel()
+            if slot and slot.loading and not slot.holds:
+                slot.give_up()
                 self._forget(slot)
 
-    def _hold(self, index: int, lane: Lane) -> _Slot:
+    def _hold(self, index: int, lane: Lane) -> Slot:
         """The slot that has or will have the page, held; waits for one to become free."""
         if self._closed:
             raise RuntimeError("the pager is closed")
@@ -208,12 +173,12 @@ class Pager:
             if all(slot.holds for slot in self._slots):
                 raise RuntimeError(f"page {index}: all {len(self._slots)} slots are held; release one first")
             with self._clock.wait(lane):
-                _wait(next(slot for slot in self._slots if not slot.holds))
+                next(slot for slot in self._slots if not slot.holds).wait()
         slot.holds += 1
         self._prefetch()
         return slot
 
-    def _await(self, slot: _Slot, lane: Lane) -> None:
+    def _await(self, slot: Slot, lane: Lane) -> None:
         """Until a slot's page is there; raises what went wrong, and whoever asks next tries again."""
         assert slot.load is not None
         try:
@@ -224,22 +189,15 @@ class Pager:
         except Exception:
             self._forget(slot)
             raise
-        self._count(slot)
+        slot.count(self._clock)
 
-    def _forget(self, slot: _Slot) -> None:
+    def _forget(self, slot: Slot) -> None:
         """What a slot holds or is being given is not its page any more."""
         if slot.page is not None:
             del self._where[slot.page]
         slot.page = slot.uncounted = None
 
-    def _count(self, slot: _Slot) -> None:
-        """Tell the clock of a page that has come."""
-        if slot.uncounted is not None and not slot.loading:
-            arrival, name = slot.uncounted
-            self._clock.count("disk→cpu", *arrival.span, arrival.nbytes, name)
-            slot.uncounted = None
-
-    def _let_go(self, slot: _Slot) -> None:
+    def _let_go(self, slot: Slot) -> None:
         slot.holds -= 1
         self._prefetch()
 
@@ -253,13 +211,13 @@ class Pager:
         count = len(self._order)
         return min(((position - self._cursor) % count for position in positions), default=count)
 
-    def _free_slot(self) -> _Slot | None:
+    def _free_slot(self) -> Slot | None:
         """A slot that nobody holds and no page fetched ahead needs: an empty one, or the one needed again last."""
         ahead = self._ahead()
         free = [slot for slot in self._slots if not slot.holds and not slot.loading and slot.page not in ahead]
         return max(free, key=lambda slot: (slot.page is None, self._distance(slot.page)), default=None)
 
-    def _load_now(self, index: int) -> _Slot | None:
+    def _load_now(self, index: int) -> Slot | None:
         """Begins to load a page that was not fetched ahead, in place of one that was if need be."""
         slot = self._free_slot()
         if slot is None:
@@ -282,8 +240,8 @@ class Pager:
                 self._load(slot, index)
             self._cursor += 1
 
-    def _load(self, slot: _Slot, index: int) -> None:
-        self._count(slot)
+    def _load(self, slot: Slot, index: int) -> None:
+        slot.count(self._clock)
         self._forget(slot)
         page = self._pages[index]
         slot.page, self._where[index] = index, slot
@@ -298,7 +256,7 @@ class Pager:
             failed.set_exception(error)
             slot.load = failed
 
-    def _fill(self, slot: _Slot, page: Page) -> None:
+    def _fill(self, slot: Slot, page: Page) -> None:
         """One load, in a thread of the pool; its future carries an error to ``acquire``."""
         if slot.last_use:
             slot.last_use.wait_on_copy()
@@ -330,12 +288,6 @@ class Pager:
                 self._convert(page, place)
         else:
             raise ValueError(f"page {page.name} has no extents, and nothing converts it")
-
-
-def _wait(slot: _Slot) -> None:
-    """Until nothing is written to a slot any more, whether its page has come or not."""
-    while slot.loading:
-        time.sleep(_POLL_S)
 
 
 def _views(page: Page, buffer: torch.Tensor) -> Views:

@@ -13,8 +13,8 @@ import torch
 from penstock.errors import UserError
 from penstock.machine.limits import free_disk_bytes
 from penstock.memory.buffers import aligned_buffer
-from penstock.memory.direct import ScratchFile
 from penstock.memory.offload import make_offload, remove_offload
+from penstock.memory.scratch_file import ScratchFile
 from penstock.model.pages import Extent
 from penstock.units import format_bytes
 
