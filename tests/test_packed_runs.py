@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from tests.parity import families
+from tests.plan.asking import asking
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from penstock import LLM, SamplingParams, UserError
@@ -19,7 +20,6 @@ from penstock.describe import describe
 from penstock.engine.skip_rule import Selection, parse_rule
 from penstock.free_bits import plan_of_free_bits
 from penstock.plan.policy import Shares
-from penstock.plan.question import Question
 from penstock.planner import make_plan
 from penstock.recording import record
 
@@ -177,7 +177,7 @@ def test_a_job_goes_on_as_it_began(model, tmp_path):
 
 def test_a_plan_packs_and_is_run_as_it_is(model, tmp_path):
     asked = {"prompt_len": 8, "gen_len": 4, "num_prompts": 4, "dtype": "float32", "cpu_memory": 16 << 30}
-    whole, packed = (make_plan(str(model), Question(**asked, weight_bits=bits)) for bits in (None, 4))
+    whole, packed = (make_plan(str(model), asking(**asked, weight_bits=bits)) for bits in (None, 4))
     assert packed.policy.weight_bits == 4 and packed.fits
     assert packed.memory["cpu"].weights < 0.5 * whole.memory["cpu"].weights
     assert describe(str(model), dtype="float32")["bytes"] > 0
@@ -186,9 +186,9 @@ def test_a_plan_packs_and_is_run_as_it_is(model, tmp_path):
 def test_bits_that_are_free_are_chosen_for_speed(model):
     asked = {"prompt_len": 8, "gen_len": 4, "num_prompts": 4, "dtype": "float32", "cpu_memory": 16 << 30}
     speeds = {
-        bits: make_plan(str(model), Question(**asked, weight_bits=bits)).predicted.total_tok_s for bits in (None, 8, 4)
+        bits: make_plan(str(model), asking(**asked, weight_bits=bits)).predicted.total_tok_s for bits in (None, 8, 4)
     }
-    best = plan_of_free_bits(str(model), Question(**asked), asked_bits("auto", None, None, allow_4bit=True))
+    best = plan_of_free_bits(str(model), asking(**asked), asked_bits("auto", None, None, allow_4bit=True))
     assert best.predicted.total_tok_s == pytest.approx(max(speeds.values()))
     assert speeds[best.policy.weight_bits] == max(speeds.values())
     assert best.notes[0].count("tok/s with weights") == 2
@@ -228,7 +228,7 @@ def test_a_run_chooses_as_a_plan_does_and_four_bits_where_they_are_allowed(wide,
     streamed = {"weights": "disk=100%", "page_bytes": None}
     _, answers, name = notes_of(wide, **AUTO, allow_4bit=allow_4bit, **streamed)
     lengths = [(len(prompt["prompt_token_ids"]), GREEDY.max_tokens) for prompt in PROMPTS]
-    asked = Question(lengths=lengths, num_prompts=len(lengths), dtype="float32", weights=Shares(disk=1.0))
+    asked = asking(lengths=lengths, num_prompts=len(lengths), dtype="float32", weights=Shares(disk=1.0))
     policy = plan_of_free_bits(str(wide), asked, asked_bits("auto", None, "auto", allow_4bit)).policy
     assert policy.weight_bits == (4 if allow_4bit else 8)
     bits = {"weight_bits": policy.weight_bits, "kv_bits": policy.kv_bits}
@@ -358,13 +358,13 @@ def test_the_memory_of_packed_kv_is_counted_with_its_open_blocks(long_context):
 
 def test_a_plan_packs_kv_and_a_run_does_as_it_says(long_context, tmp_path):
     asked = {"prompt_len": 80, "gen_len": 4, "num_prompts": 40, "dtype": "float32", "cpu_memory": 16 << 30}
-    whole, packed = (make_plan(str(long_context), Question(**asked, kv_bits=bits)) for bits in (None, 4))
+    whole, packed = (make_plan(str(long_context), asking(**asked, kv_bits=bits)) for bits in (None, 4))
     assert packed.policy.kv_bits == 4 and packed.fits
     assert packed.memory["cpu"].kv < 0.6 * whole.memory["cpu"].kv
-    free = plan_of_free_bits(str(long_context), Question(**asked), asked_bits(None, None, "auto", allow_4bit=True))
+    free = plan_of_free_bits(str(long_context), asking(**asked), asked_bits(None, None, "auto", allow_4bit=True))
     assert free.predicted.total_tok_s >= packed.predicted.total_tok_s
     assert "KV in" in free.notes[0] and "penstock eval" in free.notes[0]
-    both = plan_of_free_bits(str(long_context), Question(**asked), asked_bits("auto", None, "auto"))
+    both = plan_of_free_bits(str(long_context), asking(**asked), asked_bits("auto", None, "auto"))
     assert both.notes[0].count("tok/s with") == 3
     assert both.predicted.total_tok_s >= free.predicted.total_tok_s * 0.99
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.plan.asking import asking
 
 from penstock.engine.shape import model_shape
 from penstock.errors import UserError
@@ -53,7 +54,7 @@ def config(directory: Path, values: dict[str, Any]) -> str:
 
 
 def question(**more: Any) -> Question:
-    return Question(prompt_len=32, gen_len=4, num_prompts=8, machine="t4-flexgen", **more)
+    return asking(prompt_len=32, gen_len=4, num_prompts=8, machine="t4-flexgen", **more)
 
 
 def planned(directory: Path, values: dict[str, Any], **more: Any) -> Plan:
@@ -111,7 +112,7 @@ def without_disk(directory: Path, memory: str) -> str:
 
 
 def test_a_machine_without_a_disk_holds_everything_in_memory(tmp_path: Path) -> None:
-    asked = Question(prompt_len=32, gen_len=4, num_prompts=8, machine=without_disk(tmp_path, "2GiB"))
+    asked = asking(prompt_len=32, gen_len=4, num_prompts=8, machine=without_disk(tmp_path, "2GiB"))
     told = make_plan(config(tmp_path, LLAMA), asked)
     assert told.placement is None and told.policy.weights == Shares(cpu=1.0)
     with pytest.raises(UserError, match=r"resident pages .* The least that works is"):
@@ -120,7 +121,7 @@ def test_a_machine_without_a_disk_holds_everything_in_memory(tmp_path: Path) -> 
 
 def test_a_policy_that_overflows_a_machine_without_a_disk_is_priced(tmp_path: Path) -> None:
     machine = without_disk(tmp_path, "540MiB")
-    told = make_plan(config(tmp_path, LLAMA), Question(machine=machine, weights=CPU, kv=CPU, rows=1000))
+    told = make_plan(config(tmp_path, LLAMA), asking(machine=machine, weights=CPU, kv=CPU, rows=1000))
     assert not told.fits and told.memory["cpu"].short > 0
 
 
@@ -137,7 +138,7 @@ def test_a_policy_that_overflows_a_machine_without_a_disk_is_priced(tmp_path: Pa
 )
 def test_tiers_that_a_machine_does_not_have_are_refused(tmp_path: Path, wishes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        make_plan(config(tmp_path, LLAMA), Question(machine="m-class", **wishes))
+        make_plan(config(tmp_path, LLAMA), asking(machine="m-class", **wishes))
 
 
 def test_a_gpu_that_does_not_compute_is_left_out() -> None:
@@ -150,7 +151,7 @@ def test_a_gpu_that_does_not_compute_is_left_out() -> None:
 
 
 def here(**more: Any) -> Question:
-    return Question(prompt_len=32, gen_len=4, num_prompts=8, **more)
+    return asking(prompt_len=32, gen_len=4, num_prompts=8, **more)
 
 
 def test_a_policy_that_is_all_given_is_told_of_as_a_run_would_have_it(tmp_path: Path) -> None:
@@ -299,4 +300,4 @@ def test_attention_beside_a_gpu_that_holds_all_kv_is_told_to_change_nothing(tmp_
 
 def test_more_layers_on_the_cpu_than_the_model_has_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--compute-cpu-layers 3: this model has 2 decoder layers"):
-        make_plan(config(tmp_path, LLAMA), Question(machine="rtx4090", cpu_layers=3))
+        make_plan(config(tmp_path, LLAMA), asking(machine="rtx4090", cpu_layers=3))

@@ -142,7 +142,7 @@ def meet(model: str, question: Question, on_event: Event = lambda event: None) -
         check_host(asked, budgeted, compute)
         plan = _planned_here(model, question, device)
         # what a run has in memory before it counts what is left: its plan must leave as much
-        warm(plan, device.torch_device, question.attention, question.cpu_layers != 0)
+        warm(plan, device.torch_device, question.asked.attention, question.asked.cpu_layers != 0)
         known_words = tokenizer.load(plan.source, trust_remote_code=question.trust_remote_code)
         root = offload_root(question.offload_dir)
         budgets, cached = Budgets(dict(question.budgets), device, root), page_cache_bytes(plan, question.disk_memory)

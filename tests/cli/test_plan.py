@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 from tests.cli.fake_planner import GIB, PLAN, Planner, install
+from tests.plan.asking import asking
 
 from penstock.cli import main
 from penstock.plan.plan import Use
@@ -48,7 +49,7 @@ def test_flags_become_the_question(planner: Planner) -> None:
         " --sweep-tokens 64 --batch-tokens 32 --slots 2 --weight-bits 4 --kv-bits 8 --dtype float16 --device cpu"
         " --offload-dir there --trust-remote-code --cost-model flexgen"
     )
-    assert question(planner, *flags.split()) == Question(
+    assert question(planner, *flags.split()) == asking(
         prompt_len=100,
         gen_len=20,
         num_prompts=30,
@@ -99,8 +100,8 @@ def test_a_bound_on_each_token(planner: Planner) -> None:
 
 
 def test_flexgens_form_and_no_disk(planner: Planner) -> None:
-    asked = question(planner, "--batch-size", "48", "--num-batches", "3", "--no-disk")
-    assert (asked.batch_size, asked.num_batches, asked.no_disk) == (48, 3, True)
+    said = question(planner, "--batch-size", "48", "--num-batches", "3", "--no-disk")
+    assert (said.asked.batch_size, said.asked.num_batches, said.no_disk) == (48, 3, True)
 
 
 def test_the_answer_comes_as_text(planner: Planner, capsys: pytest.CaptureFixture[str]) -> None:

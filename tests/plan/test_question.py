@@ -1,34 +1,34 @@
 """What a question says of its job, and what it leaves to search."""
 
 import pytest
+from tests.plan.asking import asking
 
 from penstock.plan.policy import Shares
-from penstock.plan.question import Question
 from penstock.plan.types import Length
 
 CPU = Shares(cpu=1.0)
 
 
 def test_a_job_of_prompts_that_are_alike() -> None:
-    asked = Question(prompt_len=10, gen_len=3, num_prompts=4)
+    asked = asking(prompt_len=10, gen_len=3, num_prompts=4)
     assert asked.rows_of_job() == [Length(10, 3)] * 4
     assert (asked.job.prompts, asked.job.mean_tokens, asked.job.longest_prompt) == (4, 13, 10)
 
 
 def test_prompts_that_are_known_are_shared_unless_nothing_can_be() -> None:
     ids = [[1, 2], [1, 2, 3]]
-    asked = Question(lengths=[(2, 5), (3, 5)], prompts=ids)
+    asked = asking(lengths=[(2, 5), (3, 5)], prompts=ids)
     assert [row.ids for row in asked.rows_of_job()] == ids
     assert [row.ids for row in asked.rows_of_job(sharing=False)] == [None, None]
-    static = Question(lengths=[(2, 5), (3, 5)], prompts=ids, batch_size=1, num_batches=2)
+    static = asking(lengths=[(2, 5), (3, 5)], prompts=ids, batch_size=1, num_batches=2)
     assert [row.ids for row in static.rows_of_job()] == [None, None]
 
 
 def test_a_row_takes_a_sweep_for_each_token_that_it_generates_and_few_for_its_prompt() -> None:
-    assert Question(prompt_len=512, gen_len=128).row_sweeps == 128
-    assert Question(prompt_len=4096, gen_len=128).row_sweeps == 131
-    assert Question(prompt_len=512, gen_len=128, sweep_tokens=64).row_sweeps == 135
-    assert Question(lengths=[(10, 5), (10, 50)]).row_sweeps == 50
+    assert asking(prompt_len=512, gen_len=128).row_sweeps == 128
+    assert asking(prompt_len=4096, gen_len=128).row_sweeps == 131
+    assert asking(prompt_len=512, gen_len=128, sweep_tokens=64).row_sweeps == 135
+    assert asking(lengths=[(10, 5), (10, 50)]).row_sweeps == 50
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_row_takes_a_sweep_for_each_token_that_it_generates_and_few_for_its_pr
     ],
 )
 def test_the_tighter_bound_holds_a_sweep(bounds: dict[str, float], most: float | None) -> None:
-    assert Question(prompt_len=512, gen_len=128, **bounds).most_sweep_s == most
+    assert asking(prompt_len=512, gen_len=128, **bounds).most_sweep_s == most
 
 
 @pytest.mark.parametrize(
@@ -59,5 +59,5 @@ def test_the_tighter_bound_holds_a_sweep(bounds: dict[str, float], most: float |
     ],
 )
 def test_what_is_fixed(wishes: dict[str, object], has_some: bool, is_all: bool) -> None:
-    asked = Question(**wishes)  # type: ignore[arg-type]  # a test's shorthand
+    asked = asking(**wishes)
     assert (asked.has_wishes, asked.is_given) == (has_some, is_all)

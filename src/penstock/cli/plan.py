@@ -116,20 +116,10 @@ def plan(
             gpu_memory=budgets["gpu"],
             cpu_memory=budgets["cpu"],
             disk_memory=budgets["disk"],
-            weights=asked.weights,
-            kv=asked.kv,
-            activations=asked.activations,
+            asked=asked,
             no_disk=no_disk,
             machine=machine,
             cost_model="flexgen" if cost_model == "flexgen" else "penstock",
-            attention=asked.attention,
-            cpu_layers=asked.cpu_layers,
-            rows=rows,
-            sweep_tokens=sweep_tokens,
-            batch_tokens=batch_tokens,
-            slots=slots,
-            batch_size=batch_size,
-            num_batches=num_batches,
             weight_bits=bits.weight_bits,
             lm_head_bits=bits.lm_head_bits,
             kv_bits=bits.kv_bits,
@@ -241,7 +231,7 @@ def _explain(model: str, question: Question, as_json: bool, display: Display) ->
     context = sum(prompt + new // 2 for prompt, new in lengths) // len(lengths)
     shape, machine = shape_and_machine(model, question, display.show)
     layers = paged(shape, machine, context, question.budgets)
-    ways = compare(layers, question.rows or min(rows_held(layers), len(lengths)))
+    ways = compare(layers, question.asked.rows or min(rows_held(layers), len(lengths)))
     display.close()
     if as_json:
         print(

@@ -1,10 +1,10 @@
 """What a plan is asked for: a job, a machine, budgets and what a person fixed. No torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from penstock.plan.policy import TIERS, Shares, Tier
+from penstock.plan.policy import TIERS, Tier
 from penstock.plan.types import Asked, Job, Length
 
 Objective = Literal["throughput", "latency"]
@@ -22,7 +22,7 @@ class Question:
     objective: tokens per second of the job, or the time from a row's first prompt token to its last token; latency_s
     bounds that time and token_s the time that a row waits for each token, and the most tokens per second within them is
     wanted. no_disk: nothing rests on disk. machine: a preset's name or a machine file, this host where None.
-    gpu_memory, cpu_memory, disk_memory: budgets in bytes. weights … num_batches: as ``plan.types.Asked`` has them.
+    gpu_memory, cpu_memory, disk_memory: budgets in bytes. asked: what of the policy is fixed.
     weight_bits, lm_head_bits, kv_bits: of what is stored and moved. The rest mirrors keywords of ``LLM``.
     """
 
@@ -40,17 +40,7 @@ class Question:
     gpu_memory: int | None = None
     cpu_memory: int | None = None
     disk_memory: int | None = None
-    weights: Shares | None = None
-    kv: Shares | None = None
-    activations: Shares | None = None
-    attention: Tier | None = None
-    cpu_layers: int | None = 0
-    rows: int | None = None
-    sweep_tokens: int | None = None
-    batch_tokens: int | None = None
-    slots: int | None = None
-    batch_size: int | None = None
-    num_batches: int | None = None
+    asked: Asked = field(default_factory=Asked)
     weight_bits: int | None = None
     lm_head_bits: int | None = None
     kv_bits: int | None = None
@@ -67,13 +57,13 @@ class Question:
     def rows_of_job(self, sharing: bool = True) -> list[Length]:
         """Every request as a row. sharing: rows take over what others computed of a prompt that begins alike."""
         unknown: Sequence[Sequence[int] | None] = [None] * len(self.requests)
-        ids = self.prompts if self.prompts is not None and sharing and self.batch_size is None else unknown
+        ids = self.prompts if self.prompts is not None and sharing and self.asked.batch_size is None else unknown
         return [Length(prompt, new, known) for (prompt, new), known in zip(self.requests, ids, strict=True)]
 
     @property
     def row_sweeps(self) -> int:
         """Sweeps from the first prompt token of the longest row to its last token."""
-        step = self.sweep_tokens or _SWEEP_TOKENS
+        step = self.asked.sweep_tokens or _SWEEP_TOKENS
         return max(-(-prompt // step) - 1 + new for prompt, new in self.requests)
 
     @property
@@ -99,23 +89,6 @@ class Question:
         totals = [prompt + new for prompt, new in self.requests]
         mean = -(-sum(totals) // len(totals))
         return Job(len(totals), mean, max(totals), max(prompt for prompt, _ in self.requests))
-
-    @property
-    def asked(self) -> Asked:
-        """What of the policy is fixed, as the placement rule takes it."""
-        return Asked(
-            weights=self.weights,
-            kv=self.kv,
-            activations=self.activations,
-            rows=self.rows,
-            sweep_tokens=self.sweep_tokens,
-            batch_tokens=self.batch_tokens,
-            slots=self.slots,
-            batch_size=self.batch_size,
-            num_batches=self.num_batches,
-            attention=self.attention,
-            cpu_layers=self.cpu_layers,
-        )
 
     @property
     def budgets(self) -> Mapping[Tier, int | None]:

@@ -33,7 +33,7 @@ def too_long(question: Question, context: int | None) -> Iterator[str]:
 def nothing_beside(question: Question, memory: Mapping[Tier, Use]) -> Iterator[str]:
     """Attention on the cpu that was asked for beside a gpu, where that holds all KV."""
     elsewhere = sum(use.kv for tier, use in memory.items() if tier != "gpu")
-    if question.attention == "cpu" and "gpu" in memory and memory["gpu"].kv and not elsewhere:
+    if question.asked.attention == "cpu" and "gpu" in memory and memory["gpu"].kv and not elsewhere:
         yield "--attention cpu changes nothing: all KV lies on the gpu, and is attended to there"
 
 
