@@ -12,16 +12,15 @@ import json
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from penstock.compiled.threads import in_threads
-from penstock.compiled.vectors import STORED
 from penstock.quant.forms import LAYOUTS, Form
-from penstock.quant.unpacking import unpacker
+from penstock.quant.unpacking import unpack
 
 COLD_BYTES = 256 << 20  # walked over, so that nothing comes from cache
-PANEL_ROWS, COLUMNS = 256, 3072  # of a part
+PANEL_ROWS, COLUMNS = 4096, 3072  # of a part
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -30,23 +29,21 @@ def rate(form: Form, dtype: torch.dtype, rounds: int) -> float:
     part_bytes = PANEL_ROWS * form.row_bytes(COLUMNS)
     threads = torch.get_num_threads()
     count = COLD_BYTES // part_bytes // threads * threads
-    parts = torch.zeros(count, PANEL_ROWS, form.row_bytes(COLUMNS), dtype=torch.uint8).numpy()
-    # as products do it, into the nearest cache: all rows of a part are written to the same place
-    rows = torch.empty(threads, COLUMNS, dtype=dtype).view(STORED[dtype])
-    panels = rows.as_strided((threads, PANEL_ROWS, COLUMNS), (COLUMNS, 0, 1)).numpy()
-    cuts = [count * thread // threads for thread in range(threads + 1)]
-    work = unpacker(form, panels.dtype.name)
+    parts = torch.zeros(threads, count // threads, PANEL_ROWS, form.row_bytes(COLUMNS), dtype=torch.uint8)
+    # as products do it, into the nearest cache: all rows of a thread's parts are written to the same place
+    rows = torch.empty(threads, COLUMNS, dtype=dtype)
+    panels = rows.as_strided((threads, PANEL_ROWS, COLUMNS), (COLUMNS, 0, 1))
     taken = []
 
-    def walk(start: int, stop: int) -> None:
-        panel = panels[start * threads // count]
-        for part in parts[start:stop]:
-            work(part, panel, 0, PANEL_ROWS)
+    def walk(thread: int) -> None:
+        for part in parts[thread]:
+            unpack(part, form, panels[thread], threads=1)
 
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        in_threads(walk, cuts)
-        taken.append(time.perf_counter() - start)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            list(pool.map(walk, range(threads)))
+            taken.append(time.perf_counter() - start)
     taken = taken[1:]  # the first compiles
     return PANEL_ROWS * COLUMNS * count / statistics.median(taken)
 

@@ -1,87 +1,103 @@
-"""Work cut among threads: all of it is done, and none goes on when the call is over."""
+"""A kernel's work cut among threads: all of it is done, once, and none goes on when the call is over."""
 
+import os
+import signal
+import threading
 import time
-from threading import Lock
 
+import numba
+import numpy as np
 import pytest
+from numba import types
 
 from penstock.compiled import threads
-from penstock.compiled.threads import in_threads, in_turn
+from penstock.compiled.kernels import compiled
+from penstock.compiled.threads import Shared, Turns, even, share
+
+_usleep = types.ExternalFunction("usleep", types.int32(types.int32))
+
+
+@numba.njit
+def _count_parts(added, done, sleep_us, start, stop):
+    for at in range(start, stop):
+        done[at] += added[at % len(added)]
+    if sleep_us:
+        _usleep(sleep_us)
+
+
+def _count(added, done, sleep_us, cuts, turns, threads, team):
+    done[:] += 1  # once, whatever the number of threads
+    share(_count_parts, (added, done, sleep_us), cuts, turns, threads, team)
+    done[:] += 1
+
+
+@numba.njit
+def _fail_parts(done, start, stop):
+    if start == 6:
+        raise ValueError("a part that cannot be done")
+    done[start:stop] += 1
+
+
+def _fail(done, cuts, turns, threads, team):
+    share(_fail_parts, (done,), cuts, turns, threads, team)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module")
+def count(directory):
+    numbers = types.Array(types.int64, 1, "C")
+    signature = types.void(types.UniTuple(types.int64, 3), numbers, types.int32, *Turns)
+    return Shared(compiled(_count, signature, directory=directory))
 
 
 @pytest.fixture(params=["torch's", "its own"], autouse=True)
 def team(request, monkeypatch):
     if request.param == "its own":
-        monkeypatch.setattr(threads, "_team", lambda: None)
-    elif threads._team() is None:
+        monkeypatch.setattr(threads, "_team", lambda: threads._address(threads._by_pool))
+    elif threads._team() == threads._address(threads._by_pool):
         pytest.skip("torch computes with other threads than OpenMP's here")
 
 
-def test_every_part_is_done_once():
-    done, lock = [], Lock()
-
-    def work(start, stop):
-        with lock:
-            done.append((start, stop))
-
-    in_threads(work, [0, 3, 5, 9])
-    assert sorted(done) == [(0, 3), (3, 5), (5, 9)]
-    done.clear()
-    in_turn(lambda thread, start, stop: work(start, stop), range(0, 101, 5), threads=3)
-    assert sorted(done) == [(start, start + 5) for start in range(0, 100, 5)]
+@pytest.mark.parametrize("parts", [1, 2, 7, 100])
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_every_part_is_done_once(count, parts, number):
+    done = np.zeros(100, np.int64)
+    count((10, 20, 30), done, 0, cuts=even(100, parts), threads=number)
+    assert done.tolist() == [2 + 10 * (1 + at % 3) for at in range(100)]
 
 
-def test_an_error_of_any_thread_is_raised():
-    def work(start, stop):
-        if start:
-            raise ValueError(f"part {start}")
-
-    with pytest.raises(ValueError, match="part 1"):
-        in_threads(work, [0, 1, 2])
-    with pytest.raises(ValueError, match="part 1"):
-        in_turn(lambda thread, start, stop: work(start, stop), [0, 1, 2], threads=2)
+def test_parts_go_to_all_threads(count):
+    done = np.zeros(8, np.int64)
+    start = time.perf_counter()
+    count((1, 1, 1), done, 50_000, cuts=even(8, 8), threads=4)
+    assert time.perf_counter() - start < 0.3  # of 0.4 s that one thread would sleep
+    assert (done == 3).all()
 
 
-def test_an_interrupted_call_ends_when_its_threads_have():
-    ended = []
+def test_a_part_that_fails_is_told(directory):
+    fail = Shared(compiled(_fail, types.void(types.Array(types.int64, 1, "C"), *Turns), directory=directory))
+    for number in (1, 2):
+        with pytest.raises(RuntimeError, match="its work is not done"):
+            fail(np.zeros(9, np.int64), cuts=even(9, 3), threads=number)
 
-    def work(start, stop):
-        if start == 0:
-            time.sleep(0.02)
-            raise KeyboardInterrupt
-        time.sleep(0.05)
-        ended.append(start)
 
+def test_an_interrupted_call_is_over_when_its_parts_are(count):
+    done = np.zeros(4, np.int64)
+    timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
     with pytest.raises(KeyboardInterrupt):
-        in_threads(work, [0, 1, 2])
-    assert ended == [1]
+        count((1, 1, 1), done, 60_000, cuts=even(4, 4), threads=2)
+        for _ in range(1000):  # the next instructions of Python at the latest
+            pass
+    timer.join()
+    assert (done == 3).all()
 
 
-def test_what_an_interrupted_call_has_not_begun_is_left():
-    begun = []
-
-    def work(thread, start, stop):
-        if thread == 0:
-            time.sleep(0.02)
-            raise KeyboardInterrupt
-        begun.append(start)
-        time.sleep(0.05)
-
-    with pytest.raises(KeyboardInterrupt):
-        in_turn(work, range(100), threads=2)
-    number = len(begun)
-    assert number < 10
-    time.sleep(0.1)
-    assert len(begun) == number
-
-
-def test_threads_are_numbered_from_zero():
-    seen, lock = set(), Lock()
-
-    def work(thread, start, stop):
-        with lock:
-            seen.add(thread)
-        time.sleep(0.005)
-
-    in_turn(work, range(9), threads=2)
-    assert seen == {0, 1}
+def test_even_cuts():
+    assert even(10, 3).tolist() == [0, 3, 6, 10]
+    assert even(20, 2, 8).tolist() == [0, 8, 20]
+    assert even(0, 1).tolist() == [0, 0]

@@ -40,10 +40,10 @@ def hard_floats(number: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("given", "kept"), KINDS)
-@pytest.mark.parametrize("inline_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("part_bytes", [1, 1 << 30])
 @pytest.mark.parametrize(("heads", "dim"), [(1, 64), (4, 40), (3, 5)])
-def test_places_and_rounding_equal_torchs(given, kept, inline_bytes, heads, dim, monkeypatch):
-    monkeypatch.setattr(append_kernel, "INLINE_BYTES", inline_bytes)
+def test_places_and_rounding_equal_torchs(given, kept, part_bytes, heads, dim, monkeypatch):
+    monkeypatch.setattr(append_kernel, "PART_BYTES", part_bytes)
     tokens, block_tokens = 100, 16
     new = hard_floats(tokens * heads * dim).to(given).view(tokens, heads, dim).transpose(0, 1)
     buffer = torch.zeros(9, 2 * heads * block_tokens * dim, dtype=kept)

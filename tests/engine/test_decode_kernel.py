@@ -36,7 +36,7 @@ def run(lengths, *, heads=6, kv_heads=2, dim=32, block_tokens=32, scale=1.0):
 
 @pytest.mark.parametrize("lengths", [[1], [5000], [1, 2000, 3, 700, 64, 65], [40] * 70])
 def test_rows_of_any_length_are_shared_among_threads(lengths, monkeypatch):
-    monkeypatch.setattr(decode_kernel, "INLINE_BYTES", 0)
+    monkeypatch.setattr(decode_kernel, "PART_BYTES", 1)
     for found, expected in zip(*run(lengths), strict=True):
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
 

@@ -25,7 +25,7 @@ def blocks_of(form, layer, count):
 @pytest.mark.parametrize(("heads", "layer"), [(6, KVLayer(2, 64, 2, 64)), (5, KVLayer(1, 96, 1, 40))])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_rows_see_their_packed_blocks_from_their_lowest_key_on(form, heads, layer, softcap, monkeypatch):
-    monkeypatch.setattr(decode_kernel, "INLINE_BYTES", 0)
+    monkeypatch.setattr(decode_kernel, "PART_BYTES", 1)
     keys, values = blocks_of(form, layer, 9)
     size = form.group
     lengths = [1, size, 3 * size + 1, 4 * size + 7]

@@ -3,7 +3,6 @@
 torch's indexed assignment converts to a copy first and then moves element by element: 6 times the time.
 """
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -16,9 +15,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from penstock.compiled.kernels import compiled
-from penstock.compiled.threads import in_threads
+from penstock.compiled.threads import PART_BYTES, PARTS, Shared, Turns, even, share
 
-INLINE_BYTES = 1 << 19  # less than this is written before another thread has woken up
 COPY, TO_BFLOAT16, TO_FLOAT16 = range(3)
 _NARROW = {torch.bfloat16: TO_BFLOAT16, torch.float16: TO_FLOAT16}
 
@@ -44,27 +42,17 @@ def float16_bits(context, bits):
     return types.uint16(types.uint32), emit
 
 
-def _scatter(
-    mode,
-    source,
-    source_head,
-    source_token,
-    target,
-    target_block,
-    target_head,
-    target_token,
-    blocks,
-    offsets,
-    heads,
-    dim,
-    start,
-    stop,
-):
-    """Write the tokens start ≤ t < stop. Addresses and strides in bytes; dim counts uint16 for COPY, else elements."""
+@numba.njit
+def _scatter_tokens(mode, source, target, blocks, offsets, heads, dim, start, stop):
+    """Write the tokens start ≤ t < stop. source: its address and bytes from head to head and from token to token;
+    target: its own and those of blocks, heads and tokens. dim counts uint16 for COPY, else elements.
+    """
+    source_at, source_head, source_token = source
+    target_at, target_block, target_head, target_token = target
     for t in range(start, stop):
         for head in range(heads):
-            read = pointer(source + t * source_token + head * source_head)
-            place = target + blocks[t] * target_block + head * target_head + offsets[t] * target_token
+            read = pointer(source_at + t * source_token + head * source_head)
+            place = target_at + blocks[t] * target_block + head * target_head + offsets[t] * target_token
             written = numba.carray(pointer(place), (dim,), np.uint16)
             if mode == COPY:
                 same = numba.carray(read, (dim,), np.uint16)
@@ -78,19 +66,23 @@ def _scatter(
             else:
                 for d in range(dim):
                     bits = wide[d]
-                    even = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+                    nearest = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
                     is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-                    rounded = np.uint32(bits + even) >> np.uint32(16)
+                    rounded = np.uint32(bits + nearest) >> np.uint32(16)
                     written[d] = np.uint16(np.uint32(0x7FC0) if is_nan else rounded)
 
 
+def _scatter(mode, source, target, blocks, offsets, heads, dim, cuts, turns, threads, team):
+    share(_scatter_tokens, (mode, source, target, blocks, offsets, heads, dim), cuts, turns, threads, team)
+
+
 @cache
-def _compiled() -> Callable[..., None]:
+def _compiled() -> Shared:
     """The kernel, compiled now or read from the disk."""
     indices = types.Array(types.int64, 1, "C")
-    integers = [types.int64] * 8
-    signature = types.void(*integers, indices, indices, *[types.int64] * 4)
-    return compiled(_scatter, signature)
+    places = types.UniTuple(types.int64, 3), types.UniTuple(types.int64, 4)
+    signature = types.void(types.int64, *places, indices, indices, types.int64, types.int64, *Turns)
+    return Shared(compiled(_scatter, signature))
 
 
 def can_scatter(new: torch.Tensor, arena: torch.Tensor) -> bool:
@@ -112,13 +104,9 @@ def scatter(
     places = _strides(new, 0, 1), _strides(arena, 0, 1, 2)
     width = dim * new.itemsize // 2 if same else dim
     mode = COPY if same else _NARROW[arena.dtype]
-    kernel = _compiled()
-
-    def write(start: int, stop: int) -> None:
-        kernel(mode, *places[0], *places[1], blocks, offsets, heads, width, start, stop)
-
-    parts = 1 if new.nbytes < INLINE_BYTES else torch.get_num_threads()
-    in_threads(write, [tokens * part // parts for part in range(parts + 1)])
+    threads = torch.get_num_threads()
+    parts = max(1, min(tokens, new.nbytes // PART_BYTES, threads * PARTS))
+    _compiled()(mode, *places, blocks, offsets, heads, width, cuts=even(tokens, parts), threads=threads)
 
 
 def _strides(tensor: torch.Tensor, *dims: int) -> tuple[Any, ...]:

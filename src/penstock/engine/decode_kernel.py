@@ -5,9 +5,9 @@ of accumulators in registers while each stored element is read and widened once 
 Importing this module imports numba (about half a second); what it compiles is kept on disk for the next process.
 """
 
-from collections.abc import Callable
 from functools import cache
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,12 +18,11 @@ from numba.extending import intrinsic
 
 from penstock.compiled.kernels import compiled
 from penstock.compiled.softmax import LOG2_E, begin, end, fold
-from penstock.compiled.threads import in_threads
+from penstock.compiled.threads import PART_BYTES, PARTS, Shared, Turns, share
 from penstock.compiled.vectors import LANES, STORED, WIDE, Emitter, Integer, element_bytes, pieces
 
 TILE = 4 if WIDE else 2  # keys, or vectors of values, worked on together: times 4 heads, what the registers hold
 HEADS = 4
-INLINE_BYTES = 1 << 19  # less KV than this is read before another thread has woken up
 
 
 @intrinsic
@@ -107,32 +106,16 @@ def weigh_tile(context, tile, stored, weights, stride, values, count, dim, sums,
     return types.void(tile, stored, *[Integer] * 7), emit
 
 
-def _decode(
-    tile,
-    q,
-    k,
-    v,
-    table,
-    tokens,
-    lengths,
-    lowest,
-    scaling,
-    softcap,
-    out,
-    lse,
-    queries,
-    sums,
-    scores,
-    top,
-    total,
-    start,
-    stop,
-):
+@numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"})
+def _decode_heads(tile, q, k, v, table, tokens, lengths, lowest, scaling, softcap, out, lse, start, stop):
     """Attend for the (row, kv head) pairs start ≤ row · kv_heads + head < stop. Arrays as ``decode`` has them."""
     kv_heads, block_tokens, dk = k.shape[1:]
     dv = v.shape[3]
     group = q.shape[1] // kv_heads
     width = (group + len(tile) - 1) // len(tile) * len(tile)  # heads of a group, filled up to whole tiles
+    queries, sums = np.empty((kv_heads * width, dk), np.float32), np.empty((kv_heads * width, dv), np.float32)
+    scores = np.empty((kv_heads * width, block_tokens), np.float32)
+    top, total = np.empty(kv_heads * width, np.float32), np.empty(kv_heads * width, np.float32)
     k_at, v_at = k.ctypes.data, v.ctypes.data
     queries_at, sums_at, scores_at, stride = queries.ctypes.data, sums.ctypes.data, scores.ctypes.data, 4 * block_tokens
     factor = np.float32(scaling if softcap > 0 else scaling * LOG2_E)
@@ -172,8 +155,31 @@ def _decode(
         end(out, lse, token, group, width, heads[0], heads[1], sums, top, total)
 
 
+@numba.njit
+def cut_heads(reads, kv_heads, cuts):
+    """Fill ``cuts`` so that the (row, kv head) pairs between neighbours read about as much; reads (R,): of each row."""
+    parts, total = len(cuts) - 1, reads.sum() * kv_heads
+    pair, before = 0, 0
+    for part in range(1, parts):
+        while before * parts < total * part:
+            before += reads[pair // kv_heads]
+            pair += 1
+        cuts[part] = pair
+    cuts[0], cuts[parts] = 0, len(reads) * kv_heads
+
+
+def _decode(tile, q, k, v, table, tokens, lengths, lowest, scaling, softcap, out, lse, cuts, turns, threads, team):
+    reads = np.ones(len(table), np.int64)  # of a row without a key as much as of one that has one
+    for row in range(len(table)):
+        here = k.shape[2] * (table[row] >= 0).sum()
+        reads[row] = max(1, min(lengths[row] - lowest[tokens[row]], here))
+    cut_heads(reads, k.shape[1], cuts)
+    given = tile, q, k, v, table, tokens, lengths, lowest, scaling, softcap, out, lse
+    share(_decode_heads, given, cuts, turns, threads, team)
+
+
 @cache
-def _compiled(stored: str, tile: int) -> Callable[..., None]:
+def _compiled(stored: str, tile: int) -> Shared:
     """The kernel for a kind of stored element and heads at a time: compiled now (seconds) or read from the disk."""
     kind = types.Array(getattr(types, stored), 4, "A")
     signature = types.void(
@@ -184,12 +190,10 @@ def _compiled(stored: str, tile: int) -> Callable[..., None]:
         *[types.Array(types.int64, 1, "C")] * 3,
         *(types.float64, types.float64),
         *(types.Array(types.float32, 3, "C"), types.Array(types.float32, 2, "C")),
-        *[types.Array(types.float32, 2, "C")] * 3,
-        *[types.Array(types.float32, 1, "C")] * 2,
-        *(types.intp, types.intp),
+        *Turns,
     )
     # Reordering sums lets the softmax vectorise; NaN and infinity keep their meaning.
-    return compiled(_decode, signature, {"reassoc", "contract", "nsz", "arcp"})
+    return Shared(compiled(_decode, signature, {"reassoc", "contract", "nsz", "arcp"}))
 
 
 def decode(
@@ -215,17 +219,9 @@ def decode(
     tile = tile_of(group)
     kernel = _compiled(str(STORED[k_arena.dtype]).removeprefix("torch."), tile)
     k, v = (arena.view(STORED[arena.dtype]).numpy() for arena in (k_arena, v_arena))
-    shared = ((0,) * tile, q.numpy(), k, v, table, tokens, lengths, lowest, scaling, softcap or 0.0)
-    results = (out.numpy(), lse.numpy())
-    heads = k.shape[1] * -(-group // tile) * tile
-
-    def attend_part(start: int, stop: int) -> None:
-        scratch = [np.empty((heads, size), np.float32) for size in (k.shape[3], v.shape[3], k.shape[2])]
-        kernel(*shared, *results, *scratch, np.empty(heads, np.float32), np.empty(heads, np.float32), start, stop)
-
-    here = k.shape[2] * (table >= 0).sum(1)
-    keys = np.maximum(np.minimum(lengths - lowest[tokens], here), 1)
-    in_parts(attend_part, keys, k.shape[1], k.shape[1] * (k.shape[3] + v.shape[3]) * k.itemsize)
+    cuts, threads = room_for_cuts(table.size * (k[0].nbytes + v[0].nbytes))
+    shared = (q.numpy(), k, v, table, tokens, lengths, lowest, scaling, softcap or 0.0)
+    kernel((0,) * tile, *shared, out.numpy(), lse.numpy(), cuts=cuts, threads=threads)
 
 
 def tile_of(group: int) -> int:
@@ -233,14 +229,7 @@ def tile_of(group: int) -> int:
     return -(-group // -(-group // HEADS))
 
 
-def in_parts(
-    attend_part: Callable[[int, int], None], reads: npt.NDArray[np.int64], kv_heads: int, read_bytes: int
-) -> None:
-    """Attend for all (row, kv head) pairs, by threads that each read about as much.
-
-    reads (R,): what each row reads, keys or blocks, of ``read_bytes`` each over all heads.
-    """
-    parts = 1 if reads.sum() * read_bytes < INLINE_BYTES else torch.get_num_threads()
-    ends = np.cumsum(np.repeat(reads, kv_heads))
-    cuts = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts).tolist(), len(ends)]
-    in_threads(attend_part, cuts)
+def room_for_cuts(most_bytes: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Room for the cuts of attention that reads so many bytes at most, and the threads that take its parts."""
+    threads = torch.get_num_threads()
+    return np.empty(1 + max(1, min(threads * PARTS, most_bytes // PART_BYTES)), np.int64), threads

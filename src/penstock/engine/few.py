@@ -6,7 +6,7 @@ For more tokens, ``product_kernel`` widens a panel once for a tile of them, or u
 import torch
 
 from penstock.compiled.pairs import in_pairs
-from penstock.compiled.threads import PART_BYTES, PARTS, in_turn
+from penstock.compiled.threads import PART_BYTES, PARTS, even
 from penstock.engine import few_kernel, pair_kernel
 from penstock.engine.operand import Operand, kind
 from penstock.quant.packed import Packed
@@ -26,9 +26,11 @@ def takes_few(x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
 
     Where both have 16 bits torch's own product is the other choice, and only pairs are faster.
     """
+    if x.shape[0] > MOST_PAIRS:
+        return False
     paired = _paired(x, weight)
     read = isinstance(weight, Packed) or (weight.shape[1] % BLOCK == 0 and (paired or x.dtype != weight.dtype))
-    return read and x.shape[0] <= (MOST_PAIRS if paired else MOST)
+    return read and (paired or x.shape[0] <= MOST)
 
 
 def multiply_few(x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tensor) -> None:
@@ -36,16 +38,7 @@ def multiply_few(x: torch.Tensor, weight: torch.Tensor | Packed, out: torch.Tens
 
     Rounded once where out is narrower.
     """
-    kernel = pair_kernel if _paired(x, weight) else few_kernel
-    weights, tokens = Operand.of(weight), x.shape[0]
-    tile = kernel.tile_of(tokens)
-    filled_up = -(-tokens // tile) * tile
-    in_place = tokens == filled_up and out.dtype == torch.float32
-    made = out if in_place else torch.empty(filled_up, len(weights.array))
-    work = kernel.work(x, weights, made.numpy())
+    weights, threads = Operand.of(weight), torch.get_num_threads()
     rows = len(weights.array)
-    parts = max(1, min(torch.get_num_threads() * PARTS, rows // STEP, rows * weights.row_bytes // PART_BYTES))
-    cuts = [min(-(-rows // STEP) * part // parts * STEP, rows) for part in range(parts + 1)]
-    in_turn(lambda _, start, stop: work(start, stop), cuts, min(parts, torch.get_num_threads()))
-    if not in_place:
-        out.copy_(made[:tokens])
+    parts = max(1, min(threads * PARTS, rows // STEP, rows * weights.row_bytes // PART_BYTES))
+    (pair_kernel if _paired(x, weight) else few_kernel).multiply(x, weights, out, even(rows, parts, STEP), threads)

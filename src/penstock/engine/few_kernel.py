@@ -4,7 +4,6 @@ No element is written: weights become vectors in registers, and each meets up to
 the nearest cache are gone over again.
 """
 
-from collections.abc import Callable
 from functools import cache
 
 import numba
@@ -18,9 +17,11 @@ from torch import nn
 
 from penstock.compiled.codes import layout_of, record
 from penstock.compiled.kernels import compiled
+from penstock.compiled.narrowing import narrow
 from penstock.compiled.record import VECTORS, Record, records_of_rows
+from penstock.compiled.threads import Shared, Turns, share
 from penstock.compiled.vectors import LANES, Emitter, Integer
-from penstock.engine.operand import Operand
+from penstock.engine.operand import Operand, kind, stored
 from penstock.quant.rows import BLOCK
 
 TILES = 1, 4  # tokens that are multiplied together: two kernels to compile, not one for each number
@@ -78,27 +79,35 @@ def _multiply(rows, tokens, form, weight, first, x, columns, out):
         multiply_rows(weight, rows, tokens, form, row, stride, columns, met, x.strides[0], place, out.strides[0])
 
 
-def _multiply_few(rows, one, tokens, form, weight, x, columns, out, start, stop):
-    """The product of tokens x with rows start ≤ n < stop of weights, written to those columns of out (T, n)."""
+@numba.njit
+def _multiply_rows(rows, one, tokens, form, weight, x, columns, made, start, stop):
     whole = start + (stop - start) // len(rows) * len(rows)
     for first in range(start, whole, len(rows)):
-        _multiply(rows, tokens, form, weight, first, x, columns, out)
+        _multiply(rows, tokens, form, weight, first, x, columns, made)
     for first in range(whole, stop):
-        _multiply(one, tokens, form, weight, first, x, columns, out)
+        _multiply(one, tokens, form, weight, first, x, columns, made)
+
+
+def _multiply_few(rows, one, tokens, form, weight, x, columns, out, cuts, turns, threads, team):
+    """The product of tokens x, filled up to whole tiles, with weight, to out (T, n)."""
+    made = np.empty((len(x), len(weight)), np.float32)
+    share(_multiply_rows, (rows, one, tokens, form, weight, x, columns, made), cuts, turns, threads, team)
+    for t in range(len(out)):
+        narrow(out, made.ctypes.data + t * made.strides[0], out.ctypes.data + t * out.strides[0], len(weight))
 
 
 @cache
-def _compiled(stored: str, tokens: int, form: int) -> Callable[..., None]:
-    """The kernel for a format of weights and a number of tokens: compiled now, or read from the disk."""
+def _compiled(stored: str, made: str, tokens: int, form: int) -> Shared:
+    """The kernel for a format of weights, results and a number of tokens: compiled now, or read from the disk."""
     signature = types.void(
         *(types.UniTuple(types.int64, number) for number in (ROWS, 1, tokens, form)),
         types.Array(getattr(types, stored), 2, "A"),
         types.Array(types.float32, 2, "C"),
         types.intp,
-        types.Array(types.float32, 2, "A"),
-        *(types.intp, types.intp),
+        types.Array(getattr(types, made), 2, "A"),
+        *Turns,
     )
-    return compiled(_multiply_few, signature)
+    return Shared(compiled(_multiply_few, signature))
 
 
 def tile_of(tokens: int) -> int:
@@ -106,14 +115,12 @@ def tile_of(tokens: int) -> int:
     return 1 if tokens == 1 else TILES[-1]
 
 
-def work(x: torch.Tensor, weights: Operand, out: npt.NDArray[np.float32]) -> Callable[[int, int], None]:
-    """What writes the products of x (T, in) with rows start ≤ n < stop of weights to those columns of out (T', n).
-
-    T' is T filled up to whole tiles.
-    """
-    columns, missing = x.shape[1], (0, -x.shape[1] % BLOCK, 0, len(out) - x.shape[0])
+def multiply(x: torch.Tensor, weights: Operand, out: torch.Tensor, cuts: npt.NDArray[np.int64], threads: int) -> None:
+    """Write the product of x (T, in) with weights to out (T, n), their rows cut among so many threads."""
+    tokens, columns = x.shape
+    tile = tile_of(tokens)
+    missing = (0, -columns % BLOCK, 0, -tokens % tile)
     met = (nn.functional.pad(x, missing) if any(missing) else x).float().contiguous().numpy()
-    tile = tile_of(x.shape[0])
-    kernel = _compiled(weights.kind, tile, len(weights.form))
+    kernel = _compiled(weights.kind, kind(out), tile, len(weights.form))
     lengths = (0,) * ROWS, (0,), (0,) * tile, weights.form
-    return lambda start, stop: kernel(*lengths, weights.array, met, columns, out, start, stop)
+    kernel(*lengths, weights.array, met, columns, stored(out), cuts=cuts, threads=threads)

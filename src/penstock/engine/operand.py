@@ -34,10 +34,15 @@ class Operand:
         if isinstance(weight, Packed):
             data, numbered = weight.data.numpy(), (0,) * (number(weight.form) + 1)
             return cls(data, "uint8", weight.form.record, data.shape[1], weight.form.group, numbered)
-        array = weight.view(STORED[weight.dtype]).numpy()
+        array = stored(weight)
         return cls(array, kind(weight), kind(weight), array.shape[1] * array.itemsize, 1, (0,))
 
 
-def kind(weight: torch.Tensor) -> str:
+def kind(tensor: torch.Tensor) -> str:
     """numba's name of what a tensor's elements travel as."""
-    return _KINDS[weight.dtype]
+    return _KINDS[tensor.dtype]
+
+
+def stored(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """A tensor's elements as they travel; no bytes are copied."""
+    return (tensor if tensor.dtype == torch.float32 else tensor.view(STORED[tensor.dtype])).numpy()

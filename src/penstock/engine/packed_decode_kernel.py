@@ -4,10 +4,11 @@ Of keys a row is a channel and vectors run along tokens, so that scores need no 
 token and vectors run along channels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,8 +21,9 @@ from penstock.compiled.codes import layout, record
 from penstock.compiled.kernels import compiled
 from penstock.compiled.record import VECTORS, records
 from penstock.compiled.softmax import LOG2_E, begin, end, fold
+from penstock.compiled.threads import Shared, Turns, share
 from penstock.compiled.vectors import LANES, WIDE, Emitter, Integer
-from penstock.engine.decode_kernel import in_parts, tile_of
+from penstock.engine.decode_kernel import cut_heads, room_for_cuts, tile_of
 from penstock.memory.kv_form import PackedBlocks
 from penstock.quant.forms import number
 from penstock.quant.rows import BLOCK
@@ -102,33 +104,17 @@ def _each(builder: ir.IRBuilder, count: ir.Value) -> Iterator[ir.Value]:
         yield loop.index
 
 
-def _decode(
-    tile,
-    form,
-    q,
-    k,
-    v,
-    table,
-    tokens,
-    lowest,
-    size,
-    scaling,
-    softcap,
-    out,
-    lse,
-    queries,
-    sums,
-    scores,
-    top,
-    total,
-    start,
-    stop,
-):
+@numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"})
+def _decode_heads(tile, form, q, k, v, table, tokens, lowest, size, scaling, softcap, out, lse, start, stop):
     """Attend for the (row, kv head) pairs start ≤ row · kv_heads + head < stop. Arrays as ``decode`` has them."""
     kv_heads, dk = k.shape[1:3]
     dv = out.shape[2]
     group = q.shape[1] // kv_heads
     width = (group + len(tile) - 1) // len(tile) * len(tile)  # heads of a group, filled up to whole tiles
+    filled_up = (dv + BLOCK - 1) // BLOCK * BLOCK
+    queries, sums = np.empty((kv_heads * width, dk), np.float32), np.empty((kv_heads * width, filled_up), np.float32)
+    scores = np.empty((kv_heads * width, size), np.float32)
+    top, total = np.empty(kv_heads * width, np.float32), np.empty(kv_heads * width, np.float32)
     k_at, v_at, stride = k.ctypes.data, v.ctypes.data, scores.strides[0]
     queries_at, sums_at, scores_at = queries.ctypes.data, sums.ctypes.data, scores.ctypes.data
     factor = np.float32(scaling if softcap > 0 else scaling * LOG2_E)
@@ -166,8 +152,17 @@ def _decode(
         end(out, lse, token, group, width, heads[0], heads[1], sums, top, total)
 
 
+def _decode(tile, form, q, k, v, table, tokens, lowest, size, scaling, softcap, out, lse, cuts, turns, threads, team):
+    reads = np.ones(len(table), np.int64)  # of a row without a block as much as of one that has one
+    for row in range(len(table)):
+        reads[row] = max(1, (table[row] >= 0).sum())
+    cut_heads(reads, k.shape[1], cuts)
+    given = tile, form, q, k, v, table, tokens, lowest, size, scaling, softcap, out, lse
+    share(_decode_heads, given, cuts, turns, threads, team)
+
+
 @cache
-def _compiled(form: int, tile: int) -> Callable[..., None]:
+def _compiled(form: int, tile: int) -> Shared:
     """The kernel for a format and heads at a time: compiled now (seconds) or read from the disk."""
     packed = types.Array(types.uint8, 4, "A")
     signature = types.void(
@@ -179,11 +174,9 @@ def _compiled(form: int, tile: int) -> Callable[..., None]:
         types.int64,
         *(types.float64, types.float64),
         *(types.Array(types.float32, 3, "C"), types.Array(types.float32, 2, "C")),
-        *[types.Array(types.float32, 2, "C")] * 3,
-        *[types.Array(types.float32, 1, "C")] * 2,
-        *(types.intp, types.intp),
+        *Turns,
     )
-    return compiled(_decode, signature, {"reassoc", "contract", "nsz", "arcp"})
+    return Shared(compiled(_decode, signature, {"reassoc", "contract", "nsz", "arcp"}))
 
 
 def decode(
@@ -209,12 +202,6 @@ def decode(
     kernel = _compiled(form, tile)
     k, v = k_blocks.rows.data.numpy(), v_blocks.rows.data.numpy()
     shared: tuple[Any, ...] = (q.numpy(), k, v, table, tokens, lowest, size, scaling, softcap or 0.0)
-    heads = kv_heads * -(-group // tile) * tile
-    widths = q.shape[2], -(-out.shape[2] // BLOCK) * BLOCK, size
-
-    def attend_part(start: int, stop: int) -> None:
-        scratch = [np.empty((heads, width), np.float32) for width in widths]
-        sums = (np.empty(heads, np.float32), np.empty(heads, np.float32))
-        kernel((0,) * tile, (0,) * (form + 1), *shared, out.numpy(), lse.numpy(), *scratch, *sums, start, stop)
-
-    in_parts(attend_part, np.maximum((table >= 0).sum(1), 1), kv_heads, k[0].nbytes + v[0].nbytes)
+    cuts, threads = room_for_cuts(table.size * (k[0].nbytes + v[0].nbytes))
+    lengths = (0,) * tile, (0,) * (form + 1)
+    kernel(*lengths, *shared, out.numpy(), lse.numpy(), cuts=cuts, threads=threads)

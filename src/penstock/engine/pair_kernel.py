@@ -4,7 +4,6 @@ A group's products are summed before its scale is applied, and its minimum meets
 which is made once for all rows. So elements are never made at all.
 """
 
-from collections.abc import Callable
 from functools import cache
 
 import numba
@@ -19,10 +18,12 @@ from torch import nn
 
 from penstock.compiled.codes import layout_of
 from penstock.compiled.kernels import compiled
+from penstock.compiled.narrowing import narrow
 from penstock.compiled.pairs import SUMS, add_pairs, coded, has_minimum, load_pairs, ones
 from penstock.compiled.record import records_of_rows
+from penstock.compiled.threads import Shared, Turns, share
 from penstock.compiled.vectors import Emitter, Integer
-from penstock.engine.operand import Operand
+from penstock.engine.operand import Operand, kind, stored
 from penstock.quant.rows import BLOCK
 
 TILES = {1: 8, 4: 4, 8: 2}  # tokens of a tile, and rows of weights: their sums are what the registers hold
@@ -116,38 +117,38 @@ def _multiply(rows, tokens, form, weight, first, x, columns, sums, out):
         )
 
 
-def _multiply_few(rows, one, tokens, form, weight, x, columns, sums, out, start, stop):
+@numba.njit
+def _multiply_rows(rows, one, tokens, form, weight, x, columns, sums, made, start, stop):
     whole = start + (stop - start) // len(rows) * len(rows)
     for first in range(start, whole, len(rows)):
-        _multiply(rows, tokens, form, weight, first, x, columns, sums, out)
+        _multiply(rows, tokens, form, weight, first, x, columns, sums, made)
     for first in range(whole, stop):
-        _multiply(one, tokens, form, weight, first, x, columns, sums, out)
+        _multiply(one, tokens, form, weight, first, x, columns, sums, made)
 
 
-def _sum(x, columns, sums):
-    for t in range(len(x)):
-        sum_blocks(x.ctypes.data + t * x.strides[0], columns, sums.ctypes.data + t * sums.strides[0])
+def _multiply_few(rows, one, tokens, form, weight, x, columns, summed, out, cuts, turns, threads, team):
+    """The product of tokens x, filled up to whole tiles, with weight, to out (T, n). summed: blocks to sum first."""
+    sums, made = np.empty((len(x), summed, SUMS), np.float32), np.empty((len(x), len(weight)), np.float32)
+    if summed:
+        for t in range(len(x)):
+            sum_blocks(x.ctypes.data + t * x.strides[0], columns, sums.ctypes.data + t * sums.strides[0])
+    share(_multiply_rows, (rows, one, tokens, form, weight, x, columns, sums, made), cuts, turns, threads, team)
+    for t in range(len(out)):
+        narrow(out, made.ctypes.data + t * made.strides[0], out.ctypes.data + t * out.strides[0], len(weight))
 
 
 @cache
-def _compiled(stored: str, rows: int, tokens: int, form: int) -> Callable[..., None]:
-    """The kernel for a format of weights and a number of tokens: compiled now, or read from the disk."""
+def _compiled(stored: str, made: str, rows: int, tokens: int, form: int) -> Shared:
+    """The kernel for a format of weights, results and a number of tokens: compiled now, or read from the disk."""
     signature = types.void(
         *(types.UniTuple(types.int64, number) for number in (rows, 1, tokens, form)),
         types.Array(getattr(types, stored), 2, "A"),
         types.Array(types.uint16, 2, "C"),
-        types.intp,
-        types.Array(types.float32, 3, "C"),
-        types.Array(types.float32, 2, "A"),
         *(types.intp, types.intp),
+        types.Array(getattr(types, made), 2, "A"),
+        *Turns,
     )
-    return compiled(_multiply_few, signature)
-
-
-@cache
-def _compiled_sum() -> Callable[..., None]:
-    signature = types.void(types.Array(types.uint16, 2, "C"), types.intp, types.Array(types.float32, 3, "C"))
-    return compiled(_sum, signature)
+    return Shared(compiled(_multiply_few, signature))
 
 
 def tile_of(tokens: int) -> int:
@@ -155,18 +156,13 @@ def tile_of(tokens: int) -> int:
     return next((tile for tile in TILES if tokens <= tile), max(TILES))
 
 
-def work(x: torch.Tensor, weights: Operand, out: npt.NDArray[np.float32]) -> Callable[[int, int], None]:
-    """What writes the products of x (T, in) with rows start ≤ n < stop of weights to those columns of out (T', n).
-
-    T' is T filled up to whole tiles.
-    """
-    tile = tile_of(x.shape[0])
-    columns, missing = x.shape[1], (0, -x.shape[1] % BLOCK, 0, len(out) - x.shape[0])
+def multiply(x: torch.Tensor, weights: Operand, out: torch.Tensor, cuts: npt.NDArray[np.int64], threads: int) -> None:
+    """Write the product of x (T, in) with weights to out (T, n), their rows cut among so many threads."""
+    tokens, columns = x.shape
+    tile = tile_of(tokens)
+    missing = (0, -columns % BLOCK, 0, -tokens % tile)
     met = (nn.functional.pad(x, missing) if any(missing) else x.contiguous()).view(torch.uint16).numpy()
-    blocks = met.shape[1] // BLOCK if has_minimum(weights.record) else 0
-    sums = np.empty((len(out), blocks, SUMS), np.float32)
-    if blocks:
-        _compiled_sum()(met, columns, sums)
-    kernel = _compiled(weights.kind, TILES[tile], tile, len(weights.form))
+    summed = met.shape[1] // BLOCK if has_minimum(weights.record) else 0
+    kernel = _compiled(weights.kind, kind(out), TILES[tile], tile, len(weights.form))
     lengths = (0,) * TILES[tile], (0,), (0,) * tile, weights.form
-    return lambda start, stop: kernel(*lengths, weights.array, met, columns, sums, out, start, stop)
+    kernel(*lengths, weights.array, met, columns, summed, stored(out), cuts=cuts, threads=threads)

@@ -6,11 +6,11 @@ The order is that of Goto and van de Geijn (Anatomy of high-performance matrix m
 once per call, a panel of weights per tile, and sums over a depth of DEPTH are added to the result.
 """
 
-from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from penstock.compiled.kernels import compiled
-from penstock.compiled.threads import PARTS, in_threads, in_turn
+from penstock.compiled.threads import PARTS, Shared, Turns, even, share
 from penstock.compiled.vectors import LANES, LINE, WIDE, Emitter, Integer
 from penstock.compiled.widen import widen
 from penstock.engine.few import multiply_few, takes_few
@@ -94,7 +94,8 @@ def prefetch(context, address):
     return types.void(Integer), emit
 
 
-def _pack(x, packed, start, stop):
+@numba.njit
+def _pack_tiles(x, packed, start, stop):
     """Tiles start ≤ b < stop of x (T, in) to packed (tiles, in, TILE_TOKENS), tokens past the last as zeros."""
     tokens, depth = x.shape
     whole = depth // LANES * LANES
@@ -113,12 +114,25 @@ def _pack(x, packed, start, stop):
                     packed[b, k, t - b * TILE_TOKENS] = x[t, k] if t < tokens else np.float32(0.0)
 
 
-def _multiply(rows, two, one, form, packed, weight, row_bytes, deep, out, panel, band, start, stop):
+def _pack(x, packed, cuts, turns, threads, team):
+    share(_pack_tiles, (x, packed), cuts, turns, threads, team)
+
+
+@numba.njit(inline="always")
+def _aligned(rows, stride):
+    """Room for rows of ``stride`` bytes, at a cache line: vectors across two would take twice the loads."""
+    room = np.empty(rows * stride // 4 + LINE // 4, np.float32)
+    skipped = -room.ctypes.data % LINE // 4
+    return room[skipped : skipped + rows * stride // 4].reshape((rows, stride // 4))
+
+
+@numba.njit
+def _multiply_rows(rows, two, one, form, packed, weight, row_bytes, deep, out, start, stop):
     """The product of packed tokens with the rows start ≤ n < stop of weight, written to those columns of out (T, n).
 
-    row_bytes: of a row of weights, without what may lie between rows. deep: elements of a row that a panel takes. panel
-    (ROWS, PANEL_STRIDE) and band (BAND, BAND_STRIDE) are scratch, aligned as packed is.
+    row_bytes: of a row of weights, without what may lie between rows. deep: elements of a row that a panel takes.
     """
+    panel, band = _aligned(ROWS, PANEL_STRIDE), _aligned(BAND, BAND_STRIDE)
     tiles, in_features = packed.shape[:2]
     tokens = out.shape[0]
     stride = weight.strides[0]
@@ -161,27 +175,28 @@ def _multiply(rows, two, one, form, packed, weight, row_bytes, deep, out, panel,
                             out[token, row] = band[row - first, token]
 
 
-@cache
-def _compiled_pack() -> Callable[..., None]:
-    signature = types.void(
-        types.Array(types.float32, 2, "A"), types.Array(types.float32, 3, "C"), types.intp, types.intp
-    )
-    return compiled(_pack, signature)
+def _multiply(rows, two, one, form, packed, weight, row_bytes, deep, out, cuts, turns, threads, team):
+    share(_multiply_rows, (rows, two, one, form, packed, weight, row_bytes, deep, out), cuts, turns, threads, team)
 
 
 @cache
-def _compiled_multiply(stored: str, form: int) -> Callable[..., None]:
+def _compiled_pack() -> Shared:
+    signature = types.void(types.Array(types.float32, 2, "A"), types.Array(types.float32, 3, "C"), *Turns)
+    return Shared(compiled(_pack, signature))
+
+
+@cache
+def _compiled_multiply(stored: str, form: int) -> Shared:
     """The kernel for a kind of stored weight: compiled now (seconds) or read from the disk."""
-    scratch = types.Array(types.float32, 2, "C")
     signature = types.void(
         *(types.UniTuple(types.int64, number) for number in (ROWS, 2, 1, form)),
         types.Array(types.float32, 3, "C"),
         types.Array(getattr(types, stored), 2, "A"),
         *(types.intp, types.intp),
         types.Array(types.float32, 2, "A"),
-        *(scratch, scratch, types.intp, types.intp),
+        *Turns,
     )
-    return compiled(_multiply, signature)
+    return Shared(compiled(_multiply, signature))
 
 
 class Multiplier:
@@ -196,7 +211,6 @@ class Multiplier:
     def __init__(self, packed: torch.Tensor) -> None:
         self._packed = packed.numpy()
         self._packed_of: torch.Tensor | None = None
-        self._scratch: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = []  # of each thread
 
     def takes(self, x: torch.Tensor, weight: torch.Tensor | Packed) -> bool:
         """Whether there is compiled code for x (T, in), weight (out, in), and it is worth its start."""
@@ -241,31 +255,13 @@ class Multiplier:
         self._packed_of = None
         tiles = -(-len(tokens) // TILE_TOKENS)
         packed = self._packed_tiles(tokens.shape[1], 0, tiles)
-        parts = min(tiles, torch.get_num_threads())
-        cuts = [tiles * p // parts for p in range(parts + 1)]
-        pack = _compiled_pack()
-        in_threads(lambda start, stop: pack(tokens, packed, start, stop), cuts)
+        threads = torch.get_num_threads()
+        _compiled_pack()(tokens, packed, cuts=even(tiles, min(tiles, threads)), threads=threads)
 
     def _multiply(self, weights: Operand, packed: Any, out: Any) -> None:
         kernel = _compiled_multiply(weights.kind, len(weights.form))
-        bands = -(-len(weights.array) // BAND)
-        threads = min(bands, torch.get_num_threads())
-        parts = min(bands, threads * PARTS)
-        cuts = [min(bands * p // parts * BAND, len(weights.array)) for p in range(parts + 1)]
-        while len(self._scratch) < threads:
-            self._scratch.append((_aligned(ROWS, PANEL_STRIDE // 4), _aligned(BAND, BAND_STRIDE // 4)))
+        rows, threads = len(weights.array), torch.get_num_threads()
         lengths = (0,) * ROWS, (0,) * 2, (0,), weights.form
         deep = DEPTH // weights.group * weights.group
-
-        def work(thread: int, start: int, stop: int) -> None:
-            scratch = self._scratch[thread]
-            kernel(*lengths, packed, weights.array, weights.row_bytes, deep, out, *scratch, start, stop)
-
-        in_turn(work, cuts, threads)
-
-
-def _aligned(rows: int, columns: int) -> npt.NDArray[np.float32]:
-    """Zeros that begin at a cache line, as torch's memory does: vectors across two lines would take twice the loads."""
-    room = np.zeros(rows * columns + LINE // 4, np.float32)
-    skipped = -room.ctypes.data % LINE // 4
-    return room[skipped : skipped + rows * columns].reshape(rows, columns)
+        cuts = even(rows, min(-(-rows // BAND), threads * PARTS), BAND)
+        kernel(*lengths, packed, weights.array, weights.row_bytes, deep, out, cuts=cuts, threads=threads)

@@ -7,7 +7,7 @@ keeps what has the least squared error. The same alternation as in HQQ (Badri an
 large language models, 2023), with squared errors and a search of ranges instead of its sparse norm.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.compiled.kernels import compiled
-from penstock.compiled.threads import in_threads
+from penstock.compiled.threads import PARTS, Shared, even, share
 from penstock.quant.grouped import PARAMETER_BYTES, Grouped
 
 RANGES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.80, 0.76, 0.72)  # of a group's own, tried as starts
 REFITS = 3
 KV_RANGES = (1.0, 0.9, 0.8)  # of keys and values, which are packed as they are computed: no time for more
 SMALLEST, SMALLEST_NORMAL, LARGEST = np.float32(2.0**-24), np.float32(2.0**-14), np.float32(65504.0)  # half precision
-_INLINE = 1 << 14  # elements that are packed before another thread has woken up
+_PART = 1 << 12  # elements, at least: a thread that looks for work takes a few microseconds to find it
 # A scale that half precision cannot hold loses more than the format should: what is refused for it.
 COARSER, TOLERATED = np.float32(1.25), np.float32(2.0**-9)  # times the step; of the largest element, as bfloat16 does
 
@@ -62,18 +62,14 @@ def _packed(
     rows, columns = values.shape
     packed = np.zeros((rows, form.row_bytes(columns)), np.uint8)
     starts = np.array(ranges, np.float32)
-    threads = max(1, min(rows, torch.get_num_threads())) if values.size > _INLINE else 1
-    cuts = [rows * part // threads for part in range(threads + 1)]
-    kernel, bad = _compiled(), np.zeros(rows, np.bool_)
+    threads, bad = torch.get_num_threads(), np.zeros(rows, np.bool_)
+    cuts = even(rows, max(1, min(rows, threads * PARTS, values.size // _PART)))
     values = np.ascontiguousarray(values, np.float32)
-
-    def work(start: int, stop: int) -> None:
-        kernel(values, packed, bad, form.bits, form.group, starts, refits, exacting, start, stop)
-
-    in_threads(work, cuts)
+    _compiled()(values, packed, bad, form.bits, form.group, starts, refits, exacting, cuts=cuts, threads=threads)
     return packed, bad
 
 
+@numba.njit(fastmath={"reassoc", "contract", "nsz"})
 def _pack_rows(
     values: Any,
     packed: Any,
@@ -185,6 +181,23 @@ def _bits(value: Any, words: Any, pair: Any) -> Any:
     return sign | ((((word >> 23) & 0xFF) - 112) << 10) | ((word >> 13) & 0x3FF)
 
 
+def _pack(
+    values: Any,
+    packed: Any,
+    bad: Any,
+    bits: int,
+    group: int,
+    starts: Any,
+    refits: int,
+    exacting: bool,
+    cuts: Any,
+    turns: Any,
+    threads: int,
+    team: int,
+) -> None:
+    share(_pack_rows, (values, packed, bad, bits, group, starts, refits, exacting), cuts, turns, threads, team)
+
+
 @cache
-def _compiled() -> Callable[..., None]:
-    return compiled(_pack_rows, fastmath={"reassoc", "contract", "nsz"})
+def _compiled() -> Shared:
+    return Shared(compiled(_pack))

@@ -1,40 +1,33 @@
 """Packed rows made float32 or 16 bits wide on the CPU, by a compiled kernel."""
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
+import numba
 import numpy as np
 import torch
 from numba import types
 
 from penstock.compiled.kernels import compiled
-from penstock.compiled.threads import PART_BYTES, in_threads
+from penstock.compiled.threads import PART_BYTES, PARTS, Shared, Turns, even, share
 from penstock.compiled.vectors import STORED
 from penstock.compiled.widen import widen
 from penstock.quant.forms import Form, number
 
 
-def unpack(packed: torch.Tensor, form: Form, target: torch.Tensor) -> None:
-    """Write packed rows (rows, bytes) to target (rows, columns), with as many threads as torch computes with at most.
+def unpack(packed: torch.Tensor, form: Form, target: torch.Tensor, threads: int | None = None) -> None:
+    """Write packed rows (rows, bytes) to target (rows, columns), with so many threads: as many as torch's where None.
 
     Elements are rounded to the target's dtype, one of ``vectors.STORED``: exact in float32.
     """
-    parts = max(1, min(len(packed), torch.get_num_threads(), target.nbytes // PART_BYTES))
-    cuts = [len(packed) * part // parts for part in range(parts + 1)]
-    rows, made = packed.numpy(), target.view(STORED[target.dtype]).numpy()
-    work = unpacker(form, made.dtype.name)
-    in_threads(lambda start, stop: work(rows, made, start, stop), cuts)
+    threads = threads or torch.get_num_threads()
+    parts = max(1, min(len(packed), threads * PARTS, target.nbytes // PART_BYTES))
+    made = target.view(STORED[target.dtype]).numpy()
+    kernel, numbered = _compiled(number(form), made.dtype.name), (0,) * (number(form) + 1)
+    kernel(numbered, form.group, packed.numpy(), made, cuts=even(len(packed), parts), threads=threads)
 
 
-def unpacker(form: Form, made: str) -> Callable[..., None]:
-    """The same for rows start ≤ row < stop in the calling thread: a function of packed, target, start and stop.
-
-    These are numpy arrays; made: the name of the target's elements there.
-    """
-    return partial(_compiled(number(form), made), (0,) * (number(form) + 1), form.group)
-
-
-def _unpack(form, group, packed, target, start, stop):
+@numba.njit
+def _unpack_rows(form, group, packed, target, start, stop):
     """Rows start ≤ row < stop; what the last block of a row has beyond its columns is cut off."""
     columns = target.shape[1]
     whole = columns // group * group
@@ -49,8 +42,11 @@ def _unpack(form, group, packed, target, start, stop):
                 target[row, k] = rest[k - whole]
 
 
+def _unpack(form, group, packed, target, cuts, turns, threads, team):
+    share(_unpack_rows, (form, group, packed, target), cuts, turns, threads, team)
+
+
 @cache
-def _compiled(form: int, made: str) -> Callable[..., None]:
+def _compiled(form: int, made: str) -> Shared:
     rows, wide = types.Array(types.uint8, 2, "A"), types.Array(getattr(types, made), 2, "A")
-    signature = types.void(types.UniTuple(types.int64, form + 1), types.intp, rows, wide, types.intp, types.intp)
-    return compiled(_unpack, signature)
+    return Shared(compiled(_unpack, types.void(types.UniTuple(types.int64, form + 1), types.intp, rows, wide, *Turns)))
