@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numba
 import numpy as np
@@ -12,7 +14,7 @@ from numba import types
 
 from penstock.compiled import threads
 from penstock.compiled.kernels import compiled
-from penstock.compiled.threads import Shared, Turns, even, share
+from penstock.compiled.threads import Shared, Turns, cut_rows, even, share
 
 _usleep = types.ExternalFunction("usleep", types.int32(types.int32))
 
@@ -81,8 +83,25 @@ def test_parts_go_to_all_threads(count):
 def test_a_part_that_fails_is_told(directory):
     fail = Shared(compiled(_fail, types.void(types.Array(types.int64, 1, "C"), *Turns), directory=directory))
     for number in (1, 2):
-        with pytest.raises(RuntimeError, match="its work is not done"):
+        with pytest.raises(MemoryError, match="work is not done"):
             fail(np.zeros(9, np.int64), cuts=even(9, 3), threads=number)
+
+
+def test_a_team_that_does_nothing_is_found_out(count, monkeypatch):
+    idle = threads._Fork(lambda task, given, number, flags: None)
+    monkeypatch.setattr(threads, "_team", lambda: threads._address(idle))
+    with pytest.raises(MemoryError, match="work is not done"):
+        count((1, 1, 1), np.zeros(9, np.int64), 0, cuts=even(9, 3), threads=2)
+
+
+def test_several_threads_call_at_once(count):
+    def call(_):
+        done = np.zeros(50, np.int64)
+        count((1, 1, 1), done, 0, cuts=even(50, 10), threads=2)
+        return (done == 3).all()
+
+    with ThreadPoolExecutor(4) as callers:
+        assert all(callers.map(call, range(200)))
 
 
 def test_an_interrupted_call_is_over_when_its_parts_are(count):
@@ -101,3 +120,13 @@ def test_even_cuts():
     assert even(10, 3).tolist() == [0, 3, 6, 10]
     assert even(20, 2, 8).tolist() == [0, 8, 20]
     assert even(0, 1).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("reads", "heads", "parts"), [([1], 8, 4), ([1, 500, 3, 7], 2, 6), ([5] * 70, 3, 16)])
+def test_rows_are_cut_by_what_they_read(reads, heads, parts):
+    cuts = np.full(parts + 1, -1, np.int64)
+    cut_rows(np.array(reads), heads, cuts)
+    assert cuts[0] == 0 and cuts[-1] == len(reads) * heads and (np.diff(cuts) >= 0).all()
+    each = np.repeat(reads, heads)
+    shares = [each[start:stop].sum() for start, stop in pairwise(cuts)]
+    assert max(shares) <= each.sum() / parts + max(reads)

@@ -1,11 +1,14 @@
 """A kernel's work cut into parts, which threads take in turn without the interpreter."""
 
 import ctypes
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
@@ -15,6 +18,8 @@ from numba.extending import intrinsic
 
 PARTS = 8  # of a kernel's work for each thread, to be taken in turn
 PART_BYTES = 1 << 17  # of weights, read or written: a thread that looks for work takes a few microseconds to find it
+
+_NAP_S = 5e-5
 
 # What the threads of a call tell each other: the next part to take, and how many parts could not be done.
 _TURNS, _NEXT, _FAILED = 2, 0, 1
@@ -99,19 +104,22 @@ class Shared:
         self._kernel = kernel
 
     def __call__(self, *given: Any, cuts: npt.NDArray[np.int64], threads: int) -> None:
-        """Do all parts between neighbouring ``cuts``, by so many threads; RuntimeError where one failed."""
+        """Do all parts between neighbouring ``cuts``, by so many threads: as many as torch has, or 1, for of fewer
+        OpenMP would end the others. Raises MemoryError where one is not done."""
         turns = np.zeros(_TURNS, np.int64)
         team = _team() if threads > 1 and len(cuts) > 2 else 0
         self._kernel(*given, cuts, turns, threads, team)
-        if turns[_FAILED]:
-            raise RuntimeError("a kernel failed: its work is not done")
-        if _asked_to_stop:
-            raise _asked_to_stop.pop()
+        if _trouble and threading.current_thread() is threading.main_thread():
+            error = _trouble[0]
+            _trouble.clear()
+            raise error
+        if turns[_FAILED] or turns[_NEXT] < len(cuts) - 1:  # a part has nothing to fail at but its scratch
+            raise MemoryError("a kernel's work is not done: most likely there is no memory for it")
 
 
 _Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _Fork = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-_asked_to_stop: list[KeyboardInterrupt] = []  # of the main thread, while others worked for it
+_trouble: list[BaseException] = []  # the main thread's, while others worked for it: a signal's, as a rule
 
 
 @cache
@@ -119,7 +127,7 @@ def _team() -> int:
     """The address of what has threads do a task: OpenMP's where torch computes with these, else our own.
 
     Beside OpenMP's own ones would share the cores with them: they go on for a while after a product, looking for the
-    next one. They are always asked for as many as torch has: for fewer, OpenMP would end the others.
+    next one.
     """
     try:
         return _address(ctypes.CDLL(None).GOMP_parallel)
@@ -129,16 +137,53 @@ def _team() -> int:
 
 @_Fork  # type: ignore[untyped-decorator]  # ctypes has no types
 def _by_pool(task: int, given: int, threads: int, flags: int) -> None:
-    """As libgomp's GOMP_parallel: so many threads do a task, and all have ended when this returns."""
-    do, doing = _Task(task), list[Future[None]]()
-    while True:
+    """As libgomp's GOMP_parallel: so many threads do a task, and all have ended when this returns.
+
+    What calls this is not Python: no error can leave it, and none may end it early.
+    """
+    errand, asked = _Errand(_Task(task), given), False
+    while not (asked and errand.over):
         try:
-            while len(doing) < threads:
-                doing.append(_pool(threads).submit(do, given))
-            wait(doing)
-            return
-        except KeyboardInterrupt as error:  # what calls this is not Python: it cannot be raised here
-            _asked_to_stop.append(error)
+            if not asked:
+                for _ in range(1, threads):
+                    _pool(threads).submit(errand)
+            asked = True
+            errand()
+            errand.close()
+        except BaseException as error:
+            asked = True
+            errand.close()
+            if threading.current_thread() is threading.main_thread():
+                _trouble.append(error)
+
+
+class _Errand:
+    """A task that threads do as they come, until it is closed: who comes later leaves it alone."""
+
+    def __init__(self, do: Callable[[int], None], given: int) -> None:
+        self._do, self._given = do, given
+        self._lock, self._doing, self._closed = threading.Lock(), 0, False
+
+    def __call__(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._doing += 1
+        try:
+            self._do(self._given)
+        finally:
+            with self._lock:
+                self._doing -= 1
+
+    def close(self) -> None:
+        self._closed = True
+
+    @property
+    def over(self) -> bool:
+        """Whether it is closed and nobody is at it."""
+        if self._doing:
+            time.sleep(_NAP_S)
+        return self._closed and not self._doing
 
 
 def _address(function: Any) -> int:
@@ -156,3 +201,16 @@ def even(total: int, parts: int, step: int = 1) -> npt.NDArray[np.int64]:
     """Cuts of so much work into as many parts, as even as whole steps allow; kept, and not to be written to."""
     steps = -(-total // step)
     return np.minimum(steps * np.arange(parts + 1) // parts * step, total)
+
+
+@numba.njit  # type: ignore[untyped-decorator]  # numba has no types
+def cut_rows(reads: Any, heads: int, cuts: Any) -> None:
+    """Fill ``cuts`` so that the (row, head) pairs between neighbours read about as much; reads (R,): of each row."""
+    parts, total = len(cuts) - 1, reads.sum() * heads
+    pair, before = 0, 0
+    for part in range(1, parts):
+        while before * parts < total * part:
+            before += reads[pair // heads]
+            pair += 1
+        cuts[part] = pair
+    cuts[0], cuts[parts] = 0, len(reads) * heads

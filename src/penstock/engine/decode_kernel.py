@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from penstock.compiled.kernels import compiled
 from penstock.compiled.softmax import LOG2_E, begin, end, fold
-from penstock.compiled.threads import PART_BYTES, PARTS, Shared, Turns, share
+from penstock.compiled.threads import PART_BYTES, PARTS, Shared, Turns, cut_rows, share
 from penstock.compiled.vectors import LANES, STORED, WIDE, Emitter, Integer, element_bytes, pieces
 
 TILE = 4 if WIDE else 2  # keys, or vectors of values, worked on together: times 4 heads, what the registers hold
@@ -109,6 +109,8 @@ def weigh_tile(context, tile, stored, weights, stride, values, count, dim, sums,
 @numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"})
 def _decode_heads(tile, q, k, v, table, tokens, lengths, lowest, scaling, softcap, out, lse, start, stop):
     """Attend for the (row, kv head) pairs start ≤ row · kv_heads + head < stop. Arrays as ``decode`` has them."""
+    if start == stop:
+        return
     kv_heads, block_tokens, dk = k.shape[1:]
     dv = v.shape[3]
     group = q.shape[1] // kv_heads
@@ -155,25 +157,12 @@ def _decode_heads(tile, q, k, v, table, tokens, lengths, lowest, scaling, softca
         end(out, lse, token, group, width, heads[0], heads[1], sums, top, total)
 
 
-@numba.njit
-def cut_heads(reads, kv_heads, cuts):
-    """Fill ``cuts`` so that the (row, kv head) pairs between neighbours read about as much; reads (R,): of each row."""
-    parts, total = len(cuts) - 1, reads.sum() * kv_heads
-    pair, before = 0, 0
-    for part in range(1, parts):
-        while before * parts < total * part:
-            before += reads[pair // kv_heads]
-            pair += 1
-        cuts[part] = pair
-    cuts[0], cuts[parts] = 0, len(reads) * kv_heads
-
-
 def _decode(tile, q, k, v, table, tokens, lengths, lowest, scaling, softcap, out, lse, cuts, turns, threads, team):
     reads = np.ones(len(table), np.int64)  # of a row without a key as much as of one that has one
     for row in range(len(table)):
         here = k.shape[2] * (table[row] >= 0).sum()
         reads[row] = max(1, min(lengths[row] - lowest[tokens[row]], here))
-    cut_heads(reads, k.shape[1], cuts)
+    cut_rows(reads, k.shape[1], cuts)
     given = tile, q, k, v, table, tokens, lengths, lowest, scaling, softcap, out, lse
     share(_decode_heads, given, cuts, turns, threads, team)
 

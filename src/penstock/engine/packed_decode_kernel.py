@@ -21,9 +21,9 @@ from penstock.compiled.codes import layout, record
 from penstock.compiled.kernels import compiled
 from penstock.compiled.record import VECTORS, records
 from penstock.compiled.softmax import LOG2_E, begin, end, fold
-from penstock.compiled.threads import Shared, Turns, share
+from penstock.compiled.threads import Shared, Turns, cut_rows, share
 from penstock.compiled.vectors import LANES, WIDE, Emitter, Integer
-from penstock.engine.decode_kernel import cut_heads, room_for_cuts, tile_of
+from penstock.engine.decode_kernel import room_for_cuts, tile_of
 from penstock.memory.kv_form import PackedBlocks
 from penstock.quant.forms import number
 from penstock.quant.rows import BLOCK
@@ -107,6 +107,8 @@ def _each(builder: ir.IRBuilder, count: ir.Value) -> Iterator[ir.Value]:
 @numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"})
 def _decode_heads(tile, form, q, k, v, table, tokens, lowest, size, scaling, softcap, out, lse, start, stop):
     """Attend for the (row, kv head) pairs start ≤ row · kv_heads + head < stop. Arrays as ``decode`` has them."""
+    if start == stop:
+        return
     kv_heads, dk = k.shape[1:3]
     dv = out.shape[2]
     group = q.shape[1] // kv_heads
@@ -156,7 +158,7 @@ def _decode(tile, form, q, k, v, table, tokens, lowest, size, scaling, softcap, 
     reads = np.ones(len(table), np.int64)  # of a row without a block as much as of one that has one
     for row in range(len(table)):
         reads[row] = max(1, (table[row] >= 0).sum())
-    cut_heads(reads, k.shape[1], cuts)
+    cut_rows(reads, k.shape[1], cuts)
     given = tile, form, q, k, v, table, tokens, lowest, size, scaling, softcap, out, lse
     share(_decode_heads, given, cuts, turns, threads, team)
 

@@ -263,5 +263,5 @@ class Multiplier:
         rows, threads = len(weights.array), torch.get_num_threads()
         lengths = (0,) * ROWS, (0,) * 2, (0,), weights.form
         deep = DEPTH // weights.group * weights.group
-        cuts = even(rows, min(-(-rows // BAND), threads * PARTS), BAND)
+        cuts = even(rows, max(1, min(-(-rows // BAND), threads * PARTS)), BAND)
         kernel(*lengths, packed, weights.array, weights.row_bytes, deep, out, cuts=cuts, threads=threads)
