@@ -3,6 +3,7 @@ import gc
 import os
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -154,30 +155,68 @@ def test_file_systems_without_direct_reads(file, content, monkeypatch, refused):
 
 
 def test_what_is_begun_comes_while_nobody_waits(file, content, reader):
-    buffers = [aligned_buffer(1 << 20) for _ in range(8)]
+    buffers = [aligned_buffer((1 << 20) + SECTOR) for _ in range(8)]
     extents = [Extent(str(file), 100, 1 << 20, 100)]  # the same ones again: how they are cut is kept
     before = time.perf_counter()
-    arrivals = [reader.begin(extents, aligned_buffer((1 << 20) + SECTOR)) for _ in buffers]
+    arrivals = [reader.begin(extents, buffer) for buffer in buffers]
     deadline = time.monotonic() + 10
     while not all(arrival.done() for arrival in arrivals) and time.monotonic() < deadline:
         time.sleep(0.001)
-    for arrival in arrivals:
+    for arrival, buffer in zip(arrivals, buffers, strict=True):
         arrival.result()
         began, ended = arrival.span
         assert before <= began < ended <= time.perf_counter()
-        assert bytes_of(arrival._buffer[100 : 100 + (1 << 20)]) == content[100 : 100 + (1 << 20)]
+        assert bytes_of(buffer[100 : 100 + (1 << 20)]) == content[100 : 100 + (1 << 20)]
     assert reader.begin([], buffers[0]).done()
 
 
-def test_what_is_given_up_is_over_soon(file):
+def test_what_is_given_up_does_not_come(file):
     reader = DirectReader(threads=1, chunk_bytes=SECTOR)
-    arrivals = [reader.begin([Extent(str(file), 0, 3 << 20, 0)], aligned_buffer(3 << 20)) for _ in range(3)]
-    for arrival in arrivals:
+    buffers = [aligned_buffer(3 << 20).zero_() for _ in range(6)]
+    arrivals = [reader.begin([Extent(str(file), 0, 3 << 20, 0)], buffer) for buffer in buffers]
+    for arrival in reversed(arrivals):
         arrival.cancel()
     for arrival in arrivals:
-        arrival.wait()
+        with pytest.raises(RuntimeError, match="given up"):
+            arrival.result()
+        assert arrival.done()
+    assert not buffers[-1].any(), "768 reads of one thread take longer than giving them up"
     reader.close()
     reader.close()
+
+
+def test_a_buffer_that_everybody_let_go_of_is_kept_while_it_is_written(file):
+    reader = DirectReader(threads=1, chunk_bytes=SECTOR)
+    buffers = [aligned_buffer(3 << 20) for _ in range(10)]
+    kept = [weakref.ref(buffer) for buffer in buffers]
+    for buffer in buffers:
+        reader.begin([Extent(str(file), 0, 3 << 20, 0)], buffer)
+    del buffer
+    buffers.clear()
+    assert kept[-1]() is not None
+    reader.close()
+    del reader
+    gc.collect()
+    assert not any(buffer() for buffer in kept)
+
+
+def test_what_is_refused_is_read_once_more_alone(file, content, monkeypatch):
+    monkeypatch.setattr(files.File, "descriptor", -1)
+    reader = DirectReader(threads=1)
+    buffer = aligned_buffer(1 << 20)
+    arrival = reader.begin([Extent(str(file), 0, 1 << 20, 0)], buffer)
+    arrival.result()
+    assert bytes_of(buffer) == content[: 1 << 20]
+    buffer.zero_()  # whoever holds it may not find it changed
+    arrival.result()
+    assert not buffer.any()
+    reader.close()
+
+
+def test_bytes_that_the_buffer_has_no_room_for_are_refused(file, reader):
+    for extent in (Extent(str(file), 0, SECTOR, 1), Extent(str(file), 0, 2 * SECTOR, 0)):
+        with pytest.raises(ValueError, match="outside its buffer of 4,096 bytes"):
+            reader.begin([extent], aligned_buffer(SECTOR))
 
 
 def test_a_reader_nobody_closed_leaves_no_thread(file):

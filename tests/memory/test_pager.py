@@ -80,8 +80,12 @@ class Begun:
     """A load in a thread that can fail and take its time."""
 
     def __init__(self, future, nbytes):
-        self.done, self.result, self.cancel, self.nbytes = future.done, future.result, future.cancel, nbytes
-        self.started = time.perf_counter()
+        self.done, self.result, self.nbytes = future.done, future.result, nbytes
+        self.started, self.given_up, self._future = time.perf_counter(), False, future
+
+    def cancel(self):
+        self.given_up = True
+        self._future.cancel()
 
     @property
     def span(self):
@@ -221,11 +225,14 @@ def test_asking_for_an_earlier_page_again_costs_one_load(pages, truth, reader):
 
 
 def test_pages_that_are_passed_are_given_up(pages, truth, reader):
-    recorder = Recorder(reader, delay=lambda: 0.02)
+    recorder = Recorder(reader, delay=lambda: 0.1)  # of which two are read at a time
     with Kit(pages, ["disk"] * COUNT, CpuDevice(), 4, recorder) as pager:
         pager.expect([0, 1, 2, 3, 4, 6, 7])
         check(pager.acquire(0), truth[0])
+        second = pager._where[2].load
         check(pager.acquire(3), truth[3])  # 1 and 2 are left, being read or not
+        assert second.given_up
+        assert pager._where.get(2) is None
         for index in (4, 6, 7):
             check(pager.acquire(index), truth[index])
             pager.release(index)
@@ -344,11 +351,12 @@ def test_an_error_at_the_start_leaves_a_pager_that_closes(pages, reader):
 
 
 def test_close_ends_threads_and_what_comes_after_is_an_error(pages, reader):
-    threads = threading.active_count()
     kit = Kit(pages, ["disk"] * COUNT, CpuDevice(), 4, Recorder(reader, delay=lambda: 0.01))
     with kit as pager:
         pager.expect(range(COUNT))
-    assert threading.active_count() <= threads + 2  # the shared reader's own
+        pager.acquire(CONVERTED)  # which a thread does
+    assert pager._pool._threads
+    assert not any(thread.is_alive() for thread in pager._pool._threads)
     with pytest.raises(RuntimeError, match="closed"):
         pager.acquire(0)
     pager.close()

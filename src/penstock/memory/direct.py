@@ -31,7 +31,6 @@ class DirectReader:
         self._files: dict[str, File] = {}
         self._lock = threading.Lock()
         self._bounce = Bounce()
-        self._under_way: list[Arrival] = []
         self._cuts: dict[tuple[int, int], tuple[Sequence[Extent], npt.NDArray[np.int64]]] = {}
 
     def read(self, extents: Sequence[Extent], buffer: torch.Tensor, start: int = 0) -> int:
@@ -39,14 +38,14 @@ class DirectReader:
 
         Raises UserError, naming the file, where one is missing, cannot be read, or is shorter than the extents say.
         """
-        arrival = self._begin(self._cut(extents, buffer, start), extents, buffer, start)
+        job = Job(self._cut(extents, buffer, start), buffer)
         try:
-            arrival.result()
+            self._begin(job, extents, buffer, start).result()
         except BaseException:  # nobody may write into the buffer once this call is over, be it by an error or Ctrl-C
-            arrival.cancel()
-            arrival.wait()
+            job.give_up()
+            job.wait()
             raise
-        return arrival.nbytes
+        return job.nbytes
 
     def begin(self, extents: Sequence[Extent], buffer: torch.Tensor) -> "Arrival":
         """The same, begun; leave the buffer alone until it is over. For extents that come again and again: how they are
@@ -55,7 +54,7 @@ class DirectReader:
         known = self._cuts.get(key)
         if known is None:
             known = self._cuts[key] = (extents, self._cut(extents, buffer, 0))
-        return self._begin(known[1], extents, buffer, 0)
+        return self._begin(Job(known[1], buffer), extents, buffer, 0)
 
     def read_rows(self, path: str, offset: int, row_bytes: int, rows: Sequence[int]) -> torch.Tensor:
         """The given rows of a table of ``row_bytes`` each that begins at ``offset``: uint8 (len(rows), row_bytes)."""
@@ -69,11 +68,9 @@ class DirectReader:
 
     def close(self) -> None:
         """Gives up what has not been read yet, waits for reads under way and closes all files."""
-        for arrival in self._under_way:
-            arrival.cancel()
         if self._queue:
             self._queue.close()
-        self._under_way, self._queue = [], None
+        self._queue = None
         self._cuts.clear()
         for file in self._files.values():
             file.close()
@@ -88,19 +85,12 @@ class DirectReader:
                 pieces.append((file.descriptor, offset, begin, nbytes, straight, file.direct))
         return np.array(pieces, np.int64).reshape(-1, 6)
 
-    def _begin(
-        self, cut: npt.NDArray[np.int64], extents: Sequence[Extent], buffer: torch.Tensor, start: int
-    ) -> "Arrival":
-        bytes_of(buffer)  # or refused
-        job = Job(cut, buffer.data_ptr())
-        arrival = Arrival(job, buffer, int(cut[:, 3].sum()), lambda: self._again(extents, buffer, start))
+    def _begin(self, job: Job, extents: Sequence[Extent], buffer: torch.Tensor, start: int) -> "Arrival":
         with self._lock:
             if self._queue is None:
                 self._queue = ReadQueue(self._threads)
-            self._under_way = [one for one in self._under_way if not one.done()]
-            self._under_way.append(arrival)
-            self._queue.ask(job)
-        return arrival
+        self._queue.ask(job)
+        return Arrival(job, lambda: self._again(extents, buffer, start))
 
     def _again(self, extents: Sequence[Extent], buffer: torch.Tensor, start: int) -> None:
         """Read by the interpreter what was refused: it says why, or finds out that a file refuses direct reads."""
@@ -129,9 +119,14 @@ class DirectReader:
 class Arrival:
     """Bytes on their way into a buffer. again: reads them once more, and says what is wrong with them."""
 
-    def __init__(self, job: Job, buffer: torch.Tensor, nbytes: int, again: Callable[[], None]) -> None:
-        self.nbytes = nbytes
-        self._job, self._buffer, self._again = job, buffer, again
+    def __init__(self, job: Job, again: Callable[[], None]) -> None:
+        self._job, self._again = job, again
+        self._mended = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that come."""
+        return self._job.nbytes
 
     def done(self) -> bool:
         """Whether nothing is written any more."""
@@ -142,10 +137,14 @@ class Arrival:
         self._job.wait()
 
     def result(self) -> None:
-        """Waits for all bytes. Raises UserError, naming the file, where one cannot be read or is too short."""
+        """Waits for all bytes. Raises UserError, naming the file, where one cannot be read or is too short, and
+        RuntimeError where they were given up."""
         self._job.wait()
-        if self._job.failed:
+        if self._job.given_up:
+            raise RuntimeError("bytes that were given up do not come")
+        if self._job.failed and not self._mended:
             self._again()
+            self._mended = True
 
     def cancel(self) -> None:
         """Leave what has not come yet; the bytes are of no use then."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from penstock.errors import UserError
 from penstock.memory.buffers import aligned_buffer
 from penstock.memory.clock import Clock, Lane
 from penstock.memory.device import Device
@@ -52,7 +53,10 @@ class _Blocks:
         self.clock.count("disk→cpu", *self.arrival.span, self.arrival.nbytes, "kv")
 
     def exception(self) -> BaseException | None:
-        self.arrival.wait()
+        try:
+            self.arrival.result()
+        except UserError as error:
+            return error
         return None
 
 

@@ -5,6 +5,7 @@ operations, which hold that lock, reads then come late, and each hand-over makes
 """
 
 import os
+import select
 import signal
 import threading
 import time
@@ -14,27 +15,31 @@ from weakref import finalize
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
 from penstock.compiled.kernels import compiled
+from penstock.errors import UserError
 from penstock.memory.buffers import aligned_buffer
-from penstock.memory.files import BOUNCE_BYTES
+from penstock.memory.files import BOUNCE_BYTES, bytes_of
 from penstock.model.pages import SECTOR
 
-# A job is words of 64 bits: whether it is given up, whether a read of it failed; then of each piece its descriptor, its
-# offset there, its address, its bytes, whether these are whole sectors aligned like the address, whether the file is
-# read directly, and when the read began and ended, in ns, 0 before.
-_HEAD, _PIECE = 2, 8
-_TARGET, _BEGAN, _ENDED = 2, 6, 7
+# A job is words of 64 bits: whether it is given up, whether a read of it failed, whether it was asked for; then of each
+# piece its descriptor, its offset there, its address, its bytes, whether these are whole sectors aligned like the
+# address, whether the file is read directly, and when the read began and ended, in ns, 0 before.
+_HEAD, _PIECE = 3, 8
+_GIVEN_UP, _FAILED, _ASKED = range(_HEAD)
+_NBYTES, _TARGET, _BEGAN, _ENDED = 3, 2, 6, 7
 _MESSAGE = 2  # words: the addresses of a piece and of its job
 _WORD = 8
-_ATOMIC = 4096  # bytes that a pipe takes in one go
-_POLL_US, _POLLS = 20, 1000  # so that whoever waits looks for signals 50 times a second
+_ATOMIC = select.PIPE_BUF // (_MESSAGE * _WORD) * _MESSAGE * _WORD  # bytes that a pipe takes in one go
+_POLL_US, _POLLS = 20, 300  # a nap takes some 70 us: whoever waits looks for signals about 50 times a second
 
 _long, _int = types.int64, types.int32
 _read = types.ExternalFunction("read", _long(_int, _long, _long))
+_write = types.ExternalFunction("write", _long(_int, _long, _long))
 _pread = types.ExternalFunction("pread", _long(_int, _long, _long, _long))
 _memcpy = types.ExternalFunction("memcpy", _long(_long, _long, _long))
 _usleep = types.ExternalFunction("usleep", _int(_int))
@@ -120,8 +125,8 @@ def _serve(requests: int, bounce: int) -> None:
             continue
         piece, job = message[0], message[1]
         _publish(piece + _BEGAN * _WORD, _now(pair))
-        if not _word(job) and not _bring(piece, bounce):
-            _publish(job + _WORD, 1)
+        if not _word(job + _GIVEN_UP * _WORD) and not _bring(piece, bounce):
+            _publish(job + _FAILED * _WORD, 1)
         _publish(piece + _ENDED * _WORD, _now(pair))
 
 
@@ -135,28 +140,56 @@ def _ended(first: int, pieces: int, polls: int) -> bool:
     return True
 
 
+def _ask(asks: int, messages: int, nbytes: int, job: int) -> None:
+    _publish(job + _ASKED * _WORD, 1)
+    done = 0
+    while done < nbytes:
+        put = _write(asks, messages + done, min(_ATOMIC, nbytes - done))
+        if put < 0:  # a signal, which is the interpreter's
+            _usleep(_POLL_US)
+        else:
+            done += put
+
+
 @cache
-def reading_kernels() -> tuple[Any, Any]:
-    """What threads run until their pipe is closed, and what looks whether pieces have come."""
-    return compiled(_serve, "void(int64, int64)"), compiled(_ended, "boolean(int64, int64, int64)")
+def reading_kernels() -> tuple[Any, Any, Any]:
+    """What threads run until their pipe is closed, what asks them, and what looks whether pieces have come."""
+    return (
+        compiled(_serve, "void(int64, int64)"),
+        compiled(_ask, "void(int64, int64, int64, int64)"),
+        compiled(_ended, "boolean(int64, int64, int64)"),
+    )
 
 
 class Job:
-    """Pieces of files on their way into memory, which must stay there as long.
+    """Pieces of files on their way into a buffer, which it keeps alive.
 
-    pieces: (number, 6), the first words of each as above, its place counted from the buffer that lies at ``address``.
+    pieces: (number, 6), the first words of each as above, its place counted from the beginning of the buffer. Raises
+    ValueError where that is not within.
     """
 
-    def __init__(self, pieces: npt.NDArray[np.int64], address: int) -> None:
+    def __init__(self, pieces: npt.NDArray[np.int64], buffer: torch.Tensor) -> None:
+        room = len(bytes_of(buffer))
+        places = pieces[:, _TARGET]
+        if len(pieces) and (places.min() < 0 or (places + pieces[:, _NBYTES]).max() > room):
+            raise ValueError(f"pieces of a read lie outside its buffer of {room:,} bytes")
+        self._buffer = buffer
         self._words = np.zeros(_HEAD + _PIECE * len(pieces), np.int64)
         self._pieces = self._words[_HEAD:].reshape(-1, _PIECE)
         self._pieces[:, :_BEGAN] = pieces
-        self._pieces[:, _TARGET] += address
+        self._pieces[:, _TARGET] += buffer.data_ptr()
         self._over = not len(pieces)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its pieces."""
+        return int(self._pieces[:, _NBYTES].sum())
 
     def over(self, polls: int = 0) -> bool:
         """Whether nothing is written any more; waits for it a little while."""
-        self._over = self._over or reading_kernels()[1](self._address(_HEAD), len(self._pieces), polls)
+        if not self._words[_ASKED]:
+            return True
+        self._over = self._over or reading_kernels()[2](self._address(_HEAD), len(self._pieces), polls)
         return self._over
 
     def wait(self) -> None:
@@ -166,12 +199,17 @@ class Job:
 
     def give_up(self) -> None:
         """Begin no other read of it."""
-        self._words[0] = 1
+        self._words[_GIVEN_UP] = 1
+
+    @property
+    def given_up(self) -> bool:
+        """Whether bytes may be missing that nobody waits for."""
+        return bool(self._words[_GIVEN_UP])
 
     @property
     def failed(self) -> bool:
         """Whether a read of it was refused, or met the end of its file."""
-        return bool(self._words[1])
+        return bool(self._words[_FAILED])
 
     @property
     def span(self) -> tuple[float, float]:
@@ -183,41 +221,50 @@ class Job:
         began, ended = self._pieces[:, _BEGAN].min(), self._pieces[:, _ENDED].max()
         return float(began) / 1e9 + behind, float(ended) / 1e9 + behind
 
-    @property
-    def messages(self) -> bytes:
-        """What asks a queue for it."""
-        asks = np.empty((len(self._pieces), _MESSAGE), np.int64)
-        asks[:, 0] = self._address(_HEAD) + _PIECE * _WORD * np.arange(len(self._pieces))
-        asks[:, 1] = self._address(0)
-        return asks.tobytes()
+    def ask(self, asks: int) -> None:
+        """Write to the pipe that threads are asked through; in one call, which no signal of Python's cuts in two."""
+        messages = np.empty((len(self._pieces), _MESSAGE), np.int64)
+        messages[:, 0] = self._address(_HEAD) + _PIECE * _WORD * np.arange(len(self._pieces))
+        messages[:, 1] = self._address(0)
+        reading_kernels()[1](asks, messages.ctypes.data, messages.nbytes, self._address(0))
 
     def _address(self, word: int) -> int:
         return int(self._words.ctypes.data) + word * _WORD
 
 
 class ReadQueue:
-    """So many threads that bring the pieces of jobs in the order in which they were asked for."""
+    """So many threads that bring the pieces of jobs in the order in which they were asked for.
+
+    Raises UserError where the system starts no thread. May be used from several threads at once.
+    """
 
     def __init__(self, threads: int) -> None:
         requests, self._asks = os.pipe()
-        kernel = reading_kernels()[0]
-        bounces = [aligned_buffer(BOUNCE_BYTES) for _ in range(threads)]
-        served = [
-            threading.Thread(target=_thread, args=(kernel, requests, bounce), name=f"penstock-read-{at}", daemon=True)
-            for at, bounce in enumerate(bounces)
-        ]
-        for thread in served:
-            thread.start()
+        served: list[threading.Thread] = []
         self._close = finalize(self, _end, self._asks, requests, served)
+        self._lock, self._jobs = threading.Lock(), list[Job]()
+        kernel = reading_kernels()[0]
+        for at in range(threads):
+            given = kernel, requests, aligned_buffer(BOUNCE_BYTES)
+            thread = threading.Thread(target=_thread, args=given, name=f"penstock-read-{at}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._close()
+                raise UserError(f"no thread can be started to read files: {error}") from error
+            served.append(thread)
 
     def ask(self, job: Job) -> None:
-        """Have a job done; it must be kept until it is over."""
-        asked = job.messages
-        for first in range(0, len(asked), _ATOMIC):
-            os.write(self._asks, asked[first : first + _ATOMIC])
+        """Have a job done; it is kept until it is over, whoever else lets go of it."""
+        with self._lock:
+            self._jobs = [one for one in self._jobs if not one.over()]
+            self._jobs.append(job)
+            job.ask(self._asks)
 
     def close(self) -> None:
-        """Do what was asked for, and end the threads."""
+        """Give up what has not been read yet, wait for reads under way, and end the threads."""
+        for job in self._jobs:
+            job.give_up()
         self._close()
 
 

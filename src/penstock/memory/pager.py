@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from queue import SimpleQueue
 
 import torch
@@ -175,17 +175,19 @@ class Pager:
             with self._clock.wait(lane):
                 next(slot for slot in self._slots if not slot.holds).wait()
         slot.holds += 1
-        self._prefetch()
+        try:
+            self._prefetch()
+        except BaseException:
+            slot.holds -= 1
+            raise
         return slot
 
     def _await(self, slot: Slot, lane: Lane) -> None:
         """Until a slot's page is there; raises what went wrong, and whoever asks next tries again."""
         assert slot.load is not None
         try:
-            if not slot.load.done():
-                with self._clock.wait(lane):
-                    slot.load.result()
-            slot.load.result()
+            with nullcontext() if slot.load.done() else self._clock.wait(lane):
+                slot.load.result()
         except Exception:
             self._forget(slot)
             raise
@@ -244,17 +246,18 @@ class Pager:
         slot.count(self._clock)
         self._forget(slot)
         page = self._pages[index]
-        slot.page, self._where[index] = index, slot
         if page.extents is None or self._device.compute_tier != "cpu":
             slot.load = self._pool.submit(self._fill, slot, page)
-            return
-        try:
-            slot.load = arrival = self.reader.begin(page.extents, slot.buffer[: page.nbytes])
-            slot.uncounted = arrival, page.name
-        except UserError as error:  # is for whoever needs the page
-            failed: Future[None] = Future()
-            failed.set_exception(error)
-            slot.load = failed
+        else:
+            try:
+                slot.load = arrival = self.reader.begin(page.extents, slot.buffer[: page.nbytes])
+                slot.uncounted = arrival, page.name
+            except UserError as error:  # is for whoever needs the page
+                failed: Future[None] = Future()
+                failed.set_exception(error)
+                slot.load = failed
+        # at last, so that an interruption never leaves a slot named for a page that is not on its way there
+        slot.page, self._where[index] = index, slot
 
     def _fill(self, slot: Slot, page: Page) -> None:
         """One load, in a thread of the pool; its future carries an error to ``acquire``."""

@@ -76,9 +76,9 @@ class ScratchFile:
             for at in range(0, nbytes, most):
                 size = min(most, nbytes - at)
                 pieces.append((self._file.descriptor, offset + at, place + at, size, aligned, self._file.direct))
-        job = Job(np.array(pieces, np.int64).reshape(-1, 6), into.data_ptr())
+        job = Job(np.array(pieces, np.int64).reshape(-1, 6), into)
         self._queue.ask(job)
-        return Arrival(job, into, nbytes * len(blocks), lambda: self._again(blocks, nbytes, into))
+        return Arrival(job, lambda: self._again(blocks, nbytes, into))
 
     def _again(self, blocks: Sequence[tuple[int, int]], nbytes: int, into: torch.Tensor) -> None:
         """Read by the interpreter what was refused."""
@@ -86,7 +86,7 @@ class ScratchFile:
             self._transfer(offset, into[place : place + nbytes], self._in)
 
     def close(self) -> None:
-        """Waits for transfers under way; the disk space goes back."""
+        """Waits for what is being written, gives up what is being read; the disk space goes back."""
         self._pool.shutdown()
         if self._queue is not None:
             self._queue.close()
