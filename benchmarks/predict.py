@@ -1,11 +1,14 @@
 """Predicted beside measured: different jobs on this machine in one sitting; prints a Markdown table.
 
-    python benchmarks/predict.py --work DIR [--only NAME,…] [--profile each]
+    python benchmarks/predict.py --work DIR [--only NAME,…] [--tries N]
 
-Measures the machine first (penstock profile), once or before each job, for a machine that others share is another one
-ten minutes later. Then runs each job through the command line with `--json`, which carries
-what the planner said of it beside what happened. Checkpoints are built under --work where they are missing. Every
-result is appended to a JSONL file; `--table-only` prints its table again.
+Measures the machine before each job (penstock profile), for a machine that others share is another one ten minutes
+later, and with the job's own files, for two files of one disk differ by a tenth or more. Then runs it through the
+command line with `--json`, which carries what the planner said of it beside what happened. Two loads that no engine
+takes part in (`steady.py`) are timed around the profile and around the run: where products differ by more than a tenth,
+or the reads of a run that waits for the disk by a fifth, profile and run are done again, so many times in all. The last
+try stands, and the table says how far apart products and reads were. Checkpoints are built under --work where they are
+missing. Every try is appended to a JSONL file; `--table-only` prints its table again.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ import shlex
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sitting import append, checkpoint, drop_page_cache, machine, words
+from steady import apart, speed, steady
 
 
 @dataclass(frozen=True)
@@ -87,22 +91,46 @@ def execute(case: Case, arguments: Namespace) -> dict:
     return record | {"run": run.get("run", run)}
 
 
+def tried(case: Case, arguments: Namespace) -> Iterator[dict]:
+    """Each try of a job, until one has run on the machine that was profiled."""
+    model = model_of(case, arguments)
+    for number in range(arguments.tries):
+        speeds = [speed(model)]
+        if arguments.profile == "each":
+            command = [arguments.penstock, "profile", "--force", model]
+            subprocess.run(command, check=True, stdout=sys.stderr)
+            speeds.append(speed(model))
+        record = execute(case, arguments)
+        speeds.append(speed(model))
+        found = apart(speeds)
+        yield record | {"try": number + 1, "speeds": speeds, "apart": found}
+        if "problem" in record or steady(found, record["run"]["lanes"].get("disk→cpu", 0)):
+            return
+
+
+def last_tries(records: Sequence[dict]) -> list[dict]:
+    """What stands of each job."""
+    return list({record["name"]: record for record in records}.values())
+
+
 def table(records: Sequence[dict]) -> str:
     lines = [
-        "| job | rows | predicted tok/s | measured | off | prefill | decode | disk lane | sweeps |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| job | rows | predicted tok/s | measured | off | prefill | decode | disk lane | sweeps | try | machine |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for record in records:
         if "problem" in record:
-            lines.append(f"| {record['name']} | | | {record['problem']} | | | | | |")
+            lines.append(f"| {record['name']} | | | {record['problem']} | | | | | | | |")
             continue
         run, said = record["run"], record["run"]["predicted"]
         off = said["total_tok_s"] / run["total_tok_s"] - 1
         lanes = [f"{r['lanes'].get('disk→cpu', 0):.0%}" for r in (said, run)]
+        unlike = [f"{ratio - 1:.0%}" for ratio in record.get("apart", {}).values()]
         rates = [f"{said[k]:.1f} / {run[k]:.1f}" for k in ("prefill_tok_s", "decode_tok_s")]
         lines.append(
             f"| {record['name']} | {run['rows_mean']:.0f} | {said['total_tok_s']:.2f} | {run['total_tok_s']:.2f} "
-            f"| {off:+.0%} | {rates[0]} | {rates[1]} | {' / '.join(lanes)} | {said['sweeps']} / {run['sweeps']} |"
+            f"| {off:+.0%} | {rates[0]} | {rates[1]} | {' / '.join(lanes)} | {said['sweeps']} / {run['sweeps']} "
+            f"| {record.get('try', 1)} | {' / '.join(unlike)} |"
         )
     return "\n".join(lines)
 
@@ -113,21 +141,18 @@ def main() -> None:
     parser.add_argument("--penstock", default=str(Path(sys.executable).with_name("penstock")))
     parser.add_argument("--only", type=words, help="names of jobs, in part")
     parser.add_argument("--results", type=Path)
-    parser.add_argument("--profile", choices=("once", "each", "never"), default="once", help="never: as it is stored")
+    parser.add_argument("--profile", choices=("each", "never"), default="each", help="never: as it is stored")
+    parser.add_argument("--tries", type=int, default=3)
     parser.add_argument("--table-only", action="store_true")
     arguments = parser.parse_args()
     results = arguments.results or arguments.work / "predict.jsonl"
     if not arguments.table_only:
         chosen = [c for c in CASES if arguments.only is None or any(part in c.name for part in arguments.only)]
-        for number, case in enumerate(chosen):
-            if arguments.profile == "each" or (arguments.profile == "once" and number == 0):
-                # its own files, for two files of one disk differ by a tenth or more
-                measured = [arguments.penstock, "profile", "--force", model_of(case, arguments)]
-                subprocess.run(measured, check=True, stdout=sys.stderr)
-            record = execute(case, arguments)
-            append(results, record)
-            print(table([record]).splitlines()[-1], file=sys.stderr)
-    print(table([json.loads(line) for line in results.read_text().splitlines()]))
+        for case in chosen:
+            for record in tried(case, arguments):
+                append(results, record)
+                print(table([record]).splitlines()[-1], file=sys.stderr)
+    print(table(last_tries([json.loads(line) for line in results.read_text().splitlines()])))
 
 
 if __name__ == "__main__":
