@@ -7,6 +7,7 @@ from tests.cli.fake_planner import PREDICTION
 from penstock.plan.plan import Use
 from penstock.plan.question import Question
 from penstock.plan.remarks import bounds, job, nothing_beside, too_long
+from penstock.plan.types import Asked
 
 ASKED = Question(lengths=[(100, 10), (50, 20)])
 
@@ -33,7 +34,7 @@ def test_prompts_that_a_context_does_not_hold_with_a_token_more() -> None:
 
 
 def test_attention_beside_a_gpu_that_holds_all_kv_changes_nothing() -> None:
-    beside, full, empty = replace(ASKED, attention="cpu"), Use(9, 0, 0, 5, 0, 0), Use(9, 0, 0, 0, 0, 0)
+    beside, full, empty = replace(ASKED, asked=Asked(attention="cpu")), Use(9, 0, 0, 5, 0, 0), Use(9, 0, 0, 0, 0, 0)
     (told,) = nothing_beside(beside, {"gpu": full, "cpu": empty, "disk": empty})
     assert told.startswith("--attention cpu changes nothing")
     for memory in ({"gpu": full, "cpu": full}, {"gpu": empty, "cpu": full}, {"cpu": full}):

@@ -139,21 +139,24 @@ def _team() -> int:
 def _by_pool(task: int, given: int, threads: int, flags: int) -> None:
     """As libgomp's GOMP_parallel: so many threads do a task, and all have ended when this returns.
 
-    What calls this is not Python: no error can leave it, and none may end it early.
+    What calls this is not Python: no error can leave it, and none may end it early. With fewer threads the work is done
+    too, and a signal is for whoever called.
     """
     errand, asked = _Errand(_Task(task), given), False
-    while not (asked and errand.over):
+    while True:
         try:
             if not asked:
+                asked = True
                 for _ in range(1, threads):
                     _pool(threads).submit(errand)
-            asked = True
-            errand()
-            errand.close()
+            if not errand.closed:
+                errand.do(given)
+                errand.closed = True
+            if not errand.doing:
+                return
+            time.sleep(_NAP_S)
         except BaseException as error:
-            asked = True
-            errand.close()
-            if threading.current_thread() is threading.main_thread():
+            if not isinstance(error, Exception):
                 _trouble.append(error)
 
 
@@ -161,29 +164,16 @@ class _Errand:
     """A task that threads do as they come, until it is closed: who comes later leaves it alone."""
 
     def __init__(self, do: Callable[[int], None], given: int) -> None:
-        self._do, self._given = do, given
-        self._lock, self._doing, self._closed = threading.Lock(), 0, False
+        self.do, self._given = do, given
+        self._lock, self.doing, self.closed = threading.Lock(), 0, False
 
     def __call__(self) -> None:
         with self._lock:
-            if self._closed:
-                return
-            self._doing += 1
-        try:
-            self._do(self._given)
-        finally:
-            with self._lock:
-                self._doing -= 1
-
-    def close(self) -> None:
-        self._closed = True
-
-    @property
-    def over(self) -> bool:
-        """Whether it is closed and nobody is at it."""
-        if self._doing:
-            time.sleep(_NAP_S)
-        return self._closed and not self._doing
+            self.doing += 1
+        if not self.closed:
+            self.do(self._given)
+        with self._lock:
+            self.doing -= 1
 
 
 def _address(function: Any) -> int:
