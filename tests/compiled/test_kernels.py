@@ -1,6 +1,7 @@
 """What is compiled is kept for other processes, and one at a time keeps it."""
 
 import fcntl
+import importlib
 import os
 import select
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import penstock
 from penstock.directories import kernel_directory
 
 MODULE = "def add(a, b):\n    return a + b\n"
@@ -81,3 +83,17 @@ def test_compiled_code_is_kept_in_the_users_cache(own, tmp_path):
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     home = tmp_path / (own or "penstock/numba")
     assert list(home.rglob("decode_kernel._decode-*.nbi"))
+
+
+def test_what_a_kept_kernel_is_made_of_is_known_where_it_is_kept():
+    """A kernel is compiled anew when its own file changes, or one of those that name its directory."""
+    root = Path(penstock.__file__).parent
+    keeps = [path for path in root.rglob("*.py") if "import compiled\n" in path.read_text()]
+    names = [".".join(["penstock", *path.relative_to(root).with_suffix("").parts]) for path in keeps]
+    assert len(names) > 8
+    for name in names:
+        for made_of in vars(importlib.import_module(name)).values():
+            function = getattr(made_of, "py_func", None) or getattr(made_of, "_defn", None)
+            if function is not None:
+                known = ("penstock.compiled.", "penstock.quant.", name, "numba.")
+                assert function.__module__.startswith(known), f"{name} keeps {function.__qualname__} of elsewhere"
