@@ -4,13 +4,18 @@ import fcntl
 import importlib
 import os
 import select
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numba import types
 
 import penstock
+from penstock.compiled.kernels import compiled
 from penstock.directories import kernel_directory
 
 MODULE = "def add(a, b):\n    return a + b\n"
@@ -83,6 +88,25 @@ def test_compiled_code_is_kept_in_the_users_cache(own, tmp_path):
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     home = tmp_path / (own or "penstock/numba")
     assert list(home.rglob("decode_kernel._decode-*.nbi"))
+
+
+def _sum_of_squares(numbers):
+    total = 0.0
+    for number in numbers:
+        total += number * number
+    return total
+
+
+def test_an_interruption_waits_for_the_compiler(tmp_path):
+    """Inside of it Ctrl-C would be lost, or leave a kernel half made."""
+    signature = types.float64(types.Array(types.float64, 1, "C"))
+    timer = threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        compiled(_sum_of_squares, signature, directory=tmp_path)
+    timer.join()
+    assert list(tmp_path.rglob("*.nbc"))
+    assert compiled(_sum_of_squares, signature, directory=tmp_path)(np.arange(3.0)) == 5.0
 
 
 def test_what_a_kept_kernel_is_made_of_is_known_where_it_is_kept():

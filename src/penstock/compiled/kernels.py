@@ -1,9 +1,12 @@
 """Compiling kernels, and keeping what was compiled on the disk for the next process."""
 
 import fcntl
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext, suppress
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numba
@@ -29,7 +32,7 @@ def compiled(
     compiled anew whenever this package's emitters have changed. options: numba's own.
     """
     directory = directory or kernel_directory(_EMITTERS)
-    with _lock(directory), global_compiler_lock:  # numba has one directory for all threads
+    with _lock(directory), _uninterrupted(), global_compiler_lock:  # numba has one directory for all threads
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(directory)
         try:
             made = numba.njit(signature, nogil=True, cache=True, fastmath=set(fastmath), **options)(function)
@@ -46,10 +49,34 @@ def _compile_alone(kernel: Any, directory: Path) -> None:
     inner = kernel.compile
 
     def compile_for(types: Any) -> Any:
-        with _lock(directory):
+        with _lock(directory), _uninterrupted():
             return inner(types)
 
     kernel.compile = compile_for
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals for Python wait until the compiler is done, some seconds at most.
+
+    LLVM calls Python, where Ctrl-C would be lost, and what numba leaves half done it takes for done.
+    """
+    came: list[tuple[int, FrameType | None]] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():  # which they are for
+        handlers = {}
+    for number, handler in handlers.items():
+        if callable(handler):
+            signal.signal(number, lambda *signalled: came.append(signalled))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
+    for signalled, frame in came:
+        if callable(handler := handlers[signal.Signals(signalled)]):
+            handler(signalled, frame)
 
 
 def _lock(directory: Path) -> AbstractContextManager[Any]:
