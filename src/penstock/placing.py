@@ -106,8 +106,8 @@ class Placing:
         tokens = predicted.tokens_out / max(1, min(job.prompts, _MOST_LENGTHS)) * job.prompts
         seconds = tokens / predicted.total_tok_s
         text = (
-            f"planned: {predicted.total_tok_s:.3g} tok/s, done in about {format_seconds(seconds)} at most"
-            " (penstock plan shows why)"
+            f"planned: {predicted.total_tok_s:.3g} tok/s, done in about {format_seconds(seconds)}"
+            " if no answer ends early (penstock plan shows why)"
         )
         self.event({"kind": "note", "text": text})
 

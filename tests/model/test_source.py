@@ -236,7 +236,15 @@ def test_broken_gguf(tmp_path):
     path.write_bytes(b"not one")
     assert "broken.gguf is not a GGUF file" in refusal(path)
     path.write_bytes(b"GGUF" + b"\xff" * 60)
-    assert "broken.gguf is not read by transformers' GGUF support" in refusal(path)
+    assert "broken.gguf is not a GGUF file that can be read: " in refusal(path)
+
+
+def test_truncated_gguf(tmp_path):
+    whole = gguf_files.write(tmp_path / "m.gguf", "llama", LlamaConfig(), gguf_files.llama_shapes(), "Q8_0")
+    path, content = tmp_path / "cut.gguf", whole.read_bytes()
+    for size in (10, 200, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        assert "truncated" in refusal(path)
 
 
 def test_demo(monkeypatch):

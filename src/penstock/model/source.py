@@ -179,6 +179,7 @@ def _gguf(path: Path, name: str, random_weights: bool) -> Source:
     try:
         whole = gguf_config.load_config(path)
     except (*UNREADABLE_CONFIG, IndexError, struct.error) as error:
+        read_header(path)  # says so where the file is damaged or cut short
         raise UserError(f"{path.name} is not read by transformers' GGUF support: {first_line(error)}") from error
     return Source(name, "gguf", path, text_config(whole), GenerationConfig.from_model_config(whole), None)
 
