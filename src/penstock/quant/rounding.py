@@ -65,7 +65,8 @@ def _packed(
     threads, bad = torch.get_num_threads(), np.zeros(rows, np.bool_)
     cuts = even(rows, max(1, min(rows, threads * PARTS, values.size // _PART)))
     values = np.ascontiguousarray(values, np.float32)
-    _compiled()(values, packed, bad, form.bits, form.group, starts, refits, exacting, cuts=cuts, threads=threads)
+    given = values, packed, bad, form.bits, form.group, starts, refits, exacting
+    _compiled()(given, cuts=cuts, threads=threads)
     return packed, bad
 
 
@@ -181,21 +182,8 @@ def _bits(value: Any, words: Any, pair: Any) -> Any:
     return sign | ((((word >> 23) & 0xFF) - 112) << 10) | ((word >> 13) & 0x3FF)
 
 
-def _pack(
-    values: Any,
-    packed: Any,
-    bad: Any,
-    bits: int,
-    group: int,
-    starts: Any,
-    refits: int,
-    exacting: bool,
-    cuts: Any,
-    turns: Any,
-    threads: int,
-    team: int,
-) -> None:
-    share(_pack_rows, (values, packed, bad, bits, group, starts, refits, exacting), cuts, turns, threads, team)
+def _pack(given: Any, cuts: Any, turns: Any, threads: int, team: int) -> None:
+    share(_pack_rows, given, cuts, turns, threads, team)
 
 
 @cache
