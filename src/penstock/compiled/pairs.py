@@ -71,7 +71,7 @@ class Coded(Record):
 
     def halves_of(self, index: ir.Value | int) -> tuple[ir.Value, ir.Value]:
         """The codes of a block of the record: its first HALF, and the others."""
-        raise NotImplementedError
+        raise NotImplementedError  # each format's own
 
 
 class _Sixteen(Coded):

@@ -40,7 +40,7 @@ class Record:
 
     def block(self, index: ir.Value | int) -> list[ir.Value]:
         """The elements of a block of the record, in order, as vectors."""
-        raise NotImplementedError
+        raise NotImplementedError  # each format's own
 
     def codes(self, address: ir.Value, count: int, signed: bool = False) -> list[ir.Value]:
         """So many bytes from an address on, as vectors of 32-bit integers."""

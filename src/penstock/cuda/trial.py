@@ -13,7 +13,7 @@ from penstock.quant.forms import Form
 FEW = 16  # tokens whose product unpacks as it multiplies: the fewest that matrix units take at once
 _LEAST_CAPABILITY = (8, 0)  # what Triton supports
 # No compiler or no place for what it makes; a device newer than Triton; a Triton older than 3.3, or one to come.
-_TROUBLES = (RuntimeError, OSError, subprocess.CalledProcessError, TypeError, AttributeError, NotImplementedError)
+_TROUBLES = (RuntimeError, OSError, subprocess.CalledProcessError, TypeError, AttributeError)
 _ROWS = 256  # of random bytes: in any format some have nothing but finite elements
 
 

@@ -139,7 +139,6 @@ def dissect(model: Any, config: Any) -> Anatomy:
             ValueError,
             TypeError,
             AttributeError,
-            NotImplementedError,
             ArithmeticError,
             IndexError,
             KeyError,

@@ -173,7 +173,7 @@ def _rules(model: torch.nn.Module, file: GgufFile, depth: int) -> Rules:
     processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=config.to_dict())
     try:
         names = get_gguf_hf_weights_map(_Outline(model, depth, config), processor)
-    except NotImplementedError:
+    except NotImplementedError:  # what transformers raises for a family that gguf has no names for
         raise UserError(f"{file.path}: gguf knows no tensor names for {config.model_type!r}") from None
     return Rules(processor, names)
 

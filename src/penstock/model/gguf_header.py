@@ -112,7 +112,7 @@ def _readable(kind: gguf.GGMLQuantizationType) -> bool:
     type_bytes = gguf.GGML_QUANT_SIZES[kind][1]
     try:
         gguf.dequantize(np.zeros((1, type_bytes), dtype=np.uint8), kind)
-    except NotImplementedError:
+    except NotImplementedError:  # what gguf raises for a kind that it only names
         return False
     return True
 

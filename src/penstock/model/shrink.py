@@ -104,7 +104,7 @@ def _shrunk(config: Any, head_dims: bool, heads: bool, experts: bool) -> Any:
         _cut_vocabulary(tiny)
         if overrides:
             decoder.per_layer_config = vars(decoder).pop(_OVERRIDES)
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:  # what configs of theirs raise
         raise UserError(f"their config cannot be made small ({first_line(error)})") from error
     return tiny
 
