@@ -1,10 +1,11 @@
 """Products of few tokens in bfloat16 with packed or 16-bit weights on CPUs that multiply pairs: ``compiled.pairs``.
 
-A group's products are summed before its scale is applied, and its minimum meets the sum of a token's elements there,
-which is made once for all rows. So elements are never made at all.
+A group's products are summed before its scale is applied, and its minimum meets the sums of the tokens' elements there,
+which are made once for all rows. So elements are never made at all. Rows are taken by bands and columns by pieces: a
+tile's tokens stay in the nearest cache while a band's rows pass, and those in the next one for the other tiles.
 """
 
-from functools import cache
+from functools import cache, reduce
 
 import numba
 import numpy as np
@@ -27,75 +28,97 @@ from penstock.engine.operand import Operand, kind, stored
 from penstock.quant.rows import BLOCK
 
 TILES = {1: 8, 4: 4, 8: 2}  # tokens of a tile, and rows of weights: their sums are what the registers hold
-_BLOCK_SUMS = 4 * SUMS  # bytes of a block's vector
+DEEP = (
+    8192  # elements of a tile's tokens in a piece of columns: half of a nearest cache, and whole groups of any format
+)
+BAND = 64  # rows
+_AT_ONCE = 2  # rows, and blocks of each, whose codes are in registers while the tokens pass
+_BLOCK_SUMS = 4 * SUMS  # bytes of a block's sums of elements: one for each token of a tile, side by side
 
 
 @intrinsic
-def multiply_rows(
-    context, weight, rows, tokens, form, row, stride, columns, x, x_stride, sums, sums_stride, out, apart
-):
-    """Write to ``out`` (tokens, rows) float32 the products of rows of weights with ``x`` (tokens, columns) bfloat16.
+def multiply_rows(context, weight, rows, tokens, form, row, stride, first, columns, x, x_stride, sums, out, apart):
+    """Add to ``out`` (tokens, rows) float32 the products of rows of weights with ``x`` (tokens, …) bfloat16.
 
-    As many rows and tokens as the tuples are long, stored as ``weight`` and ``form`` tell (``codes.layout_of``);
-    addresses and bytes from row to row. x ends with zeros up to a whole block; sums: of its blocks (``sum_blocks``).
+    Of so many columns from ``first`` on, which begins a group. As many rows and tokens as the tuples are long, stored
+    as ``weight`` and ``form`` tell (``codes.layout_of``); addresses of whole rows, and bytes from row to row. x ends
+    with zeros up to a whole block; sums: of its blocks (``sum_blocks``).
     """
     stored, row_range, token_range = layout_of(weight, form), range(rows.count), range(tokens.count)
 
     def emit(context, builder, signature, arguments):
-        _, _, _, _, row, stride, columns, x, x_stride, sums, sums_stride, out, apart = arguments
+        _, _, _, _, row, stride, first, columns, x, x_stride, sums, out, apart = arguments
         wide, single = Emitter(builder, SUMS), Emitter(builder, 1)
         totals = [[wide.zero() for _ in token_range] for _ in row_range]
-        nothing = ir.Constant(wide.float, [0.0] * SUMS)
+        minima = [wide.zero() for _ in row_range]  # of a row, what they add for each token
+        row = single.at(row, (builder.udiv(first, first.type(stored.group)), stored.record_bytes))
+        x, sums = single.at(x, (first, 2)), single.at(sums, (first, _BLOCK_SUMS // BLOCK))
+
+        def add(groups, numbers, blocks, here):
+            """Products of some rows' blocks with the tokens ``here``, where the blocks' group has its columns."""
+            codes = [[half for block in blocks for half in groups[r].halves_of(block)] for r in numbers]
+            for t in token_range:
+                places = [single.at(here, (t, x_stride), (block, 2 * BLOCK)) for block in blocks]
+                met = [half for place in places for half in _halves(builder, place)]
+                for r, of_row in zip(numbers, codes, strict=True):
+                    scale, total = groups[r].scale, totals[r][t]
+                    dots = builder.load(total) if scale is None else ir.Constant(wide.float, [0.0] * SUMS)
+                    for a, b in zip(of_row, met, strict=True):
+                        dots = add_pairs(wide, dots, a, b)
+                    if scale is None:
+                        builder.store(dots, total)
+                    else:
+                        wide.add_product(total, dots, scale)
 
         for number, blocks, places in records_of_rows(wide, stored, row, stride, rows.count, columns):
-            group = [coded(wide, stored, place) for place in places]
-            dots = [[nothing for _ in token_range] for _ in row_range]
-            elements = [nothing for _ in token_range]
-            for block in blocks:
-                here = single.at(x, (number, 2 * stored.group), (block, 2 * BLOCK))
-                place = single.at(sums, (number, stored.group // BLOCK * _BLOCK_SUMS), (block, _BLOCK_SUMS))
-                halves = [each.halves_of(block) for each in group]
-                for t in token_range:
-                    met = _halves(builder, single.at(here, (t, x_stride)))
-                    for r in row_range:
-                        for codes, of_token in zip(halves[r], met, strict=True):
-                            dots[r][t] = add_pairs(wide, dots[r][t], codes, of_token)
-                    if group[0].minimum is not None:
-                        elements[t] = builder.fadd(elements[t], wide.load(single.at(place, (t, sums_stride))))
-            for r, each in enumerate(group):
-                for t in token_range:
-                    if each.scale is None:
-                        builder.store(builder.fadd(builder.load(totals[r][t]), dots[r][t]), totals[r][t])
-                    else:
-                        wide.add_product(totals[r][t], dots[r][t], each.scale)
-                    if each.minimum is not None:
-                        wide.add_product(totals[r][t], elements[t], each.minimum)
+            groups = [coded(wide, stored, place) for place in places]
+            here = single.at(x, (number, 2 * stored.group))
+            for at in range(0, len(blocks), _AT_ONCE):
+                for r in range(0, rows.count, _AT_ONCE):
+                    add(groups, row_range[r : r + _AT_ONCE], blocks[at : at + _AT_ONCE], here)
+            if has_minimum(stored.record):
+                place = single.at(sums, (number, stored.group // BLOCK * _BLOCK_SUMS))
+                of_blocks = [wide.load(single.at(place, (block, _BLOCK_SUMS))) for block in blocks]
+                elements = reduce(builder.fadd, of_blocks)
+                for group, total in zip(groups, minima, strict=True):
+                    wide.add_product(total, elements, group.minimum)
+        nothing = ir.Constant(wide.float, [0.0] * SUMS)
         for t in token_range:
-            for first in range(0, rows.count, 4):
-                found = [builder.load(totals[r][t]) for r in row_range[first : first + 4]]
-                wide.store(wide.lane_sums(found), single.at(out, (t, apart), (first, 4)))
+            mask = ir.Constant(ir.VectorType(ir.IntType(1), SUMS), [lane == t for lane in range(SUMS)])
+            for r in range(0, rows.count, 4):
+                found = []
+                for total, minimum in zip([each[t] for each in totals[r : r + 4]], minima[r : r + 4], strict=True):
+                    of_token = builder.select(mask, builder.load(minimum), nothing)
+                    found.append(builder.fadd(builder.load(total), of_token))
+                results = wide.lane_sums(found)
+                place = single.at(out, (t, apart), (r, 4))
+                held = builder.load(builder.inttoptr(place, results.type.as_pointer()), typ=results.type, align=4)
+                wide.store(builder.fadd(held, results), place)
         return context.get_dummy_value()
 
     return types.void(weight, rows, tokens, form, *[Integer] * 9), emit
 
 
 @intrinsic
-def sum_blocks(context, x, columns, sums):
-    """Write for each block of a token at ``x`` a vector of sums of its elements; addresses."""
+def sum_blocks(context, tokens, x, x_stride, columns, sums):
+    """Write for each block of a tile of tokens at ``x`` the sums of their elements, side by side; addresses."""
 
     def emit(context, builder, signature, arguments):
-        x, columns, sums = arguments
+        _, x, x_stride, columns, sums = arguments
         wide = Emitter(builder, SUMS)
-        size = ir.Constant(columns.type, BLOCK)
-        blocks = builder.udiv(builder.add(columns, ir.Constant(columns.type, BLOCK - 1)), size)
+        blocks = builder.udiv(builder.add(columns, columns.type(BLOCK - 1)), columns.type(BLOCK))
         with cgutils.for_range(builder, blocks) as loop:
-            total = ir.Constant(wide.float, [0.0] * SUMS)
-            for half in _halves(builder, wide.at(x, (loop.index, 2 * BLOCK))):
-                total = add_pairs(wide, total, half, ones(builder))
-            wide.store(total, wide.at(sums, (loop.index, _BLOCK_SUMS)))
+            totals = []
+            for t in range(tokens.count):
+                total = ir.Constant(wide.float, [0.0] * SUMS)
+                for half in _halves(builder, wide.at(x, (t, x_stride), (loop.index, 2 * BLOCK))):
+                    total = add_pairs(wide, total, half, ones(builder))
+                totals.append(total)
+            for t in range(0, tokens.count, 4):
+                wide.store(wide.lane_sums(totals[t : t + 4]), wide.at(sums, (loop.index, _BLOCK_SUMS), (t, 4)))
         return context.get_dummy_value()
 
-    return types.void(*[Integer] * 3), emit
+    return types.void(tokens, *[Integer] * 4), emit
 
 
 def _halves(builder: ir.IRBuilder, address: ir.Value) -> list[ir.Value]:
@@ -104,34 +127,39 @@ def _halves(builder: ir.IRBuilder, address: ir.Value) -> list[ir.Value]:
 
 
 @numba.njit(inline="always")
-def _multiply(rows, tokens, form, weight, first, x, columns, sums, out):
-    """The product of all tokens with as many rows of weights as the tuple is long."""
-    stride = weight.strides[0]
-    row = weight.ctypes.data + first * stride
-    for t in range(0, len(x), len(tokens)):
-        met, summed = x.ctypes.data + t * x.strides[0], sums.ctypes.data + t * sums.strides[0]
-        place = out.ctypes.data + t * out.strides[0] + 4 * first
-        apart = x.strides[0], sums.strides[0], out.strides[0]
-        multiply_rows(
-            weight, rows, tokens, form, row, stride, columns, met, apart[0], summed, apart[1], place, apart[2]
-        )
+def _multiply(rows, tokens, form, weight, row, x, tile, first, columns, sums, made):
+    """Add the product of a tile of tokens with as many rows of weights as the tuple is long, of some columns."""
+    t, stride = tile * len(tokens), weight.strides[0]
+    row_at, out = weight.ctypes.data + row * stride, made.ctypes.data + t * made.strides[0] + 4 * row
+    met, summed = x.ctypes.data + t * x.strides[0], sums.ctypes.data + tile * sums.strides[0]
+    apart = x.strides[0], made.strides[0]
+    multiply_rows(weight, rows, tokens, form, row_at, stride, first, columns, met, apart[0], summed, out, apart[1])
 
 
 @numba.njit
 def _multiply_rows(rows, one, tokens, form, weight, x, columns, sums, made, start, stop):
-    whole = start + (stop - start) // len(rows) * len(rows)
-    for first in range(start, whole, len(rows)):
-        _multiply(rows, tokens, form, weight, first, x, columns, sums, made)
-    for first in range(whole, stop):
-        _multiply(one, tokens, form, weight, first, x, columns, sums, made)
+    made[:, start:stop] = np.float32(0.0)
+    deep = DEEP // len(tokens)
+    for band in range(start, stop, BAND):
+        last = min(band + BAND, stop)
+        whole = last - (last - band) % len(rows)
+        for first in range(0, columns, deep):
+            depth = min(deep, columns - first)
+            for tile in range(len(x) // len(tokens)):
+                for row in range(band, whole, len(rows)):
+                    _multiply(rows, tokens, form, weight, row, x, tile, first, depth, sums, made)
+                for row in range(whole, last):
+                    _multiply(one, tokens, form, weight, row, x, tile, first, depth, sums, made)
 
 
 def _multiply_few(rows, one, tokens, form, weight, x, columns, summed, out, cuts, turns, threads, team):
     """The product of tokens x, filled up to whole tiles, with weight, to out (T, n). summed: blocks to sum first."""
-    sums, made = np.empty((len(x), summed, SUMS), np.float32), np.empty((len(x), len(weight)), np.float32)
+    tiles = len(x) // len(tokens)
+    sums, made = np.zeros((tiles, summed, SUMS), np.float32), np.empty((len(x), len(weight)), np.float32)
     if summed:
-        for t in range(len(x)):
-            sum_blocks(x.ctypes.data + t * x.strides[0], columns, sums.ctypes.data + t * sums.strides[0])
+        for tile in range(tiles):
+            met = x.ctypes.data + tile * len(tokens) * x.strides[0]
+            sum_blocks(tokens, met, x.strides[0], columns, sums.ctypes.data + tile * sums.strides[0])
     share(_multiply_rows, (rows, one, tokens, form, weight, x, columns, sums, made), cuts, turns, threads, team)
     for t in range(len(out)):
         narrow(out, made.ctypes.data + t * made.strides[0], out.ctypes.data + t * out.strides[0], len(weight))
