@@ -8,6 +8,7 @@ from penstock.compiled import pairs
 from penstock.engine.few import MOST, MOST_PAIRS, STEP, multiply_few, takes_few
 from penstock.engine.few_kernel import ROWS
 from penstock.engine.linear import Widening
+from penstock.engine.pair_kernel import BAND, DEEP
 from penstock.engine.product_kernel import CHUNK, DEPTH
 from penstock.quant.ggml import Ggml
 from penstock.quant.grouped import BITS, GROUPS, Grouped
@@ -103,14 +104,15 @@ def test_bfloat16_activations(form, shape):
 
 
 @pytest.mark.parametrize("form", PAIRED, ids=lambda form: form.name if form else "bfloat16")
-@pytest.mark.parametrize("columns", [32, 96, DEPTH])
+@pytest.mark.parametrize("columns", [32, 96, DEPTH, DEEP // 8 + 96, DEEP + 32])
 def test_sums_of_pairs_are_as_exact_as_float32(form, columns):
     if not pairs.HERE:
         pytest.skip("this CPU does not multiply pairs of bfloat16")
-    weight = in_bfloat16(form, 19, columns)
+    rows = 2 * BAND + 19
+    weight = in_bfloat16(form, rows, columns)
     wide = (weight.wide(torch.float32) if isinstance(weight, Packed) else weight.float()).double()
     for tokens in (1, 3, 4, 7, MOST_PAIRS):
-        x, out = torch.randn(tokens, columns).bfloat16(), torch.zeros(tokens, 19)
+        x, out = torch.randn(tokens, columns).bfloat16(), torch.zeros(tokens, rows)
         assert takes_few(x, weight)
         multiply_few(x, weight, out)
         expected = x.double() @ wide.T

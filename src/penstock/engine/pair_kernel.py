@@ -5,6 +5,7 @@ which are made once for all rows. So elements are never made at all. Rows are ta
 tile's tokens stay in the nearest cache while a band's rows pass, and those in the next one for the other tiles.
 """
 
+from collections.abc import Sequence
 from functools import cache, reduce
 
 import numba
@@ -20,7 +21,7 @@ from torch import nn
 from penstock.compiled.codes import layout_of
 from penstock.compiled.kernels import compiled
 from penstock.compiled.narrowing import narrow
-from penstock.compiled.pairs import SUMS, add_pairs, coded, has_minimum, load_pairs, ones
+from penstock.compiled.pairs import SUMS, Coded, add_pairs, coded, has_minimum, load_pairs, ones
 from penstock.compiled.record import records_of_rows
 from penstock.compiled.threads import Shared, Turns, share
 from penstock.compiled.vectors import Emitter, Integer
@@ -28,9 +29,7 @@ from penstock.engine.operand import Operand, kind, stored
 from penstock.quant.rows import BLOCK
 
 TILES = {1: 8, 4: 4, 8: 2}  # tokens of a tile, and rows of weights: their sums are what the registers hold
-DEEP = (
-    8192  # elements of a tile's tokens in a piece of columns: half of a nearest cache, and whole groups of any format
-)
+DEEP = 8192  # elements of a tile's tokens in a piece of columns: half of a nearest cache, whole groups of any format
 BAND = 64  # rows
 _AT_ONCE = 2  # rows, and blocks of each, whose codes are in registers while the tokens pass
 _BLOCK_SUMS = 4 * SUMS  # bytes of a block's sums of elements: one for each token of a tile, side by side
@@ -54,7 +53,7 @@ def multiply_rows(context, weight, rows, tokens, form, row, stride, first, colum
         row = single.at(row, (builder.udiv(first, first.type(stored.group)), stored.record_bytes))
         x, sums = single.at(x, (first, 2)), single.at(sums, (first, _BLOCK_SUMS // BLOCK))
 
-        def add(groups, numbers, blocks, here):
+        def add(groups: list[Coded], numbers: range, blocks: Sequence[ir.Value | int], here: ir.Value) -> None:
             """Products of some rows' blocks with the tokens ``here``, where the blocks' group has its columns."""
             codes = [[half for block in blocks for half in groups[r].halves_of(block)] for r in numbers]
             for t in token_range:
@@ -82,21 +81,30 @@ def multiply_rows(context, weight, rows, tokens, form, row, stride, first, colum
                 elements = reduce(builder.fadd, of_blocks)
                 for group, total in zip(groups, minima, strict=True):
                     wide.add_product(total, elements, group.minimum)
-        nothing = ir.Constant(wide.float, [0.0] * SUMS)
         for t in token_range:
-            mask = ir.Constant(ir.VectorType(ir.IntType(1), SUMS), [lane == t for lane in range(SUMS)])
             for r in range(0, rows.count, 4):
-                found = []
-                for total, minimum in zip([each[t] for each in totals[r : r + 4]], minima[r : r + 4], strict=True):
-                    of_token = builder.select(mask, builder.load(minimum), nothing)
-                    found.append(builder.fadd(builder.load(total), of_token))
-                results = wide.lane_sums(found)
-                place = single.at(out, (t, apart), (r, 4))
-                held = builder.load(builder.inttoptr(place, results.type.as_pointer()), typ=results.type, align=4)
-                wide.store(builder.fadd(held, results), place)
+                of_rows = [(totals[each][t], minima[each]) for each in row_range[r : r + 4]]
+                _add_results(
+                    wide, [_with_minima(wide, *each, t) for each in of_rows], single.at(out, (t, apart), (r, 4))
+                )
         return context.get_dummy_value()
 
     return types.void(weight, rows, tokens, form, *[Integer] * 9), emit
+
+
+def _with_minima(wide: Emitter, total: ir.Value, minima: ir.Value, token: int) -> ir.Value:
+    """The sums of a row and token, and in one lane what the row's minima add for it."""
+    builder = wide.builder
+    lane = ir.Constant(ir.VectorType(ir.IntType(1), SUMS), [lane == token for lane in range(SUMS)])
+    added = builder.select(lane, builder.load(minima), ir.Constant(wide.float, [0.0] * SUMS))
+    return builder.fadd(builder.load(total), added)
+
+
+def _add_results(wide: Emitter, sums: list[ir.Value], place: ir.Value) -> None:
+    """Add to neighbours in memory the sums over the lanes of as many vectors."""
+    builder, results = wide.builder, wide.lane_sums(sums)
+    held = builder.load(builder.inttoptr(place, results.type.as_pointer()), typ=results.type, align=4)
+    wide.store(builder.fadd(held, results), place)
 
 
 @intrinsic

@@ -38,9 +38,9 @@ def _give_back_at_once() -> None:
 
     glibc would raise that limit to 32 MiB as it goes, and what large activations leave in its heap is not given back:
     at 16 MiB a run outgrows what it counts. Mapped memory is handed out page fault by page fault: at 1 MiB a decode
-    sweep of 256 rows takes 17 % longer. For the same reason the heap's end is kept while there is room: trimmed at 9 MiB
-    it went and came back within every layer, up to 74,000 page faults and 0.3 s of a sweep of 1,024 tokens of 1.1 s.
-    Nothing happens where the C library is another one.
+    sweep of 256 rows takes 17 % longer. For the same reason the heap's end is kept while there is room: trimmed at
+    9 MiB it went and came back within every layer, up to 74,000 page faults and 0.3 s of the 1.4 s of a sweep of 1,024
+    tokens (135M). Nothing happens where the C library is another one.
     """
     if not sys.platform.startswith("linux"):
         return
