@@ -73,6 +73,7 @@ def test_table(measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (
         lines[10] == "                220 µs an expert that a call touches; 1.3 G elements of 4 bits unpacked a second"
     )
+    assert lines[11] == "                new memory written at 750 MB/s"
     assert "disk→cpu        1.4 GB/s    210 µs latency, give or take 12% a page" in lines
     assert lines[-1].endswith("compute loses 8% of its speed while the disk reads, the disk 13%")
     assert load_profile() == profile(mount=mount_of(tmp_path))

@@ -54,6 +54,19 @@ def test_resident_pages_cost_no_link() -> None:
     assert set(predicted.lanes) == {"cpu-compute"} and predicted.hidden_tokens == 0
 
 
+def test_kv_is_written_to_new_memory_once() -> None:
+    """Eight rows at a time hold two blocks each, whatever the number of rows that follow them."""
+    lengths = [Length(20, 4)] * 24
+    made = case(lengths)
+    cpu = replace(made.machine.processors["cpu"], fresh_bytes_per_s=1e6)
+    slow = replace(made, machine=replace(made.machine, processors={"cpu": cpu}))
+    at_once, given = (VirtualRun(each, placement(home="cpu")).predict(lengths) for each in (made, slow))
+    seconds = 8 * 2 * BLOCK / 1e6
+    assert given.seconds - at_once.seconds == pytest.approx(seconds, rel=0.15)  # rows of two fillings overlap by a few
+    assert given.lanes["cpu-compute"] - at_once.lanes["cpu-compute"] == pytest.approx(given.seconds - at_once.seconds)
+    assert given.prefill_s + given.decode_s == pytest.approx(given.seconds)
+
+
 def test_shared_prompts_are_computed_once() -> None:
     header = list(range(64))
     lengths = [Length(70, 2, [*header, *(1000 * i + j for j in range(6))]) for i in range(10)]

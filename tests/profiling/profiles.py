@@ -22,6 +22,7 @@ def profile(form: str = "long", host: Host = HERE, mount: str = "/") -> Profile:
         row_s=4e-5,
         logit_s=2e-10,
         expert_s=2.2e-4,
+        fresh_bytes_per_s=7.5e8,
     )
     read, write = Link(1.4e9, 2.1e-4, jitter=0.125), Link(8e8, 1e-4)
     machine = Machine(

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 
-from penstock.memory.device import CudaDevice, EmulatedGpu
-from penstock.profiling.copies import host_copy_rate, link_of, measure_device_links
+from penstock.memory.device import CpuDevice, CudaDevice, EmulatedGpu
+from penstock.profiling.copies import fresh_rate, host_copy_rate, link_of, measure_device_links
 
 
 def test_rate_and_latency_of_copies() -> None:
@@ -34,3 +36,12 @@ def test_links_of_a_cuda_device() -> None:
 
 def test_host_copy() -> None:
     assert 1e6 < host_copy_rate(0.01, 1 << 20) < 1e13
+
+
+def test_new_memory_costs_where_the_cpu_computes() -> None:
+    assert 1e6 < fresh_rate(CpuDevice(), 4 << 20) < 1e12
+    device = EmulatedGpu(bandwidth_bytes_s=2e8)
+    try:
+        assert math.isinf(fresh_rate(device, 1 << 20))
+    finally:
+        device.close()

@@ -19,13 +19,13 @@ def test_what_is_stored_is_read_again(tmp_path: Path) -> None:
 def test_a_profile_of_before_some_things_were_measured(tmp_path: Path) -> None:
     stored = save_profile(profile(), tmp_path / "profile.json")
     record = json.loads(stored.read_text())
-    for name in ("dequantise_per_s", "expert_s"):
+    for name in ("dequantise_per_s", "expert_s", "fresh_bytes_per_s"):
         del record["machine"]["processors"]["cpu"][name]
     stored.write_text(json.dumps(record))
     found = load_profile(stored)
     assert found is not None
     cpu = found.machine.processors["cpu"]
-    assert math.isinf(cpu.dequantise_per_s) and cpu.expert_s == 0
+    assert math.isinf(cpu.dequantise_per_s) and cpu.expert_s == 0 and math.isinf(cpu.fresh_bytes_per_s)
 
 
 def test_no_profile(tmp_path: Path) -> None:

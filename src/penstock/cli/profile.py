@@ -213,6 +213,8 @@ def _processor(tier: str, processor: "Processor") -> Iterator[str]:
         rest.append(f"{processor.dequantise_per_s / 1e9:.2g} G elements of 4 bits unpacked a second")
     if rest:
         yield f"{'':<16}{'; '.join(rest)}"
+    if math.isfinite(processor.fresh_bytes_per_s):
+        yield f"{'':<16}new memory written at {format_rate(processor.fresh_bytes_per_s)}"
 
 
 def _curves(title: str, sizes: str, curves: "Mapping[str, Curve]") -> Iterator[str]:

@@ -80,6 +80,7 @@ class Processor:
     product_s: of a product besides its FLOP, per arithmetic, where that is not counted with the page: handing it to
     threads, and what of a small matrix one of them does alone.
     attention_row_s: of a row and layer in decode, whatever its keys.
+    fresh_bytes_per_s: at which memory is written to for the first time since the system gave it.
     visit_s: of a call at a page, whatever its size. sweep_s: of a sweep. row_s: of a sampled row besides its logits.
     logit_s: of one logit of a sampled row. expert_s: of an expert that tokens of a call are sent to, besides its
     products.
@@ -97,6 +98,7 @@ class Processor:
     expert_s: float = 0.0
     product_s: Mapping[str, float] = field(default_factory=dict)
     attention_row_s: float = 0.0
+    fresh_bytes_per_s: float = math.inf
 
     def curve(self, arithmetic: str) -> Curve:
         """The rates of an arithmetic's products, or of the nearest that is known here."""

@@ -87,6 +87,7 @@ class _ProcessorTable(_Table):
     logit_s: _Seconds = 0.0
     expert_s: _Seconds = 0.0
     attention_row_s: _Seconds = 0.0
+    fresh_bytes_per_s: _Bandwidth = math.inf
     product_s: dict[_Arithmetic, _Seconds] = Field(default_factory=dict)
 
 

@@ -50,6 +50,7 @@ class VirtualRun:
             sharing=any(one.ids is not None for one in lengths),
         )
         coming: Iterator[tuple[int, Length]] = iter(enumerate(lengths))
+        written, fresh_for_prompts, fresh_for_decode = 0, 0.0, 0.0  # bytes
         left: dict[int, int] = {}
         prompts: dict[int, int] = {}
         tally = Tally[tuple[Load, ...]]()
@@ -81,9 +82,28 @@ class VirtualRun:
             loads = together(load_of(batch, self._windows) for batch in sweep.micro_batches)
             spans = sum(map(len, sweep.micro_batches))
             tally.add(loads, prefill, tokens - prefill, samples, len(rows), spans)
+            fresh = max(
+                0, scheduler.blocks_in_use(self.case.compute) - written
+            )  # the lowest blocks first: others are not new
+            written += fresh
+            fresh_for_prompts += fresh * prefill / tokens
+            fresh_for_decode += fresh * (1 - prefill / tokens)
         tokens_in = sum(one.prompt for one in lengths)
         hidden = hidden_tokens(self.case.shape, self.case.machine, self._cost.held)
-        return tally.prediction(self._cost.prices, tokens_in, hidden, whole=True)
+        prediction = tally.prediction(self._cost.prices, tokens_in, hidden, whole=True)
+        return self._with_fresh(prediction, fresh_for_prompts, fresh_for_decode)
+
+    def _with_fresh(self, prediction: Prediction, for_prompts: float, for_decode: float) -> Prediction:
+        """With so many bytes of KV written to memory that the system has to give first."""
+        rate, lane = self.case.machine.processors[self.case.compute].fresh_bytes_per_s, f"{self.case.compute}-compute"
+        seconds = (for_prompts + for_decode) / rate
+        return replace(
+            prediction,
+            seconds=prediction.seconds + seconds,
+            prefill_s=prediction.prefill_s + for_prompts / rate,
+            decode_s=prediction.decode_s + for_decode / rate,
+            lanes={**prediction.lanes, lane: prediction.lanes.get(lane, 0.0) + seconds},
+        )
 
 
 def hidden_tokens(shape: ModelShape, machine: Machine, held: Mapping[Tier, int]) -> float:

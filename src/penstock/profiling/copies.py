@@ -1,5 +1,7 @@
 """Copies within host memory, and between host and device in both directions."""
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ from penstock.profiling.timing import median_s
 
 SIZES = (64 << 10, 1 << 20, 16 << 20, 64 << 20)
 _HOST_BYTES = 128 << 20
+_FRESH_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,16 @@ def host_copy_rate(budget_s: float, nbytes: int = _HOST_BYTES) -> float:
     """Bytes per second that are copied from one place in host memory to another."""
     source, target = aligned_buffer(nbytes, huge=True).fill_(1), aligned_buffer(nbytes, huge=True)
     return nbytes / median_s(lambda: target.copy_(source), budget_s)
+
+
+def fresh_rate(device: Device, nbytes: int = _FRESH_BYTES) -> float:
+    """Bytes per second that are written to memory which the system has to give first; infinite where it gives it at
+    once, as a gpu's. To be measured before this process has given any back."""
+    if device.compute_tier != "cpu":
+        return math.inf
+    memory, start = device.alloc(nbytes), time.perf_counter()
+    memory.zero_()
+    return nbytes / (time.perf_counter() - start)
 
 
 def measure_device_links(device: Device, budget_s: float, sizes: Sequence[int] = SIZES) -> DeviceLinks:

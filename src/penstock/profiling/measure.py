@@ -113,11 +113,13 @@ def measure_profile(
         cpu, device = Place.of(CpuDevice(), rooms.get("cpu")), open_device("auto")
         opened.callback(device.close)
         places = [cpu, Place.of(device, rooms.get("gpu"))] if device.compute_tier == "gpu" else [cpu]
+        fresh = {p.device.compute_tier: copies.fresh_rate(p.device, form.copied_bytes) for p in places}
         progress("compiling kernels", 0.0, form.budget_s)
         for place in places:
             _warm_up(place, form)
         steps = _Steps(form.budget_s, progress, time.perf_counter() - started)
-        processors = {p.device.compute_tier: _processor(p, form, steps, len(places)) for p in places}
+        tiers = [p.device.compute_tier for p in places]
+        processors = {t: _processor(p, form, steps, len(places), fresh[t]) for t, p in zip(tiers, places, strict=True)}
         extra["host_copy_bytes_per_s"] = copies.host_copy_rate(steps.begin("host copy", _COPIES), form.copied_bytes)
         links = _device_links(device, steps, extra)
         budget_s = steps.begin("disks", _DISKS)
@@ -183,8 +185,8 @@ def _warm_up(place: Place, form: Form) -> None:
     unpacking.measure_unpacking(place, 0.0, elements=1 << 14)
 
 
-def _processor(place: Place, form: Form, steps: _Steps, places: int) -> Processor:
-    """What one place computes; the time is shared among as many."""
+def _processor(place: Place, form: Form, steps: _Steps, places: int, fresh: float) -> Processor:
+    """What one place computes; the time is shared among as many. fresh: bytes per second of new memory."""
 
     def budget_s(what: str, share: float) -> float:
         return steps.begin(f"{place.device.compute_tier}: {what}", share / places)
@@ -212,6 +214,7 @@ def _processor(place: Place, form: Form, steps: _Steps, places: int) -> Processo
         expert_s=costs.expert_s,
         product_s=starts,
         attention_row_s=rates.row_s,
+        fresh_bytes_per_s=fresh,
     )
 
 

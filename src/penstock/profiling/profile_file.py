@@ -52,14 +52,16 @@ class _Processor(_Form):
     logit_s: _Seconds
     expert_s: _Seconds = 0.0
     attention_row_s: _Seconds = 0.0
+    fresh_bytes_per_s: _Rate | None = None
     product_s: dict[str, _Seconds] = {}
 
     def value(self) -> Processor:
-        plain = self.model_dump(exclude={"products", "attention", "dequantise_per_s"})
+        plain = self.model_dump(exclude={"products", "attention", "dequantise_per_s", "fresh_bytes_per_s"})
         return Processor(
             products={name: _curve(rates) for name, rates in self.products.items()},
             attention=_curve(self.attention),
             dequantise_per_s=self.dequantise_per_s or math.inf,
+            fresh_bytes_per_s=self.fresh_bytes_per_s or math.inf,
             **plain,
         )
 
