@@ -4,11 +4,11 @@
 
 Measures the machine before each job (penstock profile), for a machine that others share is another one ten minutes
 later, and with the job's own files, for two files of one disk differ by a tenth or more. Then runs it through the
-command line with `--json`, which carries what the planner said of it beside what happened. Two loads that no engine
-takes part in (`steady.py`) are timed around the profile and around the run: where products differ by more than a tenth,
-or the reads of a run that waits for the disk by a fifth, profile and run are done again, so many times in all. The last
-try stands, and the table says how far apart products and reads were. Checkpoints are built under --work where they are
-missing. Every try is appended to a JSONL file; `--table-only` prints its table again.
+command line with `--json`, which carries what the planner said of it beside what happened. Three loads that no engine
+takes part in (`steady.py`) are timed around the profile and around the run: where products differ by more than an
+eighth, small operations by a quarter, or the reads of a run that waits for the disk by a fifth, profile and run are
+done again, so many times in all. The last try stands, and the table says how far apart all three were. Checkpoints are
+built under --work where they are missing. Every try is appended to a JSONL file; `--table-only` prints its table again.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def ragged(count: int) -> list[tuple[int, int]]:
 
 
 CASES = (
-    Case("135M, all in memory", "demo", None, [(64, 32)] * 64, ""),
-    Case("135M, long prompts", "demo", None, [(1024, 8)] * 16, ""),
+    Case("135M, all in memory", "demo", None, [(64, 32)] * 192, ""),
+    Case("135M, long prompts", "demo", None, [(1024, 8)] * 48, ""),
     Case("4 layers, 900 MiB, 64 rows", "llama3b", 4, [(32, 32)] * 64, "--cpu-memory 900MiB"),
     Case("4 layers, 1.2 GiB, 64 rows", "llama3b", 4, [(32, 32)] * 64, "--cpu-memory 1200MiB"),
     Case("4 layers, 1.5 GiB, 4 rows", "llama3b", 4, [(32, 32)] * 4, "--cpu-memory 1500MiB"),
