@@ -82,9 +82,8 @@ class VirtualRun:
             loads = together(load_of(batch, self._windows) for batch in sweep.micro_batches)
             spans = sum(map(len, sweep.micro_batches))
             tally.add(loads, prefill, tokens - prefill, samples, len(rows), spans)
-            fresh = max(
-                0, scheduler.blocks_in_use(self.case.compute) - written
-            )  # the lowest blocks first: others are not new
+            # the lowest blocks are handed out first: only beyond the most that were in use are any new
+            fresh = max(0, scheduler.blocks_in_use(self.case.compute) - written)
             written += fresh
             fresh_for_prompts += fresh * prefill / tokens
             fresh_for_decode += fresh * (1 - prefill / tokens)

@@ -118,8 +118,7 @@ def measure_profile(
         for place in places:
             _warm_up(place, form)
         steps = _Steps(form.budget_s, progress, time.perf_counter() - started)
-        tiers = [p.device.compute_tier for p in places]
-        processors = {t: _processor(p, form, steps, len(places), fresh[t]) for t, p in zip(tiers, places, strict=True)}
+        processors = {p.device.compute_tier: _processor(p, form, steps, fresh) for p in places}
         extra["host_copy_bytes_per_s"] = copies.host_copy_rate(steps.begin("host copy", _COPIES), form.copied_bytes)
         links = _device_links(device, steps, extra)
         budget_s = steps.begin("disks", _DISKS)
@@ -185,11 +184,11 @@ def _warm_up(place: Place, form: Form) -> None:
     unpacking.measure_unpacking(place, 0.0, elements=1 << 14)
 
 
-def _processor(place: Place, form: Form, steps: _Steps, places: int, fresh: float) -> Processor:
-    """What one place computes; the time is shared among as many. fresh: bytes per second of new memory."""
+def _processor(place: Place, form: Form, steps: _Steps, fresh: Mapping[Tier, float]) -> Processor:
+    """What one place computes; the time is shared among all. fresh: bytes per second of new memory, of each."""
 
     def budget_s(what: str, share: float) -> float:
-        return steps.begin(f"{place.device.compute_tier}: {what}", share / places)
+        return steps.begin(f"{place.device.compute_tier}: {what}", share / len(fresh))
 
     kinds = place.arithmetics(form.auto_only)
     curves = products.measure_products(place, kinds, form.tokens, budget_s("products", _PRODUCTS), form.width)
@@ -214,7 +213,7 @@ def _processor(place: Place, form: Form, steps: _Steps, places: int, fresh: floa
         expert_s=costs.expert_s,
         product_s=starts,
         attention_row_s=rates.row_s,
-        fresh_bytes_per_s=fresh,
+        fresh_bytes_per_s=fresh[place.device.compute_tier],
     )
 
 
